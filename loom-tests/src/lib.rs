@@ -1,0 +1,1 @@
+//! Interleavings of the SPSC ring, the doorbell and shutdown under loom.

@@ -1,0 +1,1 @@
+//! Ids, limits, error codes, record batches, frames and requests: the wire, pure.

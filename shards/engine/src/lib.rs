@@ -1,0 +1,1 @@
+//! Every decision about records: offsets, epochs, producers, cache, retention, pure.

@@ -1,0 +1,1 @@
+//! The shell of one core: sessions, produce, fetch, WAL writing, recovery, mesh.

@@ -1,0 +1,2 @@
+//! The `rustmq` executable.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Blocks, segments, footers, group commit and recovery of the write-ahead log, pure.
