@@ -1,0 +1,91 @@
+//! Options whose values are words.
+
+use crate::kind::{FromValue, Value};
+
+macro_rules! choices {
+    ($(
+        $(#[doc = $doc:literal])+
+        $name:ident {
+            $( $(#[doc = $word_doc:literal])+ $variant:ident = $word:literal, )+
+        }
+    )+) => {
+        $(
+            $(#[doc = $doc])+
+            #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+            pub enum $name {
+                $( $(#[doc = $word_doc])+ $variant, )+
+            }
+
+            impl $name {
+                /// The words of all values.
+                pub const WORDS: &'static [&'static str] = &[$($word),+];
+
+                /// The word of this value.
+                pub fn word(self) -> &'static str {
+                    match self {
+                        $( Self::$variant => $word, )+
+                    }
+                }
+            }
+
+            impl FromValue for $name {
+                fn from_value(value: &Value) -> Option<Self> {
+                    match value {
+                        $( Value::Choice($word) => Some(Self::$variant), )+
+                        _ => None,
+                    }
+                }
+            }
+        )+
+    };
+}
+
+choices! {
+    /// Which of the operating system's interfaces a shard runs on.
+    RuntimeBackend {
+        /// `uring` where the kernel allows it, otherwise `epoll`.
+        Auto = "auto",
+        /// One io_uring for each shard.
+        Uring = "uring",
+        /// Readiness by `ppoll`, and a flush thread for each shard.
+        Epoll = "epoll",
+    }
+
+    /// When records reach stable storage.
+    FlushPolicy {
+        /// Before they are acknowledged.
+        Always = "always",
+        /// At the latest so many milliseconds after they are acknowledged.
+        Interval = "interval",
+    }
+
+    /// What a full WAL does.
+    WhenFull {
+        /// Produce is refused until retention or a deletion makes room; reads go on.
+        Refuse = "refuse",
+        /// The oldest records go before their retention ends.
+        DeleteOldest = "delete_oldest",
+    }
+
+    /// The least severe messages that are logged.
+    LogLevel {
+        /// Something is broken.
+        Error = "error",
+        /// Something needs a look.
+        Warn = "warn",
+        /// What an operator wants to know.
+        Info = "info",
+        /// What a developer wants to know.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+
+    /// The shape of a log line.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object for each line.
+        Json = "json",
+    }
+}

@@ -1,0 +1,37 @@
+//! The bodies of requests and responses, one file per group.
+//!
+//! Each type appends its body with `encode` and reads it with `decode`; the frame around it is
+//! [`FrameHeader::encode_frame`](crate::FrameHeader::encode_frame). A body has no bytes behind its
+//! last field. What is sent per batch (`Produce`, `Fetch`) has a fixed layout, borrows and
+//! allocates nothing.
+//!
+//! - [`hello`]: opens a connection.
+//! - [`metadata`]: where everything is.
+//! - [`topics`]: create, delete, list.
+//! - [`produce`]: producer ids and batches towards the log.
+//! - [`fetch`]: batches from the log, and offsets looked up.
+
+pub mod hello;
+
+pub mod metadata;
+
+pub mod topics;
+
+pub mod produce;
+
+pub mod fetch;
+
+pub use fetch::{
+    Fetch, FetchResponse, FetchResponseHead, ListOffsets, ListOffsetsResponse, OffsetAt,
+};
+pub use hello::{FlushMode, Hello, HelloResponse};
+pub use metadata::{
+    BrokerInfo, Metadata, MetadataResponse, PartitionInfo, ShardEndpoint, TopicInfo, TopicSelection,
+};
+pub use produce::{
+    Acks, InitProducer, InitProducerResponse, Produce, ProduceHead, ProduceResponse,
+};
+pub use topics::{
+    CreateTopic, CreateTopicResponse, DeleteTopic, DeleteTopicResponse, ListTopics,
+    ListTopicsResponse, ListedTopic,
+};

@@ -1,0 +1,344 @@
+//! Batches of one partition that are sealed and not yet acknowledged: what is sent next, what again, what is given up.
+//! Pure: no clock, no I/O.
+//!
+//! ```text
+//!            push            poll Send          handle_acked
+//!  sealed ─────────► queued ──────────► in flight ─────────► done
+//!                      ▲                   │  │
+//!                      └───────────────────┘  └─────────────► given up
+//!                     refused for a while, lost       refused for good, or out of time
+//! ```
+//!
+//! **Order.** Batches are sent in the order in which they were pushed. When one must be sent again, nothing is sent until
+//! every batch in flight is answered; then all that remain are sent again in order, with the same sequences. A broker
+//! that has appended one of them already says so and appends nothing.
+//!
+//! **Gaps.** A batch that is given up and is certainly not in the log leaves a gap in the sequences, and the broker would
+//! refuse every later batch. Those are certainly not in the log either, so they get a new producer id and sequences
+//! from 0 once they are at the front. Copies of them that may still be under way carry the old id and stay refused.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use rustmq_protocol::{ErrorCode, ProducerEpoch, ProducerId, ProducerStamp, Sequence, stamp_producer};
+
+use crate::backoff::Backoff;
+use crate::error::ClientError;
+
+/// Batches of one partition on their way, in order. Driven by the delivery task of the partition.
+///
+/// Invariants: batches in flight are at the front of those that were not given up, and are `in_flight_max` at most;
+/// sequences ascend without gaps from one batch to the next, except before a batch marked `renumber`.
+#[derive(Debug)]
+pub(super) struct Window<T> {
+    entries: VecDeque<Entry<T>>,
+    /// Ids that were sent and not answered, also of batches given up meanwhile.
+    in_flight: Vec<u64>,
+    in_flight_max: usize,
+    numbering: Option<Numbering>,
+    /// Nothing is sent until everything in flight is answered.
+    draining: bool,
+    /// The next batch pushed comes behind a gap.
+    gap_at_end: bool,
+    resume_at: Option<Instant>,
+    backoff: Backoff,
+    id_next: u64,
+}
+
+/// The producer id of an idempotent producer, and the sequence of the next batch.
+#[derive(Clone, Copy, Debug)]
+struct Numbering {
+    id: ProducerId,
+    epoch: ProducerEpoch,
+    next: Sequence,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    id: u64,
+    bytes: Bytes,
+    record_count: u32,
+    expires_at: Instant,
+    in_flight: bool,
+    /// An attempt ended without saying whether the batch was appended.
+    maybe_appended: bool,
+    /// A gap lies before it: it needs a new producer id once it is at the front.
+    renumber: bool,
+    last_error: Option<ClientError>,
+    payload: T,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum WindowEffect {
+    /// Send the batch; answer with `handle_acked`, `handle_refused`, `handle_lost` or `handle_unsent`.
+    Send {
+        /// Names the attempt in the answer.
+        id: u64,
+        /// The batch.
+        bytes: Bytes,
+    },
+    /// Get a producer id; answer with `handle_producer` or `handle_no_producer`.
+    NewProducer,
+    /// Nothing, until something happens or the time comes.
+    Wait(Option<Instant>),
+}
+
+/// A batch that was given up: why, and what was pushed with it.
+pub(super) type GivenUp<T> = (T, ClientError);
+
+impl<T> Window<T> {
+    /// `producer` is none if the broker is not to recognise batches sent again.
+    pub(super) fn new(
+        in_flight_max: usize,
+        producer: Option<(ProducerId, ProducerEpoch)>,
+        backoff: Backoff,
+    ) -> Window<T> {
+        assert!(0 < in_flight_max, "a producer sends something");
+        let numbering = producer.map(|(id, epoch)| Numbering { id, epoch, next: Sequence(0) });
+        Window {
+            entries: VecDeque::new(),
+            in_flight: Vec::with_capacity(in_flight_max),
+            in_flight_max,
+            numbering,
+            draining: false,
+            gap_at_end: false,
+            resume_at: None,
+            backoff,
+            id_next: 0,
+        }
+    }
+
+    /// What the next batch, of so many records, is to be stamped with before it is pushed.
+    pub(super) fn stamp(&mut self, record_count: u32) -> ProducerStamp {
+        match &mut self.numbering {
+            None => ProducerStamp::NONE,
+            Some(numbering) => numbering.take(record_count),
+        }
+    }
+
+    /// Takes a batch that was stamped by [`Window::stamp`].
+    pub(super) fn push(&mut self, bytes: Bytes, record_count: u32, expires_at: Instant, payload: T) {
+        self.entries.push_back(Entry {
+            id: self.id_next,
+            bytes,
+            record_count,
+            expires_at,
+            in_flight: false,
+            maybe_appended: false,
+            renumber: std::mem::take(&mut self.gap_at_end),
+            last_error: None,
+            payload,
+        });
+        self.id_next += 1;
+    }
+
+    /// True if there is no batch that could be waited for, so that a batch not yet full is worth sending.
+    pub(super) fn is_idle(&self) -> bool {
+        self.entries.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Batches sent and not answered.
+    pub(super) fn in_flight_count(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// What was pushed with the batches that have no answer yet.
+    pub(super) fn payloads(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().map(|entry| &entry.payload)
+    }
+
+    /// Sends nothing until everything in flight is answered: what follows may take another way.
+    pub(super) fn drain(&mut self) {
+        self.draining = !self.in_flight.is_empty();
+    }
+
+    /// The next batch whose time is over; to be called until there is none.
+    pub(super) fn poll_expired(&mut self, now: Instant) -> Option<GivenUp<T>> {
+        let index = self.entries.iter().position(|entry| entry.expires_at <= now)?;
+        let (in_flight, maybe_appended) = {
+            let entry = self.entries.get(index)?;
+            (entry.in_flight, entry.maybe_appended)
+        };
+        let definite = !in_flight && !maybe_appended;
+        let entry = self.give_up(index, definite)?;
+        let last = entry.last_error.map(Box::new);
+        Some((entry.payload, ClientError::DeliveryTimeout { definite, last }))
+    }
+
+    /// What to do next; to be called until it says to wait.
+    pub(super) fn poll_effect(&mut self, now: Instant) -> WindowEffect {
+        let expiry = self.entries.iter().map(|entry| entry.expires_at).min();
+        if self.in_flight.is_empty() {
+            self.draining = false;
+        }
+        if self.draining || self.in_flight.len() == self.in_flight_max {
+            return WindowEffect::Wait(expiry);
+        }
+        if let Some(resume_at) = self.resume_at {
+            if now < resume_at {
+                return WindowEffect::Wait(expiry.map(|expiry| expiry.min(resume_at)));
+            }
+            self.resume_at = None;
+        }
+        let Some(index) = self.entries.iter().position(|entry| !entry.in_flight) else {
+            return WindowEffect::Wait(expiry);
+        };
+        let entry = &mut self.entries[index];
+        if entry.renumber {
+            return if index == 0 && self.in_flight.is_empty() {
+                WindowEffect::NewProducer
+            } else {
+                WindowEffect::Wait(expiry)
+            };
+        }
+        entry.in_flight = true;
+        self.in_flight.push(entry.id);
+        WindowEffect::Send { id: entry.id, bytes: entry.bytes.clone() }
+    }
+
+    /// The broker has appended the batch, now or in an earlier attempt.
+    pub(super) fn handle_acked(&mut self, id: u64) -> Option<T> {
+        let index = self.answered(id)?;
+        self.backoff.reset();
+        self.entries.remove(index).map(|entry| entry.payload)
+    }
+
+    /// The broker refused the batch, or could not say what became of it.
+    pub(super) fn handle_refused(
+        &mut self,
+        id: u64,
+        code: ErrorCode,
+        message: String,
+        now: Instant,
+    ) -> Option<GivenUp<T>> {
+        let index = self.answered(id)?;
+        let idempotent = self.numbering.is_some();
+        let entry = self.entries.get_mut(index)?;
+        entry.maybe_appended |= !code.is_definite();
+        let error = ClientError::Broker { code, message, definite: !entry.maybe_appended };
+        entry.last_error = Some(error.clone());
+        let sequence_missing =
+            matches!(code, ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducerId);
+        if idempotent && sequence_missing {
+            if index > 0 {
+                // The batches before it decide; it is sent again behind them.
+                self.draining = true;
+                return None;
+            }
+            if code == ErrorCode::OutOfOrderSequence {
+                // A batch given up before this one is not in the log. Had this one been appended, the broker would have
+                // recognised it instead.
+                entry.maybe_appended = false;
+            }
+            if !entry.maybe_appended {
+                entry.renumber = true;
+                self.pause(now);
+                return None;
+            }
+            // The broker has forgotten the producer, and with it whether the batch is in the log.
+        } else if code.is_retriable() {
+            self.pause(now);
+            return None;
+        }
+        let definite = !entry.maybe_appended;
+        let entry = self.give_up(index, definite)?;
+        Some((entry.payload, error))
+    }
+
+    /// The connection was lost or the answer did not come: the batch may be in the log.
+    pub(super) fn handle_lost(&mut self, id: u64, error: ClientError, now: Instant) {
+        let Some(index) = self.answered(id) else { return };
+        let entry = &mut self.entries[index];
+        entry.maybe_appended = true;
+        entry.last_error = Some(error);
+        self.pause(now);
+    }
+
+    /// The batch was never sent: there was no way to the leader.
+    pub(super) fn handle_unsent(&mut self, id: u64, error: ClientError, now: Instant) -> Option<GivenUp<T>> {
+        let index = self.answered(id)?;
+        let entry = self.entries.get_mut(index)?;
+        if error.is_retriable() {
+            entry.last_error = Some(error);
+            self.pause(now);
+            return None;
+        }
+        let definite = !entry.maybe_appended;
+        let error = match error {
+            ClientError::Broker { code, message, .. } => ClientError::Broker { code, message, definite },
+            error => error,
+        };
+        let entry = self.give_up(index, definite)?;
+        Some((entry.payload, error))
+    }
+
+    /// A new producer id: everything that remains is stamped with it, from sequence 0.
+    pub(super) fn handle_producer(&mut self, id: ProducerId, epoch: ProducerEpoch) {
+        assert!(self.in_flight.is_empty(), "nothing is under way under the old producer id");
+        let mut numbering = Numbering { id, epoch, next: Sequence(0) };
+        for entry in &mut self.entries {
+            let mut bytes = BytesMut::from(std::mem::take(&mut entry.bytes));
+            stamp_producer(&mut bytes, numbering.take(entry.record_count));
+            entry.bytes = bytes.freeze();
+            entry.renumber = false;
+        }
+        self.numbering = Some(numbering);
+        self.gap_at_end = false;
+        self.backoff.reset();
+    }
+
+    /// There is no new producer id at present.
+    pub(super) fn handle_no_producer(&mut self, error: ClientError, now: Instant) -> Option<GivenUp<T>> {
+        let entry = self.entries.front_mut()?;
+        if error.is_retriable() {
+            entry.last_error = Some(error);
+            self.pause(now);
+            return None;
+        }
+        self.give_up(0, true).map(|entry| (entry.payload, error))
+    }
+
+    /// Takes the batch out of flight; where it is, unless it was given up meanwhile.
+    fn answered(&mut self, id: u64) -> Option<usize> {
+        let place = self.in_flight.iter().position(|in_flight| *in_flight == id)?;
+        self.in_flight.swap_remove(place);
+        let index = self.entries.iter().position(|entry| entry.id == id)?;
+        self.entries[index].in_flight = false;
+        Some(index)
+    }
+
+    /// Before anything is sent again: let what is in flight be answered, and wait.
+    fn pause(&mut self, now: Instant) {
+        self.draining = true;
+        // Several batches that fail together wait once.
+        if self.resume_at.is_none() {
+            self.resume_at = Some(now + self.backoff.pause());
+        }
+    }
+
+    /// Removes a batch. If it is certainly not in the log, what follows it comes behind a gap.
+    fn give_up(&mut self, index: usize, definite: bool) -> Option<Entry<T>> {
+        let entry = self.entries.remove(index)?;
+        if self.numbering.is_some() && (definite || entry.renumber) {
+            match self.entries.get_mut(index) {
+                Some(next) => next.renumber = true,
+                None => self.gap_at_end = true,
+            }
+            self.drain();
+        }
+        Some(entry)
+    }
+}
+
+impl Numbering {
+    fn take(&mut self, record_count: u32) -> ProducerStamp {
+        let base_sequence = self.next;
+        self.next = self.next.advance(record_count);
+        ProducerStamp { id: self.id, epoch: self.epoch, base_sequence }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! The two files of the catalogue on disk.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustmq_metadata::{Command, Image, apply, decode_command, decode_image, encode_command, encode_image};
+use rustmq_sys::buffer::BufferPool;
+use rustmq_sys::file::File;
+use rustmq_sys::fs;
+use rustmq_wal::Generation;
+use rustmq_wal::catalogue::{
+    CATALOGUE_BYTES_DEFAULT, CatalogueFile, CataloguePlan, CatalogueWrite, CatalogueWriter,
+    CommandEffect, open_catalogue,
+};
+
+use crate::random;
+use crate::segments::{read_range, take_buffer};
+use crate::shard::ShardError;
+
+/// Memory for reading the catalogue whole and writing a snapshot: three files.
+const POOL_BYTES: usize = 4 * CATALOGUE_BYTES_DEFAULT;
+
+/// The catalogue's files and their writer.
+pub(super) struct CatalogueLogFiles {
+    dir: PathBuf,
+    a: File,
+    b: File,
+    writer: CatalogueWriter,
+    pool: BufferPool,
+    scratch: Vec<u8>,
+}
+
+impl CatalogueLogFiles {
+    /// Opens the catalogue in a data directory, or makes its files. `None` instead of an image: it
+    /// has never been written.
+    pub(super) async fn open(dir: &Path) -> Result<(Self, Option<Image>), ShardError> {
+        let pool = BufferPool::new(POOL_BYTES, CATALOGUE_BYTES_DEFAULT);
+        let device = |error: io::Error| ShardError::Device {
+            doing: "opening the catalogue in",
+            dir: dir.to_owned(),
+            error: error.to_string(),
+        };
+        let a = open_or_create(dir, CatalogueFile::A, &pool).await.map_err(device)?;
+        let b = open_or_create(dir, CatalogueFile::B, &pool).await.map_err(device)?;
+        fs::sync_dir(dir).await.map_err(device)?;
+        let (bytes_a, at_a) = read_range(&a, 0..a.bytes(), &pool).await.map_err(device)?;
+        let (bytes_b, at_b) = read_range(&b, 0..b.bytes(), &pool).await.map_err(device)?;
+        let refused = |why: String| ShardError::Refused { dir: dir.to_owned(), why };
+        let log = open_catalogue(&bytes_a[at_a..], &bytes_b[at_b..])
+            .map_err(|error| refused(format!("the catalogue: {error}")))?;
+        let (writer, image) = match &log {
+            None => (CatalogueWriter::create(CATALOGUE_BYTES_DEFAULT), None),
+            Some(log) => {
+                let image = replay(log.snapshot, &log.commands).map_err(refused)?;
+                (CatalogueWriter::resume(log), Some(image))
+            }
+        };
+        drop(log);
+        let scratch = Vec::new();
+        Ok((Self { dir: dir.to_owned(), a, b, writer, pool, scratch }, image))
+    }
+
+    /// Makes commands durable; `image` is the state before them. False: there is no room.
+    pub(super) async fn write(
+        &mut self,
+        image: &Image,
+        commands: &[&Command],
+        effect: CommandEffect,
+    ) -> Result<bool, ShardError> {
+        let encoded: Vec<Vec<u8>> = commands
+            .iter()
+            .map(|command| {
+                let mut bytes = Vec::new();
+                encode_command(command, &mut bytes);
+                bytes
+            })
+            .collect();
+        let slices: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
+        let lengths: Vec<usize> = encoded.iter().map(Vec::len).collect();
+        let mut snapshot = Vec::new();
+        encode_image(image, &mut snapshot);
+        match self.writer.plan(snapshot.len(), &lengths, effect) {
+            CataloguePlan::Full => return Ok(false),
+            CataloguePlan::Append => {
+                let write = self.writer.append(&slices, &mut self.scratch);
+                self.store(write).await?;
+            }
+            CataloguePlan::Switch => {
+                let generation = Generation(random::number());
+                let write = self.writer.switch(generation, &snapshot, &slices, &mut self.scratch);
+                self.store(write).await?;
+                if let Some(write) = self.writer.retire(&mut self.scratch) {
+                    self.store(write).await?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Records that the last command is durable, if nothing does so yet.
+    pub(super) async fn mark(&mut self) -> Result<(), ShardError> {
+        if !self.writer.wants_mark() {
+            return Ok(());
+        }
+        let write = self.writer.mark(&mut self.scratch);
+        self.store(write).await
+    }
+
+    /// Writes what was just encoded, flushes, and tells the writer.
+    async fn store(&mut self, write: CatalogueWrite) -> Result<(), ShardError> {
+        let device = |error: io::Error| ShardError::Device {
+            doing: "writing the catalogue in",
+            dir: self.dir.clone(),
+            error: error.to_string(),
+        };
+        let bytes = self.scratch.len();
+        let mut buffer = take_buffer(&self.pool, bytes).map_err(device)?;
+        buffer[..bytes].copy_from_slice(&self.scratch);
+        let memory = buffer.freeze().slice(0..bytes);
+        let file = match write.file {
+            CatalogueFile::A => &self.a,
+            CatalogueFile::B => &self.b,
+        };
+        file.write_durable(memory, write.position).await.map_err(device)?;
+        self.writer.handle_flushed();
+        Ok(())
+    }
+}
+
+/// Opens a file of the catalogue; makes it when it is missing, of full size and zeroed, so that a
+/// full disk never keeps a command from being written.
+async fn open_or_create(dir: &Path, file: CatalogueFile, pool: &BufferPool) -> io::Result<File> {
+    let path = dir.join(file.file_name());
+    match fs::open(&path).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // A file that was cut off while it was made is made again: nothing was written to it.
+        Ok(file) if file.bytes() < CATALOGUE_BYTES_DEFAULT as u64 => fs::remove(&path).await?,
+        opened => return opened,
+    }
+    let made = dir.join(format!("{}.new", file.file_name()));
+    if let Err(error) = fs::remove(&made).await
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let created = fs::create(&made, CATALOGUE_BYTES_DEFAULT as u64).await?;
+    let mut buffer = take_buffer(pool, CATALOGUE_BYTES_DEFAULT)?;
+    buffer.fill(0);
+    created.write_durable(buffer.freeze(), 0).await?;
+    fs::rename(&made, &path).await?;
+    fs::sync_dir(dir).await?;
+    fs::open(&path).await
+}
+
+fn replay(snapshot: &[u8], commands: &[&[u8]]) -> Result<Image, String> {
+    let mut image =
+        decode_image(snapshot).map_err(|error| format!("the catalogue's snapshot: {error}"))?;
+    for bytes in commands {
+        let command =
+            decode_command(bytes).map_err(|error| format!("a command of the catalogue: {error}"))?;
+        apply(&mut image, &command)
+            .map_err(|error| format!("a command of the catalogue does not apply: {error}"))?;
+    }
+    Ok(image)
+}

@@ -1,0 +1,322 @@
+//! One QUIC connection: its streams, what it reads and what waits to be sent.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use quinn_proto::{
+    ConnectionHandle, Dir, Event, ReadError, ReadableError, StreamEvent, StreamId, Transmit,
+    VarInt, WriteError,
+};
+use rustmq_protocol::limits::FRAME_BYTES_MAX;
+
+use crate::endpoint::CLOSE_NOT_ADMITTED;
+use crate::frames::Assembler;
+use crate::limits::{
+    ASSEMBLING_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX, TRANSMITS_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
+    UNSENT_BYTES_MAX,
+};
+use crate::reply::{self, Reply};
+use crate::session::{Request, Session};
+use crate::shard::Shard;
+
+/// Where a connection's datagrams go.
+pub(crate) trait Outlet {
+    /// An empty buffer to build a train of datagrams in.
+    fn buffer(&mut self) -> Vec<u8>;
+    /// Sends a train; false when it has to wait.
+    fn send(&mut self, transmit: &Transmit, buffer: &[u8]) -> bool;
+    /// Takes a buffer back.
+    fn recycle(&mut self, buffer: Vec<u8>);
+}
+
+/// A connection and the session on it.
+///
+/// Invariants: a stream is in `readable` at most once; while `refused` holds a train nothing else
+/// is built, so trains leave in order.
+pub(crate) struct Connection {
+    pub(crate) handle: ConnectionHandle,
+    pub(crate) quic: quinn_proto::Connection,
+    /// The socket on which the peer last spoke; answers leave there.
+    pub(crate) socket: usize,
+    pub(crate) dirty: bool,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) handshake_deadline: Instant,
+    /// Counted among the endpoint's handshakes.
+    pub(crate) handshaking: bool,
+    /// A train that the socket refused.
+    pub(crate) refused: Option<(Transmit, Vec<u8>)>,
+    session: Option<Rc<Session>>,
+    streams: BTreeMap<StreamId, Stream>,
+    /// Streams with bytes that have not been read.
+    readable: VecDeque<StreamId>,
+    /// Bytes gathered in unfinished frames, over all streams.
+    assembling_bytes: usize,
+}
+
+#[derive(Default)]
+struct Stream {
+    incoming: Assembler,
+    outgoing: VecDeque<Reply>,
+    readable: bool,
+    /// The peer sent its last byte, or what it sent cannot be read any more.
+    ended: bool,
+}
+
+impl Connection {
+    /// A connection whose handshake has begun and must end by `handshake_deadline`.
+    pub(crate) fn new(
+        handle: ConnectionHandle,
+        quic: quinn_proto::Connection,
+        socket: usize,
+        handshake_deadline: Instant,
+    ) -> Self {
+        Self {
+            handle,
+            quic,
+            socket,
+            dirty: false,
+            deadline: None,
+            handshake_deadline,
+            handshaking: true,
+            refused: None,
+            session: None,
+            streams: BTreeMap::new(),
+            readable: VecDeque::new(),
+            assembling_bytes: 0,
+        }
+    }
+
+    /// Takes note of what happened, reads requests and hands answers to their streams.
+    pub(crate) fn serve(&mut self, shard: &Rc<Shard>, now: Instant, requests: &mut Vec<Request>) {
+        while let Some(event) = self.quic.poll() {
+            self.handle_event(shard, now, event);
+        }
+        let Some(session) = self.session.clone() else { return };
+        session.driven();
+        self.read_streams(&session, now, requests);
+        while let Some((stream, reply)) = session.take_reply() {
+            match self.streams.get_mut(&stream) {
+                Some(state) => state.outgoing.push_back(reply),
+                None => session.handle_sent(reply.len()),
+            }
+            self.write_stream(&session, stream);
+        }
+        if session.in_flight() == 0 {
+            self.finish_ended();
+        }
+    }
+
+    /// Builds and sends datagrams. Returns true when there may be more to send.
+    pub(crate) fn transmit(
+        &mut self,
+        now: Instant,
+        gso_segments_max: usize,
+        outlet: &mut impl Outlet,
+    ) -> bool {
+        if let Some((transmit, buffer)) = self.refused.take() {
+            if !outlet.send(&transmit, &buffer) {
+                self.refused = Some((transmit, buffer));
+                return false;
+            }
+            outlet.recycle(buffer);
+        }
+        for _ in 0..TRANSMITS_PER_TURN_MAX {
+            let mtu = usize::from(self.quic.current_mtu());
+            let segments = gso_segments_max.min(UDP_PAYLOAD_BYTES_MAX / mtu).max(1);
+            let mut buffer = outlet.buffer();
+            let Some(transmit) = self.quic.poll_transmit(now, segments, &mut buffer) else {
+                outlet.recycle(buffer);
+                return false;
+            };
+            if !outlet.send(&transmit, &buffer) {
+                self.refused = Some((transmit, buffer));
+                return false;
+            }
+            outlet.recycle(buffer);
+        }
+        true
+    }
+
+    /// The connection is gone: answers that are still to come are dropped.
+    pub(crate) fn end(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.end();
+        }
+    }
+
+    fn handle_event(&mut self, shard: &Rc<Shard>, now: Instant, event: Event) {
+        match event {
+            Event::Connected => match Session::admit(shard, self.handle, &self.quic) {
+                Ok(session) => self.session = Some(session),
+                Err(why) => {
+                    tracing::warn!(peer = %self.quic.remote_address(), %why, "not admitted");
+                    let code = VarInt::from_u32(CLOSE_NOT_ADMITTED);
+                    self.quic.close(now, code, Bytes::from(why.into_bytes()));
+                }
+            },
+            Event::ConnectionLost { reason } => {
+                let peer = self.quic.remote_address();
+                tracing::debug!(%peer, %reason, "connection ended");
+                self.end();
+            }
+            Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => {
+                while let Some(id) = self.quic.streams().accept(Dir::Bi) {
+                    self.streams.insert(id, Stream::default());
+                    self.mark_readable(id);
+                }
+            }
+            Event::Stream(StreamEvent::Readable { id }) => self.mark_readable(id),
+            Event::Stream(StreamEvent::Writable { id }) => {
+                if let Some(session) = self.session.clone() {
+                    self.write_stream(&session, id);
+                }
+            }
+            Event::Stream(StreamEvent::Stopped { id, .. }) => self.drop_stream(id),
+            Event::Stream(StreamEvent::Finished { id }) => {
+                self.streams.remove(&id);
+            }
+            Event::HandshakeDataReady
+            | Event::Stream(StreamEvent::Opened { .. } | StreamEvent::Available { .. })
+            | Event::DatagramReceived
+            | Event::DatagramsUnblocked => {}
+        }
+    }
+
+    fn mark_readable(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && !stream.readable
+        {
+            stream.readable = true;
+            self.readable.push_back(id);
+        }
+    }
+
+    /// The peer does not want this stream's answers any more.
+    fn drop_stream(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.remove(&id) else { return };
+        self.assembling_bytes -= stream.incoming.len();
+        // The peer stopped it: whether the reset is still taken does not matter.
+        let _ = self.quic.send_stream(id).reset(VarInt::from_u32(0));
+        if let Some(session) = &self.session {
+            for reply in stream.outgoing {
+                session.handle_sent(reply.len());
+            }
+        }
+    }
+
+    fn read_streams(&mut self, session: &Rc<Session>, now: Instant, requests: &mut Vec<Request>) {
+        for _ in 0..self.readable.len() {
+            if REQUESTS_IN_FLIGHT_MAX <= session.in_flight()
+                || UNSENT_BYTES_MAX <= session.unsent_bytes()
+            {
+                // Unread bytes hold the peer's credit back; the session wakes us when it is under.
+                session.pause();
+                return;
+            }
+            let Some(id) = self.readable.pop_front() else { return };
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            stream.readable = false;
+            if self.read_stream(session, id, now, requests) {
+                self.mark_readable(id);
+            }
+        }
+    }
+
+    /// Reads what one stream may read. Returns true when there is more to read later.
+    fn read_stream(
+        &mut self,
+        session: &Rc<Session>,
+        id: StreamId,
+        now: Instant,
+        requests: &mut Vec<Request>,
+    ) -> bool {
+        let largest = self.streams.values().map(|stream| stream.incoming.len()).max().unwrap_or(0);
+        let Some(stream) = self.streams.get_mut(&id) else { return false };
+        if stream.ended {
+            return false;
+        }
+        let held = stream.incoming.len();
+        let room = match self.assembling_bytes < ASSEMBLING_BYTES_MAX {
+            true => ASSEMBLING_BYTES_MAX - self.assembling_bytes,
+            false if held == largest => FRAME_BYTES_MAX.saturating_sub(held).max(1),
+            false => return true,
+        };
+        let mut recv = self.quic.recv_stream(id);
+        let mut chunks = match recv.read(true) {
+            Ok(chunks) => chunks,
+            Err(ReadableError::ClosedStream | ReadableError::IllegalOrderedRead) => return false,
+        };
+        let mut read = 0;
+        let more = loop {
+            if room <= read {
+                break true;
+            }
+            match chunks.next(room - read) {
+                Ok(Some(chunk)) => {
+                    read += chunk.bytes.len();
+                    stream.incoming.push(chunk.bytes);
+                }
+                Ok(None) => {
+                    stream.ended = true;
+                    break false;
+                }
+                Err(ReadError::Blocked) => break false,
+                Err(ReadError::Reset(_)) => {
+                    stream.ended = true;
+                    break false;
+                }
+            }
+        };
+        // What has to be sent is found by the next poll_transmit, which always follows.
+        let _ = chunks.finalize();
+        let refused = loop {
+            match stream.incoming.next_frame() {
+                Ok(Some((header, body))) => {
+                    requests.push(session.request(id, header, body, now));
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        self.assembling_bytes = self.assembling_bytes + stream.incoming.len() - held;
+        if let Some(error) = refused {
+            stream.ended = true;
+            // The stream's framing is lost: say why, and take nothing more from it.
+            let _ = self.quic.recv_stream(id).stop(VarInt::from_u32(0));
+            session.send(id, reply::framing_error(&error));
+            return false;
+        }
+        more
+    }
+
+    /// Ends our side of the streams that the peer has ended, once everything is answered.
+    fn finish_ended(&mut self) {
+        for (id, stream) in &self.streams {
+            if stream.ended && stream.outgoing.is_empty() {
+                // It fails only when it is finished or stopped already.
+                let _ = self.quic.send_stream(*id).finish();
+            }
+        }
+    }
+
+    /// Writes the answers that wait on a stream until it blocks.
+    fn write_stream(&mut self, session: &Rc<Session>, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let mut send = self.quic.send_stream(id);
+        while let Some(reply) = stream.outgoing.front_mut() {
+            match reply.write(&mut send) {
+                Ok(()) => {
+                    session.handle_sent(reply.len());
+                    stream.outgoing.pop_front();
+                }
+                Err(WriteError::Blocked) => return,
+                Err(WriteError::Stopped(_) | WriteError::ClosedStream) => {
+                    self.drop_stream(id);
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! Datagrams in, datagrams out: one QUIC endpoint per shard.
+//!
+//! quinn-proto holds the protocol's state and does no I/O; this file moves bytes between it and the
+//! shard's sockets. One turn is: read trains of datagrams, hand each datagram to its connection,
+//! let every connection that changed read, answer and send, then work on the requests that came
+//! out whole.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::{
+    ConnectionHandle, DatagramEvent, EcnCodepoint, Incoming, ServerConfig, Transmit, VarInt,
+};
+use rustmq_sys::runtime::{self, Class};
+use rustmq_sys::udp::{self, DatagramMeta, ReceiveBuffers, UdpSocket};
+use rustmq_sys::clock;
+
+use crate::connection::{Connection, Outlet};
+use crate::limits::{
+    GOODBYE_MS, HANDSHAKES_IGNORE, HANDSHAKES_MAX, RECEIVES_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
+};
+use crate::notify::Notify;
+use crate::session::{self, Request};
+use crate::shard::Shard;
+
+/// Application close code: the broker is shutting down; connect again later or elsewhere.
+pub const CLOSE_DRAINING: u32 = 1;
+/// Application close code: the handshake was good but the peer is not admitted.
+pub const CLOSE_NOT_ADMITTED: u32 = 2;
+/// Application close code: the handshake took too long.
+pub const CLOSE_HANDSHAKE_TIMEOUT: u32 = 3;
+
+/// The QUIC endpoint of a shard.
+///
+/// Lives on its shard's core. Three tasks drive it: one per socket that reads, one that serves
+/// connections with something to send, one for timers. None holds a borrow across an await.
+pub(crate) struct Endpoint {
+    state: RefCell<State>,
+    /// Connections that changed since they were last driven, each at most once.
+    dirty: RefCell<VecDeque<ConnectionHandle>>,
+    /// Something is dirty, and no driver is running.
+    wake_driver: Notify,
+    /// The earliest deadline moved forward.
+    wake_timer: Notify,
+    /// A socket refused a datagram.
+    wake_writer: Notify,
+    sockets: Vec<UdpSocket>,
+    draining: Cell<bool>,
+}
+
+/// What the endpoint's limits are; from the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EndpointLimits {
+    pub(crate) connections_max: usize,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) handshakes_per_turn: usize,
+    pub(crate) receive_buffer_bytes: usize,
+}
+
+struct State {
+    quic: quinn_proto::Endpoint,
+    connections: Vec<Option<Box<Connection>>>,
+    open: usize,
+    /// Connections in their handshake.
+    handshaking: usize,
+    /// Handshakes begun since the last turn, and those that wait for the next one.
+    begun: usize,
+    waiting: VecDeque<(Incoming, usize)>,
+    timers: BTreeSet<(Instant, usize)>,
+    /// Buffers of sent datagrams, for the next ones.
+    spare: Vec<Vec<u8>>,
+    /// Requests that came out of this turn.
+    requests: Vec<Request>,
+    limits: EndpointLimits,
+}
+
+/// Buffers kept for sending; more are freed.
+const SPARE_BUFFERS_MAX: usize = 256;
+/// Room for the largest GSO train.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+impl Endpoint {
+    /// An endpoint on `sockets`, the first of which is the shard's own.
+    pub(crate) fn new(
+        config: quinn_proto::EndpointConfig,
+        server: ServerConfig,
+        sockets: Vec<UdpSocket>,
+        limits: EndpointLimits,
+    ) -> Self {
+        let may_discover_mtu = sockets.iter().all(|socket| !socket.may_fragment());
+        let server = Some(Arc::new(server));
+        let quic = quinn_proto::Endpoint::new(Arc::new(config), server, may_discover_mtu, None);
+        Self {
+            state: RefCell::new(State {
+                quic,
+                connections: Vec::new(),
+                open: 0,
+                handshaking: 0,
+                begun: 0,
+                waiting: VecDeque::new(),
+                timers: BTreeSet::new(),
+                spare: Vec::new(),
+                requests: Vec::new(),
+                limits,
+            }),
+            dirty: RefCell::default(),
+            wake_driver: Notify::default(),
+            wake_timer: Notify::default(),
+            wake_writer: Notify::default(),
+            sockets,
+            draining: Cell::new(false),
+        }
+    }
+
+    /// Begins to serve: spawns the tasks that drive the endpoint.
+    pub(crate) fn start(shard: &Rc<Shard>) {
+        for index in 0..shard.endpoint.sockets.len() {
+            runtime::spawn(Class::Foreground, receive_loop(Rc::clone(shard), index));
+        }
+        runtime::spawn(Class::Foreground, drive_loop(Rc::clone(shard)));
+        runtime::spawn(Class::Foreground, timer_loop(Rc::clone(shard)));
+        runtime::spawn(Class::Foreground, write_loop(Rc::clone(shard)));
+    }
+
+    /// A connection has something to say or to read.
+    pub(crate) fn mark_dirty(&self, handle: ConnectionHandle) {
+        self.dirty.borrow_mut().push_back(handle);
+        self.wake_driver.notify();
+    }
+
+    /// Connections that are open, handshakes included.
+    pub(crate) fn connections_open(&self) -> usize {
+        self.state.borrow().open
+    }
+
+    /// Takes no new connection, tells every peer goodbye, and keeps the sockets long enough for
+    /// them to hear it.
+    pub(crate) async fn close(shard: &Rc<Shard>) {
+        shard.endpoint.draining.set(true);
+        let now = clock::now();
+        {
+            let mut state = shard.endpoint.state.borrow_mut();
+            for connection in state.connections.iter_mut().flatten() {
+                let reason = Bytes::from_static(b"the broker is shutting down");
+                connection.quic.close(now, VarInt::from_u32(CLOSE_DRAINING), reason);
+                shard.endpoint.dirty.borrow_mut().push_back(connection.handle);
+            }
+        }
+        drive(shard);
+        runtime::sleep(Duration::from_millis(GOODBYE_MS)).await;
+    }
+}
+
+async fn receive_loop(shard: Rc<Shard>, index: usize) {
+    let bytes = shard.endpoint.state.borrow().limits.receive_buffer_bytes;
+    let mut buffers = ReceiveBuffers::new(bytes);
+    loop {
+        let socket = &shard.endpoint.sockets[index];
+        socket.readable().await;
+        let mut more = true;
+        let mut reads = 0;
+        while more && reads < RECEIVES_PER_TURN_MAX {
+            more = receive(&shard, index, &mut buffers);
+            reads += 1;
+        }
+        drive(&shard);
+        if more {
+            runtime::yield_now().await;
+        }
+    }
+}
+
+/// Reads once from a socket. Returns false when nothing was there.
+fn receive(shard: &Rc<Shard>, index: usize, buffers: &mut ReceiveBuffers) -> bool {
+    let endpoint = &shard.endpoint;
+    let mut state = endpoint.state.borrow_mut();
+    let now = clock::refresh();
+    let received = endpoint.sockets[index].recv_trains(buffers, |meta, mut train| {
+        while !train.is_empty() {
+            let bytes = meta.stride.clamp(1, train.len());
+            let datagram = train.split_to(bytes);
+            state.handle_datagram(endpoint, index, now, &meta, datagram);
+        }
+    });
+    match received {
+        Ok(count) => 0 < count,
+        Err(error) => {
+            tracing::warn!(%error, "reading from the UDP socket failed");
+            false
+        }
+    }
+}
+
+async fn drive_loop(shard: Rc<Shard>) {
+    loop {
+        shard.endpoint.wake_driver.notified().await;
+        drive(&shard);
+    }
+}
+
+async fn timer_loop(shard: Rc<Shard>) {
+    loop {
+        let next = shard.endpoint.state.borrow().timers.first().map(|(deadline, _)| *deadline);
+        match next {
+            None => shard.endpoint.wake_timer.notified().await,
+            Some(deadline) => {
+                let earlier = shard.endpoint.wake_timer.notified();
+                if crate::notify::before(deadline, earlier).await.is_some() {
+                    continue;
+                }
+            }
+        }
+        shard.endpoint.state.borrow_mut().fire_timers(&shard.endpoint, clock::now());
+        drive(&shard);
+    }
+}
+
+/// Waits for a socket that refused a datagram, then lets the connections try again.
+async fn write_loop(shard: Rc<Shard>) {
+    loop {
+        shard.endpoint.wake_writer.notified().await;
+        for socket in &shard.endpoint.sockets {
+            socket.writable().await;
+        }
+        let handles: Vec<_> = {
+            let state = shard.endpoint.state.borrow();
+            let refused = |c: &&Box<Connection>| c.refused.is_some();
+            state.connections.iter().flatten().filter(refused).map(|c| c.handle).collect()
+        };
+        for handle in handles {
+            shard.endpoint.mark_dirty(handle);
+        }
+    }
+}
+
+/// Serves every dirty connection, then the requests that came out of them.
+fn drive(shard: &Rc<Shard>) {
+    let endpoint = &shard.endpoint;
+    let mut requests = {
+        let mut state = endpoint.state.borrow_mut();
+        let now = clock::now();
+        state.accept_waiting(endpoint, now);
+        let count = endpoint.dirty.borrow().len();
+        for _ in 0..count {
+            let Some(handle) = endpoint.dirty.borrow_mut().pop_front() else { break };
+            state.drive(shard, handle, now);
+        }
+        std::mem::take(&mut state.requests)
+    };
+    for request in requests.drain(..) {
+        session::dispatch(shard, request);
+    }
+    endpoint.state.borrow_mut().requests = requests;
+}
+
+impl State {
+    fn handle_datagram(
+        &mut self,
+        endpoint: &Endpoint,
+        socket: usize,
+        now: Instant,
+        meta: &DatagramMeta,
+        datagram: BytesMut,
+    ) {
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        let ecn = EcnCodepoint::from_bits(meta.ecn);
+        let event =
+            self.quic.handle(now, meta.remote, meta.local_ip, ecn, datagram, &mut buffer);
+        match event {
+            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
+                if let Some(Some(connection)) = self.connections.get_mut(handle.0) {
+                    connection.quic.handle_event(event);
+                    connection.socket = socket;
+                    mark(&mut endpoint.dirty.borrow_mut(), connection);
+                }
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => {
+                self.admit(endpoint, socket, now, incoming, &mut buffer);
+            }
+            Some(DatagramEvent::Response(transmit)) => {
+                send(&endpoint.sockets[socket], &transmit, &buffer);
+            }
+            None => {}
+        }
+        self.recycle(buffer);
+    }
+
+    /// Accepts a new connection, asks it to prove its address, or does not answer at all.
+    fn admit(
+        &mut self,
+        endpoint: &Endpoint,
+        socket: usize,
+        now: Instant,
+        incoming: Incoming,
+        buffer: &mut Vec<u8>,
+    ) {
+        let handshakes = self.handshaking + self.waiting.len();
+        if endpoint.draining.get() || self.limits.connections_max <= self.open {
+            let refusal = self.quic.refuse(incoming, buffer);
+            send(&endpoint.sockets[socket], &refusal, buffer);
+            return;
+        }
+        if HANDSHAKES_IGNORE <= handshakes {
+            self.quic.ignore(incoming);
+            return;
+        }
+        if HANDSHAKES_MAX <= handshakes && !incoming.remote_address_validated() {
+            match self.quic.retry(incoming, buffer) {
+                Ok(retry) => send(&endpoint.sockets[socket], &retry, buffer),
+                Err(error) => {
+                    self.quic.ignore(error.into_incoming());
+                    true
+                }
+            };
+            return;
+        }
+        if self.limits.handshakes_per_turn <= self.begun {
+            self.waiting.push_back((incoming, socket));
+            endpoint.wake_driver.notify();
+            return;
+        }
+        self.accept(endpoint, socket, now, incoming, buffer);
+    }
+
+    /// Begins the handshakes that the turn before left over.
+    fn accept_waiting(&mut self, endpoint: &Endpoint, now: Instant) {
+        self.begun = 0;
+        while self.begun < self.limits.handshakes_per_turn {
+            let Some((incoming, socket)) = self.waiting.pop_front() else { return };
+            let mut buffer = self.spare.pop().unwrap_or_default();
+            self.accept(endpoint, socket, now, incoming, &mut buffer);
+            self.recycle(buffer);
+        }
+        if !self.waiting.is_empty() {
+            endpoint.wake_driver.notify();
+        }
+    }
+
+    fn accept(
+        &mut self,
+        endpoint: &Endpoint,
+        socket: usize,
+        now: Instant,
+        incoming: Incoming,
+        buffer: &mut Vec<u8>,
+    ) {
+        self.begun += 1;
+        match self.quic.accept(incoming, now, buffer, None) {
+            Ok((handle, quic)) => {
+                let deadline = now + self.limits.handshake_timeout;
+                let mut connection = Box::new(Connection::new(handle, quic, socket, deadline));
+                mark(&mut endpoint.dirty.borrow_mut(), &mut connection);
+                if self.connections.len() <= handle.0 {
+                    self.connections.resize_with(handle.0 + 1, || None);
+                }
+                self.connections[handle.0] = Some(connection);
+                self.open += 1;
+                self.handshaking += 1;
+            }
+            Err(error) => {
+                if let Some(response) = error.response {
+                    send(&endpoint.sockets[socket], &response, buffer);
+                }
+            }
+        }
+    }
+
+    fn fire_timers(&mut self, endpoint: &Endpoint, now: Instant) {
+        while let Some((deadline, index)) = self.timers.first().copied() {
+            if now < deadline {
+                break;
+            }
+            self.timers.pop_first();
+            let Some(Some(connection)) = self.connections.get_mut(index) else { continue };
+            connection.deadline = None;
+            if connection.quic.is_handshaking() && connection.handshake_deadline <= now {
+                let reason = Bytes::from_static(b"the handshake took too long");
+                connection.quic.close(now, VarInt::from_u32(CLOSE_HANDSHAKE_TIMEOUT), reason);
+            } else {
+                connection.quic.handle_timeout(now);
+            }
+            mark(&mut endpoint.dirty.borrow_mut(), connection);
+        }
+    }
+
+    /// Lets one connection read, answer and send.
+    fn drive(&mut self, shard: &Rc<Shard>, handle: ConnectionHandle, now: Instant) {
+        let endpoint = &shard.endpoint;
+        let Some(Some(connection)) = self.connections.get_mut(handle.0) else { return };
+        connection.dirty = false;
+        connection.serve(shard, now, &mut self.requests);
+        if connection.handshaking && !connection.quic.is_handshaking() {
+            connection.handshaking = false;
+            self.handshaking -= 1;
+        }
+        let mut drained = false;
+        let mut again = false;
+        while let Some(event) = connection.quic.poll_endpoint_events() {
+            drained |= event.is_drained();
+            if let Some(event) = self.quic.handle_event(handle, event) {
+                connection.quic.handle_event(event);
+                again = true;
+            }
+        }
+        let socket = &endpoint.sockets[connection.socket];
+        let mut outlet = SocketOutlet { socket, spare: &mut self.spare };
+        again |= connection.transmit(now, socket.max_gso_segments(), &mut outlet);
+        if connection.refused.is_some() {
+            endpoint.wake_writer.notify();
+        } else if again {
+            mark(&mut endpoint.dirty.borrow_mut(), connection);
+            endpoint.wake_driver.notify();
+        }
+        if drained {
+            self.forget(handle);
+            return;
+        }
+        let deadline = match connection.quic.poll_timeout() {
+            Some(at) if connection.quic.is_handshaking() => {
+                Some(at.min(connection.handshake_deadline))
+            }
+            other => other,
+        };
+        if connection.deadline != deadline {
+            if let Some(old) = connection.deadline.take() {
+                self.timers.remove(&(old, handle.0));
+            }
+            if let Some(at) = deadline {
+                let first = self.timers.first().is_none_or(|(earliest, _)| at < *earliest);
+                self.timers.insert((at, handle.0));
+                if first {
+                    endpoint.wake_timer.notify();
+                }
+            }
+            connection.deadline = deadline;
+        }
+    }
+
+    fn forget(&mut self, handle: ConnectionHandle) {
+        let Some(mut connection) = self.connections[handle.0].take() else { return };
+        if let Some(deadline) = connection.deadline.take() {
+            self.timers.remove(&(deadline, handle.0));
+        }
+        connection.end();
+        self.handshaking -= usize::from(connection.handshaking);
+        self.open -= 1;
+    }
+
+    fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if self.spare.len() < SPARE_BUFFERS_MAX {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+}
+
+fn mark(dirty: &mut VecDeque<ConnectionHandle>, connection: &mut Connection) {
+    if !connection.dirty {
+        connection.dirty = true;
+        dirty.push_back(connection.handle);
+    }
+}
+
+/// The socket that a connection sends through, and buffers to build datagrams in.
+struct SocketOutlet<'a> {
+    socket: &'a UdpSocket,
+    spare: &'a mut Vec<Vec<u8>>,
+}
+
+impl Outlet for SocketOutlet<'_> {
+    fn buffer(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_else(|| Vec::with_capacity(SEND_BUFFER_BYTES))
+    }
+
+    fn send(&mut self, transmit: &Transmit, buffer: &[u8]) -> bool {
+        send(self.socket, transmit, buffer)
+    }
+
+    fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if self.spare.len() < SPARE_BUFFERS_MAX {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+}
+
+/// Sends one train. Returns false when the socket's buffer is full.
+fn send(socket: &UdpSocket, transmit: &Transmit, buffer: &[u8]) -> bool {
+    debug_assert!(transmit.size <= UDP_PAYLOAD_BYTES_MAX, "a train fits one send");
+    let datagrams = udp::Transmit {
+        destination: transmit.destination,
+        ecn: transmit.ecn.map_or(0, |ecn| ecn as u8),
+        contents: &buffer[..transmit.size],
+        segment_size: transmit.segment_size,
+        src_ip: transmit.src_ip,
+    };
+    match socket.try_send(&datagrams) {
+        Ok(sent) => sent,
+        Err(error) => {
+            // QUIC treats it as a lost datagram and sends again.
+            tracing::warn!(%error, destination = %transmit.destination, "sending failed");
+            true
+        }
+    }
+}

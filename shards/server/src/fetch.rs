@@ -1,0 +1,122 @@
+//! Fetch: reads batches, and waits for them when there are none yet.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustmq_metadata::Operation;
+use rustmq_protocol::limits::{FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX};
+use rustmq_protocol::{Fetch, FetchResponseHead, Offset};
+use rustmq_protocol::requests::fetch::FETCH_BYTES;
+use rustmq_sys::clock;
+
+use crate::metrics::Stage;
+use crate::notify::before;
+use crate::read::{self, Found};
+use crate::reply::{RequestError, Response};
+use crate::route::Route;
+use crate::session::Request;
+use crate::shard::Shard;
+
+/// Serves one fetch request.
+pub(crate) async fn fetch(shard: Rc<Shard>, request: Request) {
+    let ask = match check(&request) {
+        Ok(ask) => ask,
+        Err(error) => return request.refuse(&shard, &error),
+    };
+    let tag = match shard.route(ask.topic_partition()) {
+        Ok(Route::Here(tag)) => tag,
+        Ok(Route::Shard(owner)) => return shard.mesh.forward(&shard, owner, request, true),
+        Err(error) => return request.refuse(&shard, &error),
+    };
+    let arrived = request.arrived;
+    shard.metrics.borrow_mut().record(Stage::FetchReceive, clock::now() - arrived);
+    match serve(&shard, &request, &ask, tag).await {
+        Ok(response) => request.answer(&shard, response),
+        Err(error) => return request.refuse(&shard, &error),
+    }
+    shard.metrics.borrow_mut().record(Stage::Fetch, clock::now() - arrived);
+}
+
+async fn serve(
+    shard: &Rc<Shard>,
+    request: &Request,
+    ask: &Fetch,
+    tag: u32,
+) -> Result<Response, RequestError> {
+    shard.authorize_partition(request, Operation::Read, tag)?;
+    let wait = Duration::from_millis(u64::from(ask.wait_ms_max.min(FETCH_WAIT_MS_MAX)));
+    let deadline = request.arrived + wait;
+    let bytes_max = (ask.bytes_max as usize).min(FETCH_BYTES_MAX);
+    loop {
+        let begun = clock::now();
+        let high_watermark = check_offset(shard, ask, tag)?;
+        let found = match ask.offset < high_watermark {
+            true => read::batches(shard, tag, ask.offset, bytes_max).await?,
+            false => Found::default(),
+        };
+        // An answer is due when it is large enough, when it cannot grow, or when time is up.
+        let full = ask.bytes_min as usize <= found.bytes || bytes_max <= found.bytes;
+        if full && !found.chunks.is_empty() || deadline <= clock::now() || shard.draining() {
+            shard.metrics.borrow_mut().record(Stage::FetchRead, clock::now() - begun);
+            return respond(shard, tag, found);
+        }
+        drop(found);
+        wait_for_records(shard, tag, high_watermark, deadline).await?;
+        shard.metrics.borrow_mut().record(Stage::FetchWait, clock::now() - begun);
+    }
+}
+
+/// May this fetch be served, and up to where?
+fn check_offset(shard: &Shard, ask: &Fetch, tag: u32) -> Result<Offset, RequestError> {
+    let partitions = shard.partitions.borrow();
+    let partition = partitions.get(tag).ok_or(RequestError::UnknownTopicId)?;
+    partition.engine.check_fetch(ask.leader_epoch, ask.offset)?;
+    Ok(partition.engine.high_watermark())
+}
+
+/// Waits until the high watermark has passed `seen`, or until `deadline`.
+async fn wait_for_records(
+    shard: &Rc<Shard>,
+    tag: u32,
+    seen: Offset,
+    deadline: Instant,
+) -> Result<(), RequestError> {
+    let arrivals = {
+        let partitions = shard.partitions.borrow();
+        Rc::clone(&partitions.get(tag).ok_or(RequestError::UnknownTopicId)?.arrivals)
+    };
+    let moved = arrivals.until(|| {
+        let partitions = shard.partitions.borrow();
+        match partitions.get(tag) {
+            Some(partition) if partition.engine.high_watermark() <= seen => {
+                shard.draining().then_some(())
+            }
+            _ => Some(()),
+        }
+    });
+    before(deadline, moved).await;
+    Ok(())
+}
+
+fn respond(shard: &Shard, tag: u32, found: Found) -> Result<Response, RequestError> {
+    let partitions = shard.partitions.borrow();
+    let partition = partitions.get(tag).ok_or(RequestError::UnknownTopicId)?;
+    let head = FetchResponseHead {
+        high_watermark: partition.engine.high_watermark(),
+        log_start_offset: partition.engine.log_start_offset(),
+        log_end_offset: partition.engine.log_end_offset(),
+    };
+    shard.metrics.borrow_mut().count_fetched(found.records, found.bytes);
+    let mut chunks = found.chunks;
+    chunks.insert(0, Bytes::copy_from_slice(&head.encode()));
+    Ok(Response::chunks(chunks))
+}
+
+fn check(request: &Request) -> Result<Fetch, RequestError> {
+    let body = request.body.head::<FETCH_BYTES>().ok_or(RequestError::TooShort)?;
+    if request.body.len() != FETCH_BYTES {
+        return Err(RequestError::TooLong { bytes_max: FETCH_BYTES });
+    }
+    Ok(Fetch::decode(&body)?)
+}

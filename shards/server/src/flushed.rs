@@ -1,0 +1,45 @@
+//! What changes when a block is durable: its records can be read, and their producers answered.
+
+use rustmq_engine::cache::CachedBatch;
+use rustmq_sys::buffer::Slice;
+use rustmq_wal::{BlockBuilder, EntryKind, EntryMeta, SealedBlock};
+
+use crate::shard::Shard;
+use crate::wal_writer::WalWriter;
+
+/// Takes note of a durable block: index, hot cache, high watermarks, and fetches that wait.
+pub(crate) fn apply(
+    shard: &Shard,
+    wal: &WalWriter,
+    builder: &BlockBuilder,
+    sealed: &SealedBlock,
+    memory: &Slice,
+) {
+    let entries = builder.entries();
+    wal.files.handle_written(entries, sealed);
+    let is_data = |entry: &&EntryMeta| entry.kind == EntryKind::Data;
+    if !entries.iter().any(|entry| is_data(&entry)) {
+        return;
+    }
+    // One handle for the block; each batch is a slice of it and costs no allocation.
+    let bytes = memory.clone().into_bytes();
+    let batches = entries.iter().filter(is_data).map(|entry| {
+        let payload = entry.payload.start as usize..entry.payload.end as usize;
+        let batch = CachedBatch {
+            base_offset: entry.base_offset,
+            end_offset: entry.end_offset(),
+            bytes: bytes.slice(payload),
+        };
+        (entry.tag, batch)
+    });
+    shard.cache.borrow_mut().push_block(memory.len(), batches);
+    for entry in entries.iter().filter(is_data) {
+        let mut partitions = shard.partitions.borrow_mut();
+        // A topic deleted meanwhile has nobody left to tell.
+        let Some(partition) = partitions.get_mut(entry.tag) else { continue };
+        partition.engine.handle_flushed(entry.end_offset());
+        let arrivals = std::rc::Rc::clone(&partition.arrivals);
+        drop(partitions);
+        arrivals.wake_all();
+    }
+}

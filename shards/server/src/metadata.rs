@@ -1,0 +1,88 @@
+//! What there is and where: brokers, topics and partitions.
+
+use std::rc::Rc;
+
+use rustmq_metadata::{Image, Operation, Resource, Topic};
+use rustmq_protocol::{
+    BrokerInfo, ErrorCode, ListTopicsResponse, ListedTopic, Metadata, MetadataResponse,
+    PartitionInfo, TopicId, TopicInfo, TopicSelection,
+};
+
+use crate::reply::{RequestError, Response};
+use crate::session::Request;
+use crate::shard::Shard;
+
+/// Answers `Metadata`: the brokers, and the topics that were asked for.
+pub(crate) fn metadata(shard: &Rc<Shard>, request: Request) {
+    let answer = describe(shard, &request);
+    shard.finish(request, answer);
+}
+
+/// Answers `ListTopics`.
+pub(crate) fn list_topics(shard: &Rc<Shard>, request: Request) {
+    let answer = shard.authorize(&request, Operation::Describe, Resource::Cluster).map(|()| {
+        let image = shard.image.borrow();
+        let listed = |topic: &Topic| ListedTopic {
+            name: topic.name.clone(),
+            id: topic.id,
+            partitions: topic.partitions.len() as u32,
+        };
+        let response = ListTopicsResponse { topics: image.topics_by_name().map(listed).collect() };
+        Response::encoded(|out| response.encode(out))
+    });
+    shard.finish(request, answer);
+}
+
+fn describe(shard: &Rc<Shard>, request: &Request) -> Result<Response, RequestError> {
+    shard.authorize(request, Operation::Describe, Resource::Cluster)?;
+    let ask = Metadata::decode(&request.body.to_vec())?;
+    let image = shard.image.borrow();
+    let topics = match &ask.topics {
+        TopicSelection::All => {
+            image.topics_by_name().map(|topic| describe_topic(shard, topic)).collect()
+        }
+        TopicSelection::ByName(names) => {
+            names.iter().map(|name| describe_name(shard, &image, name)).collect()
+        }
+    };
+    let response = MetadataResponse {
+        cluster_id: image.cluster_id().unwrap_or_default(),
+        brokers: vec![BrokerInfo {
+            id: shard.node.broker,
+            host: shard.node.advertised_host.clone(),
+            port: shard.node.bootstrap_port,
+            shards: shard.node.shards.clone(),
+        }],
+        topics,
+    };
+    Ok(Response::encoded(|out| response.encode(out)))
+}
+
+fn describe_name(shard: &Shard, image: &Image, name: &str) -> TopicInfo {
+    match image.topic_by_name(name) {
+        Some(topic) => describe_topic(shard, topic),
+        None => TopicInfo {
+            name: name.to_owned(),
+            id: TopicId::ZERO,
+            error: ErrorCode::UnknownTopic,
+            config: Vec::new(),
+            partitions: Vec::new(),
+        },
+    }
+}
+
+fn describe_topic(shard: &Shard, topic: &Topic) -> TopicInfo {
+    let partitions = topic.partitions().map(|(id, partition)| PartitionInfo {
+        partition: id,
+        leader: partition.leader,
+        shard: shard.shard_of(partition),
+        leader_epoch: partition.leader_epoch,
+    });
+    TopicInfo {
+        name: topic.name.clone(),
+        id: topic.id,
+        error: ErrorCode::Ok,
+        config: topic.config.to_pairs(),
+        partitions: partitions.collect(),
+    }
+}

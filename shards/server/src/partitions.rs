@@ -1,0 +1,90 @@
+//! The partitions that live on this shard.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use rustmq_engine::Partition;
+use rustmq_engine::retention::Policy;
+use rustmq_metadata::TopicConfig;
+use rustmq_protocol::TopicPartition;
+
+use crate::notify::WaitList;
+
+/// One partition of this shard: its decisions, and what the shell needs to carry them out.
+pub(crate) struct LocalPartition {
+    pub(crate) engine: Partition,
+    pub(crate) topic_name: Rc<str>,
+    /// Index of its WAL among the shard's.
+    pub(crate) wal: usize,
+    /// Largest record that the topic takes.
+    pub(crate) record_bytes_max: usize,
+    pub(crate) retention: Policy,
+    /// Fetches that wait for new records.
+    pub(crate) arrivals: Rc<WaitList>,
+}
+
+/// All partitions of the shard, by small numbers.
+///
+/// A number (`tag`) is never given to another partition while the process runs, so that what the
+/// cache and blocks in flight remember of a deleted partition cannot be taken for a new one's. What
+/// a deleted partition leaves behind is eight bytes here and an empty queue in the cache.
+#[derive(Default)]
+pub(crate) struct Partitions {
+    slots: Vec<Option<Box<LocalPartition>>>,
+    tags: BTreeMap<TopicPartition, u32>,
+}
+
+impl Partitions {
+    /// Adds a partition and numbers it.
+    pub(crate) fn insert(&mut self, partition: LocalPartition) -> u32 {
+        let tag = self.slots.len() as u32;
+        let replaced = self.tags.insert(partition.engine.id(), tag);
+        assert!(replaced.is_none(), "a partition is installed once");
+        self.slots.push(Some(Box::new(partition)));
+        tag
+    }
+
+    /// Removes a partition: its number leads nowhere from now on.
+    pub(crate) fn remove(&mut self, id: TopicPartition) -> Option<Box<LocalPartition>> {
+        let tag = self.tags.remove(&id)?;
+        self.slots[tag as usize].take()
+    }
+
+    /// The number of a partition that lives here.
+    pub(crate) fn tag(&self, id: TopicPartition) -> Option<u32> {
+        self.tags.get(&id).copied()
+    }
+
+    /// The partition with this number, unless it was removed.
+    pub(crate) fn get(&self, tag: u32) -> Option<&LocalPartition> {
+        self.slots.get(tag as usize)?.as_deref()
+    }
+
+    /// The partition with this number, unless it was removed.
+    pub(crate) fn get_mut(&mut self, tag: u32) -> Option<&mut LocalPartition> {
+        self.slots.get_mut(tag as usize)?.as_deref_mut()
+    }
+
+    /// Every partition with its number, by id.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &LocalPartition)> {
+        self.tags.values().filter_map(|tag| Some((*tag, self.get(*tag)?)))
+    }
+
+    /// The numbers of all partitions, by id.
+    pub(crate) fn tags(&self) -> Vec<u32> {
+        self.tags.values().copied().collect()
+    }
+
+    /// How many partitions live here.
+    pub(crate) fn len(&self) -> usize {
+        self.tags.len()
+    }
+}
+
+/// The retention that a topic's settings ask for.
+pub(crate) fn retention_of(config: &TopicConfig) -> Policy {
+    Policy {
+        retention_ms: config.retention_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
+        retention_bytes: config.retention_bytes,
+    }
+}

@@ -1,0 +1,230 @@
+//! Reading records: from the hot cache, else from the WAL by O_DIRECT.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use rustmq_protocol::{Offset, TimestampMs, TopicPartition, records};
+use rustmq_wal::index::{find_timestamp, points_from};
+use rustmq_wal::segments::LiveSegment;
+use rustmq_wal::{ENTRY_HEADER_BYTES, EntryExpect, IndexPoint, decode_entry};
+
+use crate::limits::READ_RETRIES_MAX;
+use crate::reply::RequestError;
+use crate::shard::Shard;
+use crate::wal_writer::WalWriter;
+
+/// Bytes of other partitions that one read may carry along rather than end early: 64 KiB more cost
+/// an NVMe device less than another request.
+const GAP_BYTES_MAX: u32 = 64 * 1024;
+
+/// Batches that were found, as they go to the consumer.
+#[derive(Default)]
+pub(crate) struct Found {
+    pub(crate) chunks: Vec<Bytes>,
+    pub(crate) bytes: usize,
+    pub(crate) records: u64,
+}
+
+impl Found {
+    /// May one more batch be added? The first always may, whatever its size.
+    fn takes(&self, bytes: usize, bytes_max: usize) -> bool {
+        self.chunks.is_empty() || self.bytes + bytes <= bytes_max
+    }
+
+    fn push(&mut self, chunk: Bytes, records: u64) {
+        self.bytes += chunk.len();
+        self.records += records;
+        self.chunks.push(chunk);
+    }
+}
+
+/// The batches from the one that holds `offset` on, `bytes_max` of them or one batch. The caller has
+/// checked that `offset` may be read.
+pub(crate) async fn batches(
+    shard: &Rc<Shard>,
+    tag: u32,
+    offset: Offset,
+    bytes_max: usize,
+) -> Result<Found, RequestError> {
+    if let Some(found) = from_cache(shard, tag, offset, bytes_max) {
+        shard.metrics.borrow_mut().counters.cache_hits += 1;
+        return Ok(found);
+    }
+    shard.metrics.borrow_mut().counters.cache_misses += 1;
+    for _ in 0..READ_RETRIES_MAX {
+        if let Some(found) = from_wal(shard, tag, offset, bytes_max).await? {
+            return Ok(found);
+        }
+        // The segment was recycled meanwhile: what is asked for may be gone, and that is said.
+        let partitions = shard.partitions.borrow();
+        let engine = &partitions.get(tag).ok_or(RequestError::UnknownTopicId)?.engine;
+        engine.check_fetch(engine.leader_epoch(), offset)?;
+    }
+    let why = format!("the records at offset {offset} cannot be found on disk");
+    Err(RequestError::StorageCorrupt { why })
+}
+
+/// The first record at or after a time, and when it is from.
+pub(crate) async fn first_at_or_after(
+    shard: &Rc<Shard>,
+    tag: u32,
+    at: TimestampMs,
+) -> Result<Option<(Offset, TimestampMs)>, RequestError> {
+    let wal = shard.wal_of(tag)?;
+    let (id, log_start, high_watermark) = {
+        let partitions = shard.partitions.borrow();
+        let engine = &partitions.get(tag).ok_or(RequestError::UnknownTopicId)?.engine;
+        (engine.id(), engine.log_start_offset(), engine.high_watermark())
+    };
+    let segments: Vec<_> = {
+        let segments = wal.files.segments();
+        let may_hold = segments.ranges(id).filter(|(_, range)| {
+            at <= range.timestamp_max && log_start < range.end && range.first < high_watermark
+        });
+        may_hold.map(|(sequence, _)| sequence).collect()
+    };
+    for sequence in segments {
+        let points = wal.files.points(sequence, id).await.map_err(unreadable)?;
+        let Some(points) = points else { continue };
+        let readable = points_from(&points, log_start);
+        let Some(point) = find_timestamp(readable, at) else { continue };
+        if high_watermark <= point.base_offset {
+            return Ok(None);
+        }
+        let found = batches(shard, tag, point.base_offset.max(log_start), 1).await?;
+        for chunk in &found.chunks {
+            let found = records(chunk)?.flatten().find(|record| {
+                at <= record.timestamp && log_start <= record.offset
+            });
+            if let Some(record) = found {
+                return Ok(Some((record.offset, record.timestamp)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn from_cache(shard: &Shard, tag: u32, offset: Offset, bytes_max: usize) -> Option<Found> {
+    let cache = shard.cache.borrow();
+    let mut found = Found::default();
+    let mut next = None;
+    for batch in cache.from(tag, offset)? {
+        // Offsets may have a hole where recovery found damage: the reader is told at its edge.
+        let joins = next.is_none_or(|next| next == batch.base_offset);
+        if !joins || !found.takes(batch.bytes.len(), bytes_max) {
+            break;
+        }
+        next = Some(batch.end_offset);
+        found.push(batch.bytes.clone(), batch.end_offset.0 - batch.base_offset.0);
+    }
+    Some(found)
+}
+
+/// One read of one segment. `None`: the segment is not what it was when the read was planned.
+async fn from_wal(
+    shard: &Rc<Shard>,
+    tag: u32,
+    offset: Offset,
+    bytes_max: usize,
+) -> Result<Option<Found>, RequestError> {
+    let wal = shard.wal_of(tag)?;
+    let (id, high_watermark) = {
+        let partitions = shard.partitions.borrow();
+        let engine = &partitions.get(tag).ok_or(RequestError::UnknownTopicId)?.engine;
+        (engine.id(), engine.high_watermark())
+    };
+    let segment = {
+        let segments = wal.files.segments();
+        let located = segments.locate(id, offset);
+        match located.and_then(|sequence| segments.segment(sequence).copied()) {
+            Some(segment) => segment,
+            None => return Ok(None),
+        }
+    };
+    let points = wal.files.points(segment.header.sequence, id).await.map_err(unreadable)?;
+    let Some(points) = points else { return Ok(None) };
+    let run = one_read(points_from(&points, offset), high_watermark, bytes_max);
+    let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(None) };
+    let range = u64::from(first.position)..u64::from(last.position) + u64::from(last.length);
+    let start = range.start;
+    let read = wal.files.read(segment.header.slot, range).await;
+    let (memory, at) = read.map_err(unreadable)?;
+    let bytes = memory.into_bytes();
+    let mut found = Found::default();
+    for point in run {
+        let entry_at = at + (u64::from(point.position) - start) as usize;
+        let expect = EntryExpect {
+            generation: segment.header.generation,
+            partition: id,
+            base_offset: point.base_offset,
+        };
+        match decode_entry(&bytes[entry_at..], &expect) {
+            Ok((_, payload)) => {
+                let payload_at = entry_at + ENTRY_HEADER_BYTES;
+                let chunk = bytes.slice(payload_at..payload_at + payload.len());
+                found.push(chunk, u64::from(point.record_count));
+            }
+            Err(_) if !found.chunks.is_empty() => break,
+            Err(error) if is_live(&wal, &segment) => {
+                return Err(damaged(shard, tag, id, point, &segment, &wal, error));
+            }
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(Some(found))
+}
+
+/// The points that one read serves: close together, and no more than were asked for.
+fn one_read(points: &[IndexPoint], until: Offset, bytes_max: usize) -> &[IndexPoint] {
+    let mut bytes = 0;
+    let mut count = 0;
+    let mut end = None;
+    for point in points {
+        let near = end.is_none_or(|end: u32| point.position.saturating_sub(end) <= GAP_BYTES_MAX);
+        let joins = count == 0 || points[count - 1].end_offset() == point.base_offset;
+        bytes += point.length as usize;
+        if until < point.end_offset() || count != 0 && (bytes_max < bytes || !near || !joins) {
+            break;
+        }
+        end = Some(point.position + point.length);
+        count += 1;
+    }
+    &points[..count]
+}
+
+fn is_live(wal: &WalWriter, segment: &LiveSegment) -> bool {
+    let segments = wal.files.segments();
+    let now = segments.segment(segment.header.sequence);
+    now.is_some_and(|now| now.header.generation == segment.header.generation)
+}
+
+/// A live entry that does not check is damage: it is named, and never served.
+fn damaged(
+    shard: &Shard,
+    tag: u32,
+    id: TopicPartition,
+    point: &IndexPoint,
+    segment: &LiveSegment,
+    wal: &WalWriter,
+    error: rustmq_wal::EntryError,
+) -> RequestError {
+    let range = point.base_offset..point.end_offset();
+    let file = wal.files.dir().join(segment.header.slot.file_name());
+    tracing::error!(
+        partition = %id, first = %range.start, end = %range.end, file = %file.display(),
+        position = point.position, %error,
+        "records are damaged on disk and will not be served; restore the file from a copy"
+    );
+    if let Some(partition) = shard.partitions.borrow_mut().get_mut(tag) {
+        partition.engine.mark_damaged(range.clone());
+    }
+    RequestError::Fetch(rustmq_engine::FetchError::Damaged { range })
+}
+
+fn unreadable(error: std::io::Error) -> RequestError {
+    if error.kind() == std::io::ErrorKind::OutOfMemory {
+        return RequestError::Throttled { what: "the read buffers are in use" };
+    }
+    tracing::error!(%error, "reading the WAL failed");
+    RequestError::StorageCorrupt { why: "the disk refused to read these records".to_owned() }
+}

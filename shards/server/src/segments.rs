@@ -1,0 +1,589 @@
+//! The segment files of one WAL: written, sealed, freed and used again.
+//!
+//! Which segment comes next and when one may go is decided by `wal::Segments`; this file does it, in
+//! the order that recovery relies on: new header and checkpoint, flushed; then the seal block in
+//! the old segment, flushed; then the old one's footer, some time.
+
+use std::cell::{Cell, Ref, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustmq_protocol::TopicPartition;
+use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
+use rustmq_sys::file::File;
+use rustmq_sys::fs;
+use rustmq_sys::runtime::{self, Class};
+use rustmq_sys::clock;
+use rustmq_wal::footer;
+use rustmq_wal::{
+    BlockBuilder, BlockFlags, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta, FooterTrailer, Generation,
+    IndexPoint, NextSegment, NextSlot, SEGMENT_HEADER_BYTES, SealedBlock, SegmentEnd,
+    SegmentHeader, SegmentIndex, SegmentSequence, SegmentState, Segments, Slot, WalId,
+    encode_footer, footer_bytes,
+};
+
+use crate::checkpoint::CheckpointBlocks;
+use crate::limits::{ZERO_CHUNK_BYTES, ZERO_PAUSE_MS};
+use crate::notify::{Notify, WaitList};
+use crate::random;
+use crate::shard::{Shard, ShardError};
+
+/// Kept free at the end of the last segment of a full WAL: for the log starts that make room again,
+/// and for the marks of some dozens of restarts meanwhile.
+pub(crate) const RESERVED_BYTES: usize = 128 * 1024;
+
+/// May another block be written?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// Yes.
+    Fits,
+    /// Soon: a segment is being made or freed.
+    Wait,
+    /// Not until retention frees a segment or the disk has space again.
+    Full,
+}
+
+/// When a write counts as done, and what a full WAL does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    /// Flush with every block; else a task flushes at intervals.
+    pub(crate) flush_always: bool,
+    /// A full WAL drops its oldest records instead of refusing new ones.
+    pub(crate) delete_oldest: bool,
+}
+
+/// When a block reached which point.
+pub(crate) struct WriteTimes {
+    /// The device had the bytes.
+    pub(crate) written: Instant,
+    /// It has made them durable, too.
+    pub(crate) flushed: bool,
+}
+
+/// The files of one WAL and where its chain of blocks stands.
+///
+/// Owned by the WAL's writer. Invariants: `chain`, `segments` and `index` change together, when a
+/// block is sealed or durable; a file in `files` has the size of a segment and stays open.
+pub(crate) struct SegmentFiles {
+    id: WalId,
+    dir: PathBuf,
+    policy: Policy,
+    pool: BufferPool,
+    files: RefCell<BTreeMap<Slot, File>>,
+    segments: RefCell<Segments>,
+    chain: RefCell<Chain>,
+    /// The active segment's entries.
+    index: RefCell<SegmentIndex>,
+    /// Sealed segments whose footer is not written yet.
+    unfooted: RefCell<BTreeMap<SegmentSequence, Rc<SegmentIndex>>>,
+    /// The last attempt to make a segment failed, because the disk is full.
+    create_failed: Cell<bool>,
+    /// A request found no room.
+    starved: Cell<bool>,
+    /// Housekeeping should look now: a spare or space is missing.
+    pub(crate) wanted: Notify,
+    spare_ready: WaitList,
+}
+
+/// What recovery knows of a WAL when it hands it over.
+pub(crate) struct Recovered {
+    pub(crate) files: BTreeMap<Slot, File>,
+    pub(crate) segments: Segments,
+    pub(crate) chain: Chain,
+    pub(crate) index: SegmentIndex,
+}
+
+impl SegmentFiles {
+    /// Takes over what recovery found.
+    pub(crate) fn new(
+        id: WalId,
+        dir: PathBuf,
+        policy: Policy,
+        pool: BufferPool,
+        recovered: Recovered,
+    ) -> Self {
+        Self {
+            id,
+            dir,
+            policy,
+            pool,
+            files: RefCell::new(recovered.files),
+            segments: RefCell::new(recovered.segments),
+            chain: RefCell::new(recovered.chain),
+            index: RefCell::new(recovered.index),
+            unfooted: RefCell::default(),
+            create_failed: Cell::new(false),
+            starved: Cell::new(false),
+            wanted: Notify::default(),
+            spare_ready: WaitList::default(),
+        }
+    }
+
+    /// The WAL.
+    pub(crate) fn id(&self) -> WalId {
+        self.id
+    }
+
+    /// Where its files are.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The pool of segments, to read.
+    pub(crate) fn segments(&self) -> Ref<'_, Segments> {
+        self.segments.borrow()
+    }
+
+    /// Bytes that live segments take on disk.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.segments.borrow().live().map(|segment| segment.header.segment_bytes).sum()
+    }
+
+    /// What a full WAL does.
+    pub(crate) fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// May a block of this size be written, now or after one change of segment?
+    pub(crate) fn admits(&self, block_bytes: usize, entry_count: usize) -> Admission {
+        let segments = self.segments.borrow();
+        // Without a spare, the end of the active segment is kept for what a full WAL must still say.
+        if segments.fits(block_bytes + RESERVED_BYTES, entry_count) {
+            return Admission::Fits;
+        }
+        let next = segments.next_slot();
+        if matches!(next, NextSlot::Spare(_)) {
+            return Admission::Fits;
+        }
+        self.starved.set(true);
+        self.wanted.notify();
+        match next {
+            NextSlot::Create(_) if !self.create_failed.get() => Admission::Wait,
+            _ if self.policy.delete_oldest => Admission::Wait,
+            _ => Admission::Full,
+        }
+    }
+
+    /// Has a request found no room since this was asked last?
+    pub(crate) fn take_starved(&self) -> bool {
+        self.starved.take()
+    }
+
+    /// Could a block of this size be written now, with what is kept back for log starts and marks?
+    pub(crate) fn can_write(&self, block_bytes: usize, entry_count: usize) -> bool {
+        let segments = self.segments.borrow();
+        segments.fits(block_bytes, entry_count)
+            || matches!(segments.next_slot(), NextSlot::Spare(_))
+    }
+
+    /// Does a block of this size fit into the active segment?
+    pub(crate) fn fits(&self, block_bytes: usize, entry_count: usize) -> bool {
+        self.segments.borrow().fits(block_bytes, entry_count)
+    }
+
+    /// Gives a block its place in the chain and its checksums.
+    pub(crate) fn seal(
+        &self,
+        builder: &mut BlockBuilder,
+        buffer: &mut Buffer,
+        flags: BlockFlags,
+    ) -> SealedBlock {
+        let mut chain = self.chain.borrow_mut();
+        let sealed = builder.seal(buffer, &chain.context(flags, None));
+        chain.advance(&sealed);
+        sealed
+    }
+
+    /// Writes a sealed block to the active segment; it is durable when this returns, unless blocks
+    /// are flushed at intervals and this one is not a mark of its own.
+    pub(crate) async fn write(
+        &self,
+        memory: Slice,
+        sealed: &SealedBlock,
+        flags: BlockFlags,
+    ) -> Result<WriteTimes, ShardError> {
+        let file = self.active_file();
+        let marks = flags != BlockFlags::NONE;
+        if !self.policy.flush_always && !marks {
+            let written = file.write(memory, sealed.position).await;
+            written.map_err(|error| self.device_error("writing to", &error))?;
+            return Ok(WriteTimes { written: clock::refresh(), flushed: false });
+        }
+        let written = file.write_durable(memory, sealed.position).await;
+        written.map_err(|error| self.device_error("making durable in", &error))?;
+        let written = clock::refresh();
+        self.chain.borrow_mut().handle_flushed(sealed.sequence);
+        Ok(WriteTimes { written, flushed: true })
+    }
+
+    /// Flushes everything that was written.
+    pub(crate) async fn flush(&self) -> Result<(), ShardError> {
+        let Some(last) = self.last_sealed() else { return Ok(()) };
+        let flushed = self.active_file().flush().await;
+        flushed.map_err(|error| self.device_error("flushing", &error))?;
+        self.chain.borrow_mut().handle_flushed(last);
+        Ok(())
+    }
+
+    /// Takes note of a block that was written.
+    pub(crate) fn handle_written(&self, entries: &[EntryMeta], sealed: &SealedBlock) {
+        self.segments.borrow_mut().handle_block(entries, sealed.bytes());
+        self.index.borrow_mut().add_block(entries, sealed);
+    }
+
+    /// Seals the active segment and goes on in a spare.
+    pub(crate) async fn rotate(&self, shard: &Rc<Shard>) -> Result<(), ShardError> {
+        let slot = self.next_spare().await;
+        // A seal block says that everything before it is flushed.
+        self.flush().await?;
+        let old = *self.segments.borrow().active().expect("a WAL has an active segment");
+        let generation = Generation(random::number());
+        let next = NextSegment { sequence: old.header.sequence.next(), slot, generation };
+
+        let (seal, seal_memory, end, header) = self.seal_segment(next, old.header.segment_bytes)?;
+        let first_segment = self.first_live();
+        let blocks = CheckpointBlocks::of(shard, self, first_segment);
+        let checkpoint = self.write_header_and_checkpoint(&header, blocks).await?;
+
+        let old_file = self.file(old.header.slot);
+        let sealed = old_file.write_durable(seal_memory, seal.position).await;
+        sealed.map_err(|error| self.device_error("sealing a segment in", &error))?;
+        let last = self.last_sealed().expect("the seal block is behind us");
+        self.chain.borrow_mut().handle_flushed(last);
+
+        let old_index = {
+            let mut segments = self.segments.borrow_mut();
+            segments.handle_block(&[], seal.bytes());
+            segments.handle_activated(&header);
+            let mut index = self.index.borrow_mut();
+            let old_index = std::mem::take(&mut *index);
+            for (entries, sealed) in &checkpoint {
+                segments.handle_block(entries, sealed.bytes());
+                index.add_block(entries, sealed);
+            }
+            Rc::new(old_index)
+        };
+        shard.metrics.borrow_mut().counters.segments_sealed += 1;
+        self.unfooted.borrow_mut().insert(old.header.sequence, Rc::clone(&old_index));
+        runtime::spawn(Class::Background, {
+            let (shard, index) = (Rc::clone(shard), shard.wal_index(self.id));
+            async move { write_footer(&shard, index, old.header, old_index, end).await }
+        });
+        self.wanted.notify();
+        Ok(())
+    }
+
+    /// Makes one more spare, zeroed and flushed. A full disk is not an error: it is noted, and
+    /// tried again later.
+    pub(crate) async fn make_spare(&self) -> Result<(), ShardError> {
+        let Some(slot) = self.segments.borrow().want_spare() else { return Ok(()) };
+        self.segments.borrow_mut().handle_create_begun(slot);
+        let bytes = self.segments.borrow().segment_bytes();
+        match create_segment(&self.dir, self.id, slot, bytes, &self.pool, true).await {
+            Ok(file) => {
+                self.create_failed.set(false);
+                self.files.borrow_mut().insert(slot, file);
+                self.segments.borrow_mut().handle_spare(slot);
+                self.spare_ready.wake_all();
+                Ok(())
+            }
+            Err(error) if is_full(&error) => {
+                if !self.create_failed.replace(true) {
+                    let dir = self.dir.display();
+                    tracing::warn!(%dir, %error, "no space for another segment: produce is refused \
+                         when the current one is full, and goes on when there is space");
+                }
+                self.segments.borrow_mut().handle_create_failed(slot);
+                Ok(())
+            }
+            Err(error) => Err(self.device_error("making a segment in", &error)),
+        }
+    }
+
+    /// Frees the oldest segment: its header says so, flushed, before its file is used again.
+    pub(crate) async fn free(&self, sequence: SegmentSequence) -> Result<(), ShardError> {
+        let segment = *self.segments.borrow().segment(sequence).expect("a live segment");
+        let header = segment.header.freed();
+        let file = self.file(header.slot);
+        let freed = write_header(&file, &header, &self.pool).await;
+        freed.map_err(|error| self.device_error("freeing a segment in", &error))?;
+        self.segments.borrow_mut().handle_freed(sequence);
+        self.unfooted.borrow_mut().remove(&sequence);
+        self.spare_ready.wake_all();
+        Ok(())
+    }
+
+    /// The data entries of one partition in one live segment, from memory or from its footer.
+    /// `None` when the segment is gone or its footer cannot be read now.
+    pub(crate) async fn points(
+        &self,
+        sequence: SegmentSequence,
+        partition: TopicPartition,
+    ) -> io::Result<Option<Rc<[IndexPoint]>>> {
+        let header = {
+            let segments = self.segments.borrow();
+            let Some(segment) = segments.segment(sequence) else { return Ok(None) };
+            let active = segments.active().expect("there is a live segment").header.sequence;
+            if sequence == active {
+                return Ok(Some(self.index.borrow().points(partition).into()));
+            }
+            segment.header
+        };
+        if let Some(index) = self.unfooted.borrow().get(&sequence) {
+            return Ok(Some(index.points(partition).into()));
+        }
+        self.footer_points(&header, partition).await
+    }
+
+    /// Reads bytes of one live segment.
+    pub(crate) async fn read(&self, slot: Slot, range: Range<u64>) -> io::Result<(Slice, usize)> {
+        let file = self.file(slot);
+        read_range(&file, range, &self.pool).await
+    }
+
+    async fn footer_points(
+        &self,
+        header: &SegmentHeader,
+        partition: TopicPartition,
+    ) -> io::Result<Option<Rc<[IndexPoint]>>> {
+        let file = self.file(header.slot);
+        let trailer_at = header.segment_bytes - rustmq_wal::FOOTER_TRAILER_BYTES as u64;
+        let (page, at) =
+            read_range(&file, trailer_at..header.segment_bytes, &self.pool).await?;
+        let Ok(trailer) = FooterTrailer::decode(&page[at..], header) else { return Ok(None) };
+        let (table, at) = read_range(&file, trailer.table_range(), &self.pool).await?;
+        let Ok(table) = trailer.decode_table(&table[at..], header.generation) else {
+            return Ok(None);
+        };
+        let Some(line) = footer::find_line(&table, partition) else { return Ok(Some(Rc::from([]))) };
+        let (points, at) = read_range(&file, trailer.points_range(line), &self.pool).await?;
+        Ok(line.decode_points(&points[at..], header.generation).ok().map(Rc::from))
+    }
+
+    /// Seals the chain's end in the active segment, and moves it into the next one.
+    fn seal_segment(
+        &self,
+        next: NextSegment,
+        segment_bytes: u64,
+    ) -> Result<(SealedBlock, Slice, SegmentEnd, SegmentHeader), ShardError> {
+        let mut buffer = self.buffer(BlockBuilder::region_bytes_for(0, DIRECTORY_CAPACITY_MIN))?;
+        let mut builder = BlockBuilder::open(buffer.len(), DIRECTORY_CAPACITY_MIN);
+        let mut chain = self.chain.borrow_mut();
+        let seal = builder.seal(&mut buffer, &chain.context(BlockFlags::SEAL, Some(next)));
+        chain.advance(&seal);
+        let end = SegmentEnd::of(&chain.point(), next);
+        let header = SegmentHeader {
+            state: SegmentState::Active,
+            slot: next.slot,
+            wal: self.id,
+            sequence: next.sequence,
+            generation: next.generation,
+            segment_bytes,
+            first_block: end.next_block,
+            prev_crc: end.prev_crc,
+        };
+        chain.enter(next.generation, SEGMENT_HEADER_BYTES as u64);
+        let memory = buffer.freeze().slice(seal.range.clone());
+        Ok((seal, memory, end, header))
+    }
+
+    async fn write_header_and_checkpoint(
+        &self,
+        header: &SegmentHeader,
+        mut blocks: CheckpointBlocks,
+    ) -> Result<Vec<(Vec<EntryMeta>, SealedBlock)>, ShardError> {
+        let file = self.file(header.slot);
+        let failed = |error: io::Error| self.device_error("beginning a segment in", &error);
+        write_header(&file, header, &self.pool).await.map_err(failed)?;
+        let mut written = Vec::new();
+        while let Some((mut builder, mut buffer, flags)) = blocks.next(&self.pool)? {
+            let sealed = self.seal(&mut builder, &mut buffer, flags);
+            let memory = buffer.freeze().slice(sealed.range.clone());
+            file.write(memory, sealed.position).await.map_err(failed)?;
+            written.push((builder.entries().to_vec(), sealed));
+        }
+        file.flush().await.map_err(failed)?;
+        Ok(written)
+    }
+
+    async fn next_spare(&self) -> Slot {
+        self.spare_ready
+            .until(|| match self.segments.borrow().next_slot() {
+                NextSlot::Spare(slot) => Some(slot),
+                NextSlot::Create(_) | NextSlot::Full => {
+                    self.wanted.notify();
+                    None
+                }
+            })
+            .await
+    }
+
+    fn active_file(&self) -> File {
+        let slot = self.segments.borrow().active().expect("a WAL has an active segment").header.slot;
+        self.file(slot)
+    }
+
+    fn file(&self, slot: Slot) -> File {
+        self.files.borrow().get(&slot).expect("a file for each slot in use").clone()
+    }
+
+    fn first_live(&self) -> SegmentSequence {
+        let segments = self.segments.borrow();
+        segments.live().next().expect("a WAL has an active segment").header.sequence
+    }
+
+    /// The block that was sealed last.
+    fn last_sealed(&self) -> Option<rustmq_wal::BlockSequence> {
+        let next = self.chain.borrow().point().sequence;
+        next.0.checked_sub(1).filter(|last| 0 < *last).map(rustmq_wal::BlockSequence)
+    }
+
+    fn buffer(&self, bytes: usize) -> Result<Buffer, ShardError> {
+        take_buffer(&self.pool, bytes).map_err(|error| self.device_error("preparing", &error))
+    }
+
+    fn device_error(&self, doing: &'static str, error: &io::Error) -> ShardError {
+        ShardError::Device { doing, dir: self.dir.clone(), error: error.to_string() }
+    }
+}
+
+async fn write_footer(
+    shard: &Rc<Shard>,
+    wal: usize,
+    header: SegmentHeader,
+    index: Rc<SegmentIndex>,
+    end: SegmentEnd,
+) {
+    let wal = shard.wal(wal);
+    let files = &wal.files;
+    if files.segments.borrow().segment(header.sequence).is_none() {
+        return;
+    }
+    let file = files.file(header.slot);
+    match store_footer(&file, &header, &index, &end, &files.pool).await {
+        Ok(()) => {
+            files.unfooted.borrow_mut().remove(&header.sequence);
+        }
+        Err(error) => {
+            let error = files.device_error("writing a footer in", &error);
+            shard.fail(error);
+        }
+    }
+}
+
+/// Writes the footer of a sealed segment and flushes it.
+pub(crate) async fn store_footer(
+    file: &File,
+    header: &SegmentHeader,
+    index: &SegmentIndex,
+    end: &SegmentEnd,
+    pool: &BufferPool,
+) -> io::Result<()> {
+    let bytes = footer_bytes(index.partition_count(), index.point_count());
+    let mut buffer = take_buffer(pool, bytes)?;
+    encode_footer(index, header, end, &mut buffer[..bytes]);
+    let memory = buffer.freeze().slice(0..bytes);
+    file.write_durable(memory, header.segment_bytes - bytes as u64).await.map(|_| ())
+}
+
+/// Makes a segment file: of full size, zeroed, with a spare's header, durable with its name.
+pub(crate) async fn create_segment(
+    dir: &Path,
+    wal: WalId,
+    slot: Slot,
+    bytes: u64,
+    pool: &BufferPool,
+    pause: bool,
+) -> io::Result<File> {
+    let path = dir.join(slot.file_name());
+    // What an attempt before left behind is not a segment: its header was not written.
+    if let Err(error) = fs::remove(&path).await
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let file = fs::create(&path, bytes).await?;
+    let zeroed = zero(&file, bytes, pool, pause).await;
+    let made = match zeroed {
+        Ok(()) => write_header(&file, &SegmentHeader::spare(wal, slot, bytes), pool).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = made {
+        // The space goes back; if that fails too, the next attempt removes the file.
+        let _ = fs::remove(&path).await;
+        return Err(error);
+    }
+    fs::sync_dir(dir).await?;
+    Ok(file)
+}
+
+async fn zero(file: &File, bytes: u64, pool: &BufferPool, pause: bool) -> io::Result<()> {
+    let mut buffer = take_buffer(pool, ZERO_CHUNK_BYTES)?;
+    buffer.fill(0);
+    let zeroes = buffer.freeze();
+    let mut position = 0;
+    while position < bytes {
+        let count = (bytes - position).min(ZERO_CHUNK_BYTES as u64);
+        file.write(zeroes.slice(0..count as usize), position).await?;
+        position += count;
+        if pause {
+            runtime::sleep(Duration::from_millis(ZERO_PAUSE_MS)).await;
+        }
+    }
+    file.flush().await
+}
+
+/// Writes a segment's header, durably.
+pub(crate) async fn write_header(
+    file: &File,
+    header: &SegmentHeader,
+    pool: &BufferPool,
+) -> io::Result<()> {
+    let mut buffer = take_buffer(pool, SEGMENT_HEADER_BYTES)?;
+    let page = buffer.first_chunk_mut().expect("a buffer has at least a page");
+    header.encode(page);
+    let memory = buffer.freeze().slice(0..SEGMENT_HEADER_BYTES);
+    file.write_durable(memory, 0).await.map(|_| ())
+}
+
+/// Reads any range of a file; the answer is the pages around it and where in them it begins.
+pub(crate) async fn read_range(
+    file: &File,
+    range: Range<u64>,
+    pool: &BufferPool,
+) -> io::Result<(Slice, usize)> {
+    const PAGE: u64 = rustmq_sys::buffer::ALIGN as u64;
+    let start = range.start - range.start % PAGE;
+    let end = range.end.next_multiple_of(PAGE);
+    let bytes = (end - start) as usize;
+    let buffer = take_buffer(pool, bytes.max(PAGE as usize))?;
+    let (read, buffer) = file.read(buffer, start, bytes).await;
+    let read = read?;
+    if (read as u64) < range.end - start {
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!("bytes {range:?} were asked for, the file has {}", start + read as u64),
+        ));
+    }
+    Ok((buffer.freeze().slice(0..read), (range.start - start) as usize))
+}
+
+/// A buffer of at least this size, or an error that says that memory is used up.
+pub(crate) fn take_buffer(pool: &BufferPool, bytes: usize) -> io::Result<Buffer> {
+    pool.try_get(bytes).ok_or_else(|| {
+        let (used, budget) = (pool.used_bytes(), pool.budget_bytes());
+        io::Error::new(
+            io::ErrorKind::OutOfMemory,
+            format!("{bytes} bytes asked of buffers with {used} of {budget} bytes in use"),
+        )
+    })
+}
+
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}

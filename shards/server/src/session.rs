@@ -1,0 +1,279 @@
+//! One client: who it is, what it may have in flight, and where its requests go.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Instant;
+
+use quinn_proto::{ConnectionHandle, StreamId};
+use rustls::pki_types::CertificateDer;
+use rustmq_metadata::PrincipalId;
+use rustmq_protocol::frame::{FrameFlags, FrameHeader, RequestKind, VersionRange};
+use rustmq_protocol::{CorrelationId, ShardId};
+
+use crate::body::Body;
+use crate::limits::{REQUESTS_IN_FLIGHT_MAX, UNSENT_BYTES_MAX};
+use crate::mesh::{Answer, Message};
+use crate::reply::{Reply, RequestError, Response};
+use crate::shard::Shard;
+use crate::{catalogue, hello, metadata, offsets};
+
+/// One admitted client on one connection.
+///
+/// Lives on the shard that accepted the connection. It begins when the handshake and the admission
+/// are done and ends with the connection; answers that come later are dropped.
+pub(crate) struct Session {
+    handle: ConnectionHandle,
+    principal: PrincipalId,
+    shard: Rc<Shard>,
+    /// The protocol version agreed by Hello.
+    version: Cell<Option<u8>>,
+    outbox: RefCell<VecDeque<(StreamId, Reply)>>,
+    unsent_bytes: Cell<usize>,
+    in_flight: Cell<usize>,
+    paused: Cell<bool>,
+    /// The connection is queued to be driven.
+    queued: Cell<bool>,
+    ended: Cell<bool>,
+}
+
+/// One request, whoever sent it here.
+pub(crate) struct Request {
+    pub(crate) header: FrameHeader,
+    pub(crate) body: Body,
+    pub(crate) principal: PrincipalId,
+    /// When its last byte arrived at this process.
+    pub(crate) arrived: Instant,
+    pub(crate) reply_to: ReplyTo,
+}
+
+/// Where the answer goes. Dropping it without an answer frees the request's place all the same.
+pub(crate) enum ReplyTo {
+    /// To a client of this shard.
+    Client(ClientReply),
+    /// To the shard that forwarded the request.
+    Shard {
+        /// The shard that the client is connected to.
+        shard: ShardId,
+        /// Its name for the request.
+        ticket: u64,
+    },
+}
+
+/// A client's place in flight: taken when the request is read, given back when this is dropped.
+pub(crate) struct ClientReply {
+    session: Rc<Session>,
+    stream: StreamId,
+    correlation: CorrelationId,
+    kind: u16,
+}
+
+impl Session {
+    /// The admission after every handshake: turns the peer's certificate into a principal, or
+    /// says why the peer may not come in.
+    pub(crate) fn admit(
+        shard: &Rc<Shard>,
+        handle: ConnectionHandle,
+        quic: &quinn_proto::Connection,
+    ) -> Result<Rc<Self>, String> {
+        let identity = quic.crypto_session().peer_identity();
+        let chain = identity
+            .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
+            .ok_or("the peer sent no certificate; this broker requires one")?;
+        let leaf = chain.first().ok_or("the peer's certificate chain is empty")?;
+        let principal = shard.intern_principal(leaf)?;
+        Ok(Rc::new(Self {
+            handle,
+            principal,
+            shard: Rc::clone(shard),
+            version: Cell::new(None),
+            outbox: RefCell::default(),
+            unsent_bytes: Cell::new(0),
+            in_flight: Cell::new(0),
+            paused: Cell::new(false),
+            queued: Cell::new(false),
+            ended: Cell::new(false),
+        }))
+    }
+
+    /// A whole frame arrived: it takes a place in flight.
+    pub(crate) fn request(
+        self: &Rc<Self>,
+        stream: StreamId,
+        header: FrameHeader,
+        body: Body,
+        now: Instant,
+    ) -> Request {
+        self.in_flight.set(self.in_flight.get() + 1);
+        let reply_to = ReplyTo::Client(ClientReply {
+            session: Rc::clone(self),
+            stream,
+            correlation: header.correlation,
+            kind: header.kind,
+        });
+        Request { header, body, principal: self.principal, arrived: now, reply_to }
+    }
+
+    /// Queues bytes for a stream.
+    pub(crate) fn send(&self, stream: StreamId, reply: Reply) {
+        if self.ended.get() {
+            return;
+        }
+        self.unsent_bytes.set(self.unsent_bytes.get() + reply.len());
+        self.outbox.borrow_mut().push_back((stream, reply));
+        self.wake();
+    }
+
+    /// The next queued answer, for the connection to write.
+    pub(crate) fn take_reply(&self) -> Option<(StreamId, Reply)> {
+        self.outbox.borrow_mut().pop_front()
+    }
+
+    /// `bytes` of answers were handed to the transport.
+    pub(crate) fn handle_sent(&self, bytes: usize) {
+        self.unsent_bytes.set(self.unsent_bytes.get() - bytes);
+        self.resume();
+    }
+
+    /// Requests that are not answered yet.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+
+    /// Bytes of answers that the transport has not taken yet.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        self.unsent_bytes.get()
+    }
+
+    /// Reading has stopped at a limit: wake the connection once it is under again.
+    pub(crate) fn pause(&self) {
+        self.paused.set(true);
+    }
+
+    /// The connection is being driven now.
+    pub(crate) fn driven(&self) {
+        self.queued.set(false);
+    }
+
+    /// The connection is gone.
+    pub(crate) fn end(&self) {
+        self.ended.set(true);
+        self.outbox.borrow_mut().clear();
+    }
+
+    /// The version that Hello agreed on, if it came.
+    pub(crate) fn version(&self) -> Option<u8> {
+        self.version.get()
+    }
+
+    /// Hello agreed on a version.
+    pub(crate) fn set_version(&self, version: u8) {
+        self.version.set(Some(version));
+    }
+
+    fn resume(&self) {
+        if self.paused.get()
+            && self.in_flight.get() < REQUESTS_IN_FLIGHT_MAX
+            && self.unsent_bytes.get() < UNSENT_BYTES_MAX
+        {
+            self.paused.set(false);
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if !self.queued.replace(true) {
+            self.shard.endpoint.mark_dirty(self.handle);
+        }
+    }
+}
+
+impl ClientReply {
+    /// Answers the client. `moved` names the owner when another shard did the work.
+    pub(crate) fn send(&self, response: Response, moved: Option<ShardId>) {
+        let reply = Reply::frame(self.kind, self.correlation, response, moved);
+        self.session.send(self.stream, reply);
+    }
+
+    /// The session of the client.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl Drop for ClientReply {
+    fn drop(&mut self) {
+        let session = &self.session;
+        session.in_flight.set(session.in_flight.get() - 1);
+        session.resume();
+        if session.in_flight.get() == 0 && !session.ended.get() {
+            session.wake();
+        }
+    }
+}
+
+impl ReplyTo {
+    /// A number that tells those who wait for answers apart.
+    pub(crate) fn key(&self) -> u64 {
+        match self {
+            Self::Client(client) => client.session.handle.0 as u64,
+            Self::Shard { shard, .. } => u64::MAX - u64::from(shard.0),
+        }
+    }
+}
+
+impl Request {
+    /// Answers the request, wherever it came from.
+    pub(crate) fn answer(self, shard: &Shard, response: Response) {
+        match self.reply_to {
+            ReplyTo::Client(client) => client.send(response, None),
+            ReplyTo::Shard { shard: origin, ticket } => {
+                let answer = Answer { ticket, response };
+                shard.mesh.send(origin, Message::Answer(Box::new(answer)));
+            }
+        }
+    }
+
+    /// Refuses the request.
+    pub(crate) fn refuse(self, shard: &Shard, error: &RequestError) {
+        shard.metrics.borrow_mut().count_refused(error.code());
+        self.answer(shard, error.response());
+    }
+}
+
+/// Hands a request to the function that serves its kind.
+pub(crate) fn dispatch(shard: &Rc<Shard>, request: Request) {
+    let kind = match check(&request) {
+        Ok(kind) => kind,
+        Err(error) => return request.refuse(shard, &error),
+    };
+    match kind {
+        RequestKind::Hello => hello::hello(shard, request),
+        RequestKind::Produce => (shard.spawn_produce)(Rc::clone(shard), request),
+        RequestKind::Fetch => (shard.spawn_fetch)(Rc::clone(shard), request),
+        RequestKind::ListOffsets => offsets::spawn(shard, request),
+        RequestKind::Metadata => metadata::metadata(shard, request),
+        RequestKind::ListTopics => metadata::list_topics(shard, request),
+        RequestKind::CreateTopic | RequestKind::DeleteTopic | RequestKind::InitProducer => {
+            catalogue::spawn(shard, request);
+        }
+    }
+}
+
+/// Is this frame one that may come now, in the version agreed?
+fn check(request: &Request) -> Result<RequestKind, RequestError> {
+    let header = &request.header;
+    let kind = RequestKind::from_u16(header.kind)
+        .ok_or(RequestError::UnknownRequest { kind: header.kind })?;
+    if header.flags.contains(FrameFlags::RESPONSE) {
+        return Err(RequestError::UnknownRequest { kind: header.kind });
+    }
+    let ReplyTo::Client(client) = &request.reply_to else { return Ok(kind) };
+    match client.session().version() {
+        None if kind != RequestKind::Hello => Err(RequestError::HelloRequired),
+        Some(version) if version != header.version => {
+            Err(RequestError::UnsupportedVersion { supported: VersionRange { min: version, max: version } })
+        },
+        _ => Ok(kind),
+    }
+}

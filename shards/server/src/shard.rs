@@ -1,0 +1,631 @@
+//! The shard: what one core owns, how it starts and how it ends.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustmq_config::BrokerConfig;
+use rustmq_config::choice::{FlushPolicy as FlushOption, WhenFull};
+use rustmq_engine::HotCache;
+use rustmq_engine::partition::PartitionState;
+use rustmq_metadata::{
+    Command, Image, Operation, PrincipalId, Principals, Resource, WalUuid, apply, authorize,
+};
+use rustmq_protocol::{
+    BrokerId, FlushMode, LeaderEpoch, ShardEndpoint, ShardId, TopicId, TopicPartition,
+};
+use rustmq_sys::buffer::{Buffer, BufferPool};
+use rustmq_sys::runtime::{self, Class, RuntimeConfig, TaskPool};
+use rustmq_sys::udp::UdpSocket;
+use rustmq_wal::{BlockFlags, FlushPolicy, GroupCommit, WalId};
+use bytes::Bytes;
+
+use crate::catalogue::{self, Catalogue};
+use crate::endpoint::Endpoint;
+use crate::mesh::{self, Boot, Mesh, MeshPort, Message};
+use crate::metrics::{Gauges, Metrics, ShardSnapshot};
+use crate::notify::Notify;
+use crate::partitions::{LocalPartition, Partitions, retention_of};
+use crate::recover::{self, WalSetup};
+use crate::replay::Replayed;
+use crate::reply::{RequestError, Response, SMALL_BODY_BYTES};
+use crate::segments::{Policy, SegmentFiles};
+use crate::session::Request;
+use crate::wal_writer::{WalWriter, write_loop};
+use crate::{fetch, housekeeping, produce, tls};
+
+/// Memory that one buffer of the block pool holds: blocks lie in it one after another.
+const BLOCK_BUFFER_BYTES: usize = 4 << 20;
+
+/// Memory of a shard for reading the disk, beside blocks and the hot cache.
+const READ_BUFFER_BYTES: usize = 64 << 20;
+
+/// What a shard's thread is given at start.
+pub struct ShardSetup {
+    /// The shard's number.
+    pub id: ShardId,
+    /// What all shards of the broker share.
+    pub node: Arc<Node>,
+    /// The checked configuration.
+    pub config: Arc<BrokerConfig>,
+    /// The shard's own socket first, then any others that it serves.
+    pub sockets: Vec<UdpSocket>,
+    /// Its end of the mesh.
+    pub port: MeshPort,
+    /// How its runtime runs.
+    pub runtime: RuntimeConfig,
+}
+
+/// What all shards of a broker agree on.
+pub struct Node {
+    /// The broker's number in the cluster.
+    pub broker: BrokerId,
+    /// How many shards it has.
+    pub shard_count: u16,
+    /// The host that clients are told to use.
+    pub advertised_host: String,
+    /// The port of the first contact.
+    pub bootstrap_port: u16,
+    /// The port of each shard.
+    pub shards: Vec<ShardEndpoint>,
+    /// Certificates, and who may connect.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// Keys that outlive a restart.
+    pub keys: NodeKeys,
+}
+
+/// Secrets of the broker's QUIC endpoints. They are kept, so that a restarted broker can tell the
+/// peers of its past life that their connections are gone.
+#[derive(Clone)]
+pub struct NodeKeys {
+    /// Signs stateless resets.
+    pub reset: [u8; 64],
+    /// Protects Retry and address tokens.
+    pub token: [u8; 64],
+    /// Tags connection ids.
+    pub connection_id: u64,
+}
+
+/// Why a shard ended before it was asked to. The process ends with it.
+#[derive(Debug, Clone)]
+pub enum ShardError {
+    /// The device failed, or what is on it.
+    Device {
+        /// What was being done.
+        doing: &'static str,
+        /// Where.
+        dir: PathBuf,
+        /// What the system said.
+        error: String,
+    },
+    /// The files do not make sense, or are of a newer version.
+    Refused {
+        /// Where.
+        dir: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A block that was acknowledged is damaged, and what it held is not known.
+    Corrupt {
+        /// The file.
+        file: PathBuf,
+        /// Where in it.
+        position: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// The memory that was set aside is used up.
+    Memory {
+        /// What was asked.
+        error: String,
+    },
+    /// The runtime could not start.
+    Runtime {
+        /// What the system said.
+        error: String,
+    },
+}
+
+/// What one core owns. Everything in it is touched by this core's thread alone.
+///
+/// It begins with [`run`], serves once every shard has recovered, and ends when it was drained or
+/// an error made it unsafe to go on. No borrow of a cell is held across an await.
+pub(crate) struct Shard {
+    pub(crate) id: ShardId,
+    pub(crate) node: Arc<Node>,
+    pub(crate) config: Arc<BrokerConfig>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) mesh: Mesh,
+    pub(crate) partitions: RefCell<Partitions>,
+    pub(crate) cache: RefCell<HotCache<Bytes>>,
+    pub(crate) image: RefCell<Image>,
+    /// The shard that owns each WAL of this broker.
+    pub(crate) owners: RefCell<BTreeMap<WalUuid, ShardId>>,
+    pub(crate) metrics: RefCell<Metrics>,
+    /// Shard 0 alone writes the catalogue.
+    pub(crate) catalogue: Option<Catalogue>,
+    pub(crate) boot: Slot<Boot>,
+    pub(crate) may_serve: Notify,
+    pub(crate) drain: Notify,
+    pub(crate) spawn_produce: SpawnRequest,
+    pub(crate) spawn_fetch: SpawnRequest,
+    wals: RefCell<Vec<Rc<WalWriter>>>,
+    principals: RefCell<Principals>,
+    scratch: RefCell<Vec<u8>>,
+    draining: Cell<bool>,
+    failure: Slot<ShardError>,
+}
+
+/// Starts a request's task in recycled memory.
+pub(crate) type SpawnRequest = Box<dyn Fn(Rc<Shard>, Request)>;
+
+/// A place for one value that a task waits for.
+pub(crate) struct Slot<T> {
+    value: RefCell<Option<T>>,
+    filled: Notify,
+}
+
+impl<T> Slot<T> {
+    fn new() -> Self {
+        Self { value: RefCell::new(None), filled: Notify::default() }
+    }
+
+    /// Fills the place; the first value stays.
+    pub(crate) fn put(&self, value: T) {
+        self.value.borrow_mut().get_or_insert(value);
+        self.filled.notify();
+    }
+
+    /// Waits for the value.
+    pub(crate) async fn take(&self) -> T {
+        loop {
+            if let Some(value) = self.value.borrow_mut().take() {
+                return value;
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
+/// Runs a shard on the calling thread until it is drained or fails.
+pub fn run(setup: ShardSetup) -> Result<(), ShardError> {
+    let ShardSetup { id, node, config, sockets, port, runtime: settings } = setup;
+    let MeshPort { doorbell, senders, receivers, bells } = port;
+    let main = async move {
+        let mesh = Mesh::new(senders, receivers, bells);
+        let shard = Rc::new(Shard::new(id, node, config, sockets, mesh));
+        serve(&shard).await
+    };
+    runtime::run(settings, doorbell, main)
+        .map_err(|error| ShardError::Runtime { error: error.to_string() })?
+}
+
+/// The life of a shard, from recovery to its clean end.
+async fn serve(shard: &Rc<Shard>) -> Result<(), ShardError> {
+    runtime::spawn(Class::Foreground, mesh::receive_loop(Rc::clone(shard)));
+    if let Some(catalogue) = &shard.catalogue {
+        catalogue.start(shard).await?;
+    }
+    let boot = shard.boot.take().await;
+    shard.recover(boot).await?;
+    catalogue::booted(shard);
+    shard.may_serve.notified().await;
+
+    Endpoint::start(shard);
+    housekeeping::start(shard);
+    shard.mesh.send_control(Message::Serving { shard: shard.id });
+    let ended = shard.until_drained();
+    let failed = shard.failure.take();
+    let mut ended = std::pin::pin!(ended);
+    let mut failed = std::pin::pin!(failed);
+    std::future::poll_fn(|cx| {
+        use std::future::Future;
+        use std::task::Poll;
+        if let Poll::Ready(error) = failed.as_mut().poll(cx) {
+            return Poll::Ready(Err(error));
+        }
+        ended.as_mut().poll(cx).map(Ok)
+    })
+    .await?;
+    Endpoint::close(shard).await;
+    Ok(())
+}
+
+impl Shard {
+    fn new(
+        id: ShardId,
+        node: Arc<Node>,
+        config: Arc<BrokerConfig>,
+        sockets: Vec<UdpSocket>,
+        mesh: Mesh,
+    ) -> Self {
+        let produce_pool = TaskPool::new(Class::Foreground);
+        let fetch_pool = TaskPool::new(Class::Fetch);
+        Self {
+            id,
+            endpoint: tls::endpoint(&node, &config, id, sockets),
+            mesh,
+            partitions: RefCell::default(),
+            cache: RefCell::new(HotCache::new(config.cache.hot_bytes as usize)),
+            image: RefCell::new(Image::new()),
+            owners: RefCell::default(),
+            metrics: RefCell::new(Metrics::new()),
+            catalogue: (id == ShardId(0)).then(Catalogue::new),
+            boot: Slot::new(),
+            may_serve: Notify::default(),
+            drain: Notify::default(),
+            spawn_produce: Box::new(move |shard, request| {
+                produce_pool.spawn(produce::produce(shard, request));
+            }),
+            spawn_fetch: Box::new(move |shard, request| {
+                fetch_pool.spawn(fetch::fetch(shard, request));
+            }),
+            wals: RefCell::default(),
+            principals: RefCell::new(Principals::new()),
+            scratch: RefCell::new(Vec::with_capacity(SMALL_BODY_BYTES)),
+            draining: Cell::new(false),
+            failure: Slot::new(),
+            node,
+            config,
+        }
+    }
+
+    /// Opens the shard's WALs and takes over their partitions.
+    async fn recover(self: &Rc<Self>, boot: Boot) -> Result<(), ShardError> {
+        *self.image.borrow_mut() = boot.image;
+        let mine = boot.owners.iter().filter(|(_, owner)| **owner == self.id);
+        let mine: Vec<WalUuid> = mine.map(|(wal, _)| *wal).collect();
+        let wals_total = boot.owners.len();
+        *self.owners.borrow_mut() = boot.owners;
+        for wal in mine {
+            self.open_wal(wal, wals_total).await?;
+        }
+        Ok(())
+    }
+
+    async fn open_wal(self: &Rc<Self>, id: WalUuid, wals_total: usize) -> Result<(), ShardError> {
+        let config = &self.config.wal;
+        let setup = WalSetup {
+            id: WalId(id.0),
+            dir: self.config.broker.data_dir.join(format!("wal-{}", WalId(id.0))),
+            segment_bytes: config.segment_bytes,
+            segments_max: segments_per_wal(&self.config, wals_total)
+                .map_err(|why| self.refused(why))?,
+        };
+        let memory = self.config.cache.hot_bytes + config.buffer_bytes;
+        let pool = BufferPool::new(memory as usize, BLOCK_BUFFER_BYTES);
+        let read_pool = BufferPool::new(READ_BUFFER_BYTES, READ_BUFFER_BYTES / 64);
+        let opened = recover::open(&setup, &read_pool).await?;
+        let policy = Policy {
+            flush_always: config.flush == FlushOption::Always,
+            delete_oldest: config.when_full == WhenFull::DeleteOldest,
+        };
+        let commit = GroupCommit::new(match config.flush {
+            FlushOption::Always => FlushPolicy::Always,
+            FlushOption::Interval => {
+                FlushPolicy::Interval { ns: config.flush_interval_ms * 1_000_000 }
+            }
+        });
+        let dir = setup.dir.clone();
+        let files = SegmentFiles::new(setup.id, setup.dir, policy, read_pool, opened.recovered);
+        let block_bytes_max = config.block_bytes_max as usize;
+        let wal = Rc::new(WalWriter::new(files, pool, block_bytes_max, commit));
+        let index = self.wals.borrow().len();
+        self.wals.borrow_mut().push(Rc::clone(&wal));
+        self.adopt(id, index, opened.replayed).map_err(|why| ShardError::Refused { dir, why })?;
+        // Only now is what was recovered part of the log again, and durable.
+        wal.write_block(self, BlockFlags::START).await?;
+        let shard = Rc::clone(self);
+        runtime::spawn(Class::Foreground, async move {
+            if let Err(error) = write_loop(Rc::clone(&shard), wal).await {
+                shard.fail(error);
+            }
+        });
+        Ok(())
+    }
+
+    /// Installs every partition that lives in a WAL, with what its entries say of it.
+    fn adopt(&self, wal: WalUuid, index: usize, mut replayed: Replayed) -> Result<(), String> {
+        let image = self.image.borrow();
+        for (id, _) in replayed.partitions() {
+            if image.topic(id.topic).is_none() && image.tombstone(id.topic).is_none() {
+                return Err(format!(
+                    "there are records of topic {}, which the catalogue has never known",
+                    id.topic
+                ));
+            }
+        }
+        for topic in image.topics() {
+            for (partition_id, partition) in topic.partitions() {
+                if partition.append_wal() != Some(wal) {
+                    continue;
+                }
+                let id = TopicPartition { topic: topic.id, partition: partition_id };
+                let replayed = replayed.take(id);
+                self.insert_partition(topic, id, partition.leader_epoch, index, replayed);
+            }
+        }
+        Ok(())
+    }
+
+    fn insert_partition(
+        &self,
+        topic: &rustmq_metadata::Topic,
+        id: TopicPartition,
+        leader_epoch: LeaderEpoch,
+        wal: usize,
+        replayed: Option<crate::replay::ReplayedPartition>,
+    ) {
+        let producers_max = self.config.producers.per_partition_max as usize;
+        let engine = match replayed {
+            Some(replayed) => replayed.into_engine(id, leader_epoch, producers_max),
+            None => {
+                let state = PartitionState::default();
+                rustmq_engine::Partition::new(id, leader_epoch, state, producers_max)
+            }
+        };
+        self.partitions.borrow_mut().insert(LocalPartition {
+            engine,
+            topic_name: Rc::from(topic.name.as_str()),
+            wal,
+            record_bytes_max: topic.config.max_message_bytes as usize,
+            retention: retention_of(&topic.config),
+            arrivals: Rc::default(),
+        });
+    }
+
+    /// Applies a durable command: the picture changes, and with it what lives here.
+    pub(crate) fn install(&self, command: &Command) {
+        let deleted = match command {
+            Command::DeleteTopic { id } => self.image.borrow().topic(*id).cloned(),
+            _ => None,
+        };
+        let applied = apply(&mut self.image.borrow_mut(), command);
+        applied.expect("a command was checked before it was made durable");
+        if let Command::CreateTopic { id, .. } = command {
+            self.create_partitions(*id);
+        }
+        if let Some(topic) = deleted {
+            for (partition, _) in topic.partitions() {
+                let id = TopicPartition { topic: topic.id, partition };
+                if let Some(partition) = self.partitions.borrow_mut().remove(id) {
+                    partition.arrivals.wake_all();
+                }
+            }
+        }
+    }
+
+    fn create_partitions(&self, topic: TopicId) {
+        let image = self.image.borrow();
+        let topic = image.topic(topic).expect("the topic was just created");
+        for (partition_id, partition) in topic.partitions() {
+            let Some(wal) = partition.append_wal() else { continue };
+            if self.owners.borrow().get(&wal) != Some(&self.id) {
+                continue;
+            }
+            let index = self.wal_index(WalId(wal.0));
+            let id = TopicPartition { topic: topic.id, partition: partition_id };
+            self.insert_partition(topic, id, partition.leader_epoch, index, None);
+        }
+    }
+
+    /// Which of these deleted topics do segments here still name?
+    pub(crate) fn named_topics(&self, mut topics: Vec<TopicId>) -> Vec<TopicId> {
+        let wals = self.wals.borrow();
+        topics.retain(|topic| wals.iter().any(|wal| wal.files.segments().names(*topic)));
+        topics
+    }
+
+    /// Waits for the word to stop, then for everything in flight to be answered and durable.
+    async fn until_drained(self: &Rc<Self>) {
+        self.drain.notified().await;
+        self.draining.set(true);
+        for tag in self.partitions.borrow().tags() {
+            let arrivals = self.partitions.borrow().get(tag).map(|p| Rc::clone(&p.arrivals));
+            if let Some(arrivals) = arrivals {
+                arrivals.wake_all();
+            }
+        }
+        let wals = self.wals.borrow().clone();
+        for wal in &wals {
+            wal.close();
+        }
+        for wal in &wals {
+            wal.closed().await;
+        }
+    }
+
+    /// Ends the shard, and with it the process: it is no longer safe to go on.
+    pub(crate) fn fail(&self, error: ShardError) {
+        self.failure.put(error);
+    }
+
+    /// Is the shard about to stop?
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// The shard's WALs.
+    pub(crate) fn wals(&self) -> Vec<Rc<WalWriter>> {
+        self.wals.borrow().clone()
+    }
+
+    /// The WAL with this index.
+    pub(crate) fn wal(&self, index: usize) -> Rc<WalWriter> {
+        Rc::clone(&self.wals.borrow()[index])
+    }
+
+    /// The index of a WAL that lives here.
+    pub(crate) fn wal_index(&self, id: WalId) -> usize {
+        let found = self.wals.borrow().iter().position(|wal| wal.files.id() == id);
+        found.expect("a WAL that was dealt to this shard was opened at start")
+    }
+
+    /// The WAL to which a partition appends.
+    pub(crate) fn wal_of(&self, tag: u32) -> Result<Rc<WalWriter>, RequestError> {
+        let partitions = self.partitions.borrow();
+        let partition = partitions.get(tag).ok_or(RequestError::UnknownTopicId)?;
+        Ok(self.wal(partition.wal))
+    }
+
+    /// Memory for blocks. When none is left, the oldest of the hot cache makes room.
+    pub(crate) fn block_buffer(&self, pool: &BufferPool, bytes: usize) -> Option<Buffer> {
+        loop {
+            if let Some(buffer) = pool.try_get(bytes.max(pool.buffer_bytes())) {
+                return Some(buffer);
+            }
+            if !self.cache.borrow_mut().evict_block() {
+                return None;
+            }
+        }
+    }
+
+    /// What the acknowledgements of this broker promise.
+    pub(crate) fn flush_mode(&self) -> FlushMode {
+        match self.config.wal.flush {
+            FlushOption::Always => FlushMode::Always,
+            FlushOption::Interval => {
+                FlushMode::Interval { ms: self.config.wal.flush_interval_ms as u32 }
+            }
+        }
+    }
+
+    /// A short answer, encoded without an allocation.
+    pub(crate) fn small_response(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Response {
+        let mut scratch = self.scratch.borrow_mut();
+        scratch.clear();
+        encode(&mut scratch);
+        Response::small(&scratch)
+    }
+
+    /// Answers a request with its outcome.
+    pub(crate) fn finish(&self, request: Request, outcome: Result<Response, RequestError>) {
+        match outcome {
+            Ok(response) => request.answer(self, response),
+            Err(error) => request.refuse(self, &error),
+        }
+    }
+
+    /// May the request's principal do this?
+    pub(crate) fn authorize(
+        &self,
+        request: &Request,
+        operation: Operation,
+        resource: Resource<'_>,
+    ) -> Result<(), RequestError> {
+        let decision =
+            authorize(&self.principals.borrow(), request.principal, operation, resource);
+        match decision.is_allowed() {
+            true => Ok(()),
+            false => Err(RequestError::NotAuthorized { why: decision.to_string() }),
+        }
+    }
+
+    /// May the request's principal do this to the topic of a partition that lives here?
+    pub(crate) fn authorize_partition(
+        &self,
+        request: &Request,
+        operation: Operation,
+        tag: u32,
+    ) -> Result<(), RequestError> {
+        let partitions = self.partitions.borrow();
+        let partition = partitions.get(tag).ok_or(RequestError::UnknownTopicId)?;
+        self.authorize(request, operation, Resource::Topic(&partition.topic_name))
+    }
+
+    /// The number of the principal that a certificate names.
+    pub(crate) fn intern_principal(
+        &self,
+        leaf: &CertificateDer<'_>,
+    ) -> Result<PrincipalId, String> {
+        let name = tls::principal_name(leaf)?;
+        self.principals.borrow_mut().intern(&name).map_err(|error| error.to_string())
+    }
+
+    /// The number of a principal that another shard admitted. One more than can be numbered is
+    /// nobody, and may do nothing.
+    pub(crate) fn intern_name(&self, name: &str) -> PrincipalId {
+        self.principals.borrow_mut().intern(name).unwrap_or(PrincipalId(u32::MAX))
+    }
+
+    /// The name behind a number.
+    pub(crate) fn principal_name(&self, id: PrincipalId) -> String {
+        self.principals.borrow().name(id).unwrap_or_default().to_owned()
+    }
+
+    /// A number that tells producers apart, for the group commit.
+    pub(crate) fn producer_key(&self, request: &Request) -> u64 {
+        request.reply_to.key()
+    }
+
+    /// A copy of everything measured.
+    pub(crate) fn snapshot(&self) -> ShardSnapshot {
+        let metrics = self.metrics.borrow();
+        let wals = self.wals.borrow();
+        let gauges = Gauges {
+            partitions: self.partitions.borrow().len() as u64,
+            connections: self.endpoint.connections_open() as u64,
+            wal_segments: wals.iter().map(|wal| wal.files.segments().live().len() as u64).sum(),
+            wal_bytes: wals.iter().map(|wal| wal.files.live_bytes()).sum(),
+            cache_bytes: self.cache.borrow().bytes_used() as u64,
+            buffer_bytes: wals.iter().map(|wal| wal.buffer_bytes() as u64).sum(),
+            forwarded: self.mesh.forwarded() as u64,
+        };
+        ShardSnapshot {
+            shard: self.id,
+            stages: metrics.stages(),
+            counters: metrics.counters.clone(),
+            gauges,
+            runtime: runtime::stats(),
+        }
+    }
+
+    fn refused(&self, why: String) -> ShardError {
+        ShardError::Refused { dir: self.config.broker.data_dir.clone(), why }
+    }
+}
+
+/// How many segments each WAL may have, when the broker's space is shared by all of them.
+fn segments_per_wal(config: &BrokerConfig, wals: usize) -> Result<usize, String> {
+    let per_wal = config.wal.capacity_bytes / wals as u64 / config.wal.segment_bytes;
+    let fewest = match config.test.enabled {
+        true => SEGMENTS_MIN_TEST,
+        false => rustmq_wal::segments::SEGMENTS_MIN as u64,
+    };
+    if per_wal < fewest {
+        return Err(format!(
+            "wal.capacity_bytes = {} is room for {per_wal} segments in each of {wals} WALs; at \
+             least {fewest} are needed: raise it, or lower wal.segment_bytes or broker.shards",
+            config.wal.capacity_bytes
+        ));
+    }
+    Ok((per_wal as usize).min(rustmq_wal::segments::SEGMENTS_MAX))
+}
+
+/// Fewest segments of a WAL under test settings, where a full pool must be reached in seconds.
+const SEGMENTS_MIN_TEST: u64 = 4;
+
+impl fmt::Display for ShardError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device { doing, dir, error } => {
+                write!(f, "{doing} {}: {error}", dir.display())
+            }
+            Self::Refused { dir, why } => write!(f, "{}: {why}", dir.display()),
+            Self::Corrupt { file, position, why } => write!(
+                f,
+                "{}: the block at position {position} was acknowledged and is damaged ({why}); what \
+                 it held cannot be told, so this WAL is not opened: restore the file from a copy",
+                file.display()
+            ),
+            Self::Memory { error } => write!(f, "out of the memory set aside: {error}"),
+            Self::Runtime { error } => write!(f, "the shard's runtime could not start: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ShardError {}

@@ -1,0 +1,72 @@
+//! The one clock. Code that runs on a runtime asks here and nowhere else.
+//!
+//! Inside a runtime the monotonic time is read once per turn of its loop: everything done in a turn
+//! happens at one moment, and asking costs nothing. A task that runs for long calls [`refresh`].
+
+use std::cell::Cell;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+thread_local! {
+    /// The moment of this turn while this thread runs a runtime.
+    static TURN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// The moment of this turn inside a runtime; the present moment outside.
+pub fn now() -> Instant {
+    TURN.get().unwrap_or_else(Instant::now)
+}
+
+/// Reads the clock again, for the rest of this turn.
+pub fn refresh() -> Instant {
+    let now = Instant::now();
+    if TURN.get().is_some() {
+        TURN.set(Some(now));
+    }
+    now
+}
+
+/// Milliseconds since 1970, by the wall clock, which may jump: for time stamps, never for waiting.
+/// A clock set before 1970 reads as negative.
+pub fn wall_ms() -> i64 {
+    let milliseconds = |duration: std::time::Duration| {
+        i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+    };
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => milliseconds(since),
+        Err(before) => -milliseconds(before.duration()),
+    }
+}
+
+/// Starts to answer with turns on this thread.
+pub(crate) fn begin() -> Instant {
+    let now = Instant::now();
+    TURN.set(Some(now));
+    now
+}
+
+/// Answers with the present moment again.
+pub(crate) fn end() {
+    TURN.set(None);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_stands_still_within_a_turn() {
+        let before = now();
+        assert!(now() >= before);
+        let turn = begin();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        assert_eq!(now(), turn);
+        assert!(refresh() > turn);
+        assert!(now() > turn);
+        end();
+    }
+
+    #[test]
+    fn the_wall_clock_is_past_2020() {
+        assert!(wall_ms() > 1_577_836_800_000);
+    }
+}

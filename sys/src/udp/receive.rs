@@ -1,0 +1,148 @@
+//! Buffers that the kernel receives into and the protocol above then owns, without a copy.
+//!
+//! ```text
+//!   buffer (64 KiB) --train received--> | bytes, handed out | empty tail, kept here |
+//!                                            dropped by the protocol later -> the tail can take
+//!                                            the whole allocation back, without the allocator
+//! ```
+
+use std::array;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::net::UdpSocket;
+
+use bytes::BytesMut;
+use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSockRef, UdpSocketState};
+
+use super::DatagramMeta;
+
+/// 64 KiB: the longest train there is.
+pub const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
+
+/// 32: the most trains one system call receives.
+pub const TRAINS_MAX: usize = BATCH_SIZE;
+
+/// 2 KiB: shorter trains are copied, so that an acknowledgement does not keep 64 KiB busy.
+const COPY_BELOW_BYTES: usize = 2 * 1024;
+
+/// How many tails are tried before another buffer is made: the oldest were handed out first and are
+/// the likeliest to be free.
+const RECLAIM_TRIES: usize = 4;
+
+/// The receive buffers of one shard, of a fixed budget.
+///
+/// At the limit, when the protocol keeps them all, trains are copied to memory of just their size,
+/// which the protocol's own flow control bounds.
+/// Invariants: `ready` are empty and whole; `tails` are those handed out; both together are at most
+/// `buffers_max`, and never fewer than one is ready.
+pub struct ReceiveBuffers {
+    ready: VecDeque<BytesMut>,
+    tails: VecDeque<BytesMut>,
+    buffers_max: usize,
+}
+
+impl ReceiveBuffers {
+    /// Buffers of together at most `budget_bytes`, but at least one of [`RECEIVE_BUFFER_BYTES`].
+    /// Two megabytes let one system call receive as much as it can.
+    pub fn new(budget_bytes: usize) -> Self {
+        let buffers_max = (budget_bytes / RECEIVE_BUFFER_BYTES).max(1);
+        let mut buffers = Self { ready: VecDeque::new(), tails: VecDeque::new(), buffers_max };
+        buffers.refill();
+        buffers
+    }
+
+    /// Memory in the hands of the protocol, as far as it was not taken back yet.
+    pub fn handed_out_bytes(&self) -> usize {
+        self.tails.len() * RECEIVE_BUFFER_BYTES
+    }
+
+    /// Receives, and returns how many trains there were and how many there was room for.
+    pub(super) fn receive(
+        &mut self,
+        state: &UdpSocketState,
+        socket: &UdpSocket,
+        take: &mut impl FnMut(DatagramMeta, BytesMut),
+    ) -> io::Result<(usize, usize)> {
+        self.refill();
+        let room = self.ready.len().min(TRAINS_MAX);
+        let mut metas = [RecvMeta::default(); TRAINS_MAX];
+        let count = {
+            let mut ready = self.ready.iter_mut();
+            let mut slices: [IoSliceMut<'_>; TRAINS_MAX] = array::from_fn(|_| {
+                IoSliceMut::new(ready.next().map_or(&mut [], whole))
+            });
+            state.recv(UdpSockRef::from(socket), &mut slices[..room], &mut metas[..room])?
+        };
+        for meta in metas.iter().take(count) {
+            let train = self.take_train(meta.len.min(RECEIVE_BUFFER_BYTES));
+            let stride = if meta.stride == 0 { train.len() } else { meta.stride };
+            let (remote, local_ip) = (meta.addr, meta.dst_ip);
+            let ecn = meta.ecn.map_or(0, |ecn| ecn as u8);
+            let len = train.len();
+            take(DatagramMeta { remote, local_ip, ecn, stride: stride.max(1), len }, train);
+        }
+        Ok((count, room))
+    }
+
+    /// The bytes in the first ready buffer: the buffer itself, or a copy if the train is short or
+    /// this is the last buffer there is.
+    fn take_train(&mut self, bytes: usize) -> BytesMut {
+        let Some(mut buffer) = self.ready.pop_front() else { return BytesMut::new() };
+        // SAFETY: the whole buffer is initialised, see `whole`, and at least this long.
+        unsafe { buffer.set_len(bytes) };
+        let last = self.tails.len() + 1 >= self.buffers_max;
+        if bytes < COPY_BELOW_BYTES || last {
+            let copy = BytesMut::from(&buffer[..]);
+            buffer.clear();
+            // To the end: the buffers before it hold the trains that follow.
+            self.ready.push_back(buffer);
+            return copy;
+        }
+        let tail = buffer.split_off(bytes);
+        self.tails.push_back(tail);
+        buffer
+    }
+
+    /// Makes as many buffers ready as one call can use: those that came back, then new ones.
+    fn refill(&mut self) {
+        for _ in 0..RECLAIM_TRIES * TRAINS_MAX {
+            if self.ready.len() >= TRAINS_MAX {
+                return;
+            }
+            let Some(mut tail) = self.tails.pop_front() else { break };
+            if tail.try_reclaim(RECEIVE_BUFFER_BYTES) {
+                tail.clear();
+                self.ready.push_back(tail);
+            } else {
+                self.tails.push_back(tail);
+                break;
+            }
+        }
+        while self.ready.len() < TRAINS_MAX && self.ready.len() + self.tails.len() < self.buffers_max
+        {
+            let mut buffer = BytesMut::zeroed(RECEIVE_BUFFER_BYTES);
+            buffer.clear();
+            self.ready.push_back(buffer);
+        }
+    }
+}
+
+/// All of an empty buffer's memory.
+fn whole(buffer: &mut BytesMut) -> &mut [u8] {
+    let start = buffer.as_mut_ptr();
+    assert!(buffer.capacity() >= RECEIVE_BUFFER_BYTES, "ready buffers are whole");
+    // SAFETY: within the capacity, exclusively borrowed, and initialised: the memory was zeroed when
+    // it was allocated, and taking it back neither moves nor replaces it.
+    unsafe { std::slice::from_raw_parts_mut(start, RECEIVE_BUFFER_BYTES) }
+}
+
+impl fmt::Debug for ReceiveBuffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReceiveBuffers")
+            .field("ready", &self.ready.len())
+            .field("handed_out", &self.tails.len())
+            .field("buffers_max", &self.buffers_max)
+            .finish()
+    }
+}

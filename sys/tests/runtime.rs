@@ -1,0 +1,677 @@
+//! One suite for both drivers. Each test runs under each of them; where io_uring is not usable the
+//! runs under it are left out by name, except under `CI=true`, where that fails.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::path::Path;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use rustmq_sys::buffer::{ALIGN, BufferPool};
+use rustmq_sys::channel::channel;
+use rustmq_sys::doorbell::Doorbell;
+use rustmq_sys::file::File;
+use rustmq_sys::runtime::{self, Backend, Class, RuntimeConfig, TaskPool, spawn};
+use rustmq_sys::udp::{DatagramMeta, ReceiveBuffers, Transmit, UdpSocket};
+use rustmq_sys::{clock, fs};
+
+fn config(backend: Backend) -> RuntimeConfig {
+    RuntimeConfig { backend, core: None, flush_delay: None, ring_entries: 64 }
+}
+
+fn backends() -> Vec<Backend> {
+    let ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    match runtime::probe_uring() {
+        Ok(()) => vec![Backend::Uring, Backend::Epoll],
+        Err(reason) if ci => panic!("CI must test io_uring: {reason}"),
+        Err(reason) => {
+            eprintln!("leaving out uring: {reason}");
+            vec![Backend::Epoll]
+        }
+    }
+}
+
+/// Runs the future of `main` under each driver.
+fn on_each<F: Future<Output = ()>>(main: impl Fn() -> F) {
+    for backend in backends() {
+        eprintln!("on {backend}");
+        let doorbell = Doorbell::new().expect("an eventfd");
+        runtime::run(config(backend), doorbell, main()).expect("the runtime starts");
+    }
+}
+
+/// On the disk that the build uses: a temporary folder may be memory.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder can be made")
+}
+
+fn pool() -> BufferPool {
+    BufferPool::new(4 << 20, 64 << 10)
+}
+
+async fn write_block(file: &File, pool: &BufferPool, position: u64, fill: u8) {
+    let mut buffer = pool.try_get(ALIGN).expect("within the budget");
+    let mut slice = buffer.split_to(0);
+    assert!(slice.is_empty());
+    buffer[..ALIGN].fill(fill);
+    slice = buffer.split_to(ALIGN);
+    file.write_durable(slice, position).await.expect("written");
+}
+
+async fn file_of(folder: &Path, blocks: u64) -> File {
+    fs::create(folder.join("file"), blocks * ALIGN as u64).await.expect("created")
+}
+
+#[test]
+fn what_was_written_durably_is_read_back() {
+    on_each(async || {
+        let (folder, pool) = (folder(), pool());
+        let file = file_of(folder.path(), 8).await;
+        assert_eq!(file.bytes(), 8 * ALIGN as u64);
+        for block in 0..8u8 {
+            write_block(&file, &pool, u64::from(block) * ALIGN as u64, block + 1).await;
+        }
+        let again = fs::open(folder.path().join("file")).await.expect("opened");
+        assert_eq!(again.bytes(), file.bytes());
+        drop(file);
+        let buffer = pool.try_get(8 * ALIGN).expect("within the budget");
+        let (read, buffer) = again.read(buffer, 0, 8 * ALIGN).await;
+        assert_eq!(read.expect("read"), 8 * ALIGN);
+        for (block, bytes) in buffer[..8 * ALIGN].chunks(ALIGN).enumerate() {
+            assert!(bytes.iter().all(|byte| usize::from(*byte) == block + 1));
+        }
+        let stats = runtime::stats();
+        assert!(stats.flushes == 8 || cfg!(feature = "fault-no-flush"), "{stats:?}");
+        assert!(stats.turns > 0 && stats.enters > 0 && stats.busy_fraction() > 0.0, "{stats:?}");
+        assert!(stats.operations > stats.flushes, "{stats:?}");
+    });
+}
+
+#[test]
+fn many_writes_in_flight_all_arrive() {
+    on_each(async || {
+        let (folder, pool) = (folder(), BufferPool::new(64 << 20, 64 << 10));
+        let file = file_of(folder.path(), 512).await;
+        let left = Rc::new(Cell::new(500));
+        let (_woken, done) = (0, Rc::new(RefCell::new(None::<Waker>)));
+        // More than the ring and the file thread hold at once.
+        for block in 0..500u64 {
+            let (file, pool, left, done) = (file.clone(), pool.clone(), left.clone(), done.clone());
+            spawn(Class::Foreground, async move {
+                write_block(&file, &pool, block * ALIGN as u64, block as u8).await;
+                left.set(left.get() - 1);
+                if let Some(waker) = done.borrow_mut().take() {
+                    waker.wake();
+                }
+            });
+        }
+        poll_fn(|context| {
+            *done.borrow_mut() = Some(context.waker().clone());
+            if left.get() == 0 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        let buffer = pool.try_get(512 * ALIGN).expect("within the budget");
+        let (read, buffer) = file.read(buffer, 0, 512 * ALIGN).await;
+        assert_eq!(read.expect("read"), 512 * ALIGN);
+        for (block, bytes) in buffer.chunks(ALIGN).take(500).enumerate() {
+            assert!(bytes.iter().all(|byte| *byte == block as u8), "block {block}");
+        }
+    });
+}
+
+#[test]
+fn reading_past_the_end_gives_what_there_is() {
+    on_each(async || {
+        let (folder, pool) = (folder(), pool());
+        let file = file_of(folder.path(), 2).await;
+        write_block(&file, &pool, ALIGN as u64, 9).await;
+        let buffer = pool.try_get(4 * ALIGN).expect("within the budget");
+        let (read, buffer) = file.read(buffer, ALIGN as u64, 4 * ALIGN).await;
+        assert_eq!(read.expect("read"), ALIGN);
+        assert!(buffer[..ALIGN].iter().all(|byte| *byte == 9));
+        let (read, _) = file.read(buffer, 100 * ALIGN as u64, ALIGN).await;
+        assert_eq!(read.expect("nothing is there"), 0);
+    });
+}
+
+#[test]
+fn names_are_created_listed_renamed_and_removed() {
+    on_each(async || {
+        let folder = folder();
+        let inner = folder.path().join("a/b");
+        fs::create_dir(&inner).await.expect("made");
+        fs::create_dir(&inner).await.expect("there already");
+        fs::create(inner.join("one"), 0).await.expect("created");
+        let error = fs::create(inner.join("one"), 0).await.expect_err("exists");
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+        fs::create(inner.join("two"), 4096).await.expect("created");
+        fs::rename(inner.join("one"), inner.join("three")).await.expect("renamed");
+        fs::sync_dir(&inner).await.expect("flushed");
+        assert_eq!(fs::list(&inner).await.expect("listed"), ["three", "two"]);
+        fs::remove(inner.join("two")).await.expect("removed");
+        assert_eq!(fs::list(&inner).await.expect("listed"), ["three"]);
+        assert!(fs::open(inner.join("two")).await.is_err());
+        assert!(fs::list(inner.join("no")).await.is_err());
+        let error = fs::create(inner.join("huge"), i64::MAX as u64).await.expect_err("no space");
+        assert!(!error.to_string().is_empty());
+        assert_eq!(fs::list(&inner).await.expect("listed"), ["three"], "nothing is left behind");
+    });
+}
+
+#[test]
+fn a_write_to_a_full_device_or_a_wrong_file_is_an_error() {
+    on_each(async || {
+        let (folder, pool) = (folder(), pool());
+        let file = file_of(folder.path(), 1).await;
+        let far = (i64::MAX as u64 / ALIGN as u64) * ALIGN as u64;
+        let data = pool.try_get(ALIGN).expect("within the budget").split_to(ALIGN);
+        file.write_durable(data.clone(), far).await.expect_err("past every file system's end");
+        file.write(data, far).await.expect_err("past every file system's end");
+    });
+}
+
+#[test]
+fn a_dropped_future_leaves_its_buffer_until_the_kernel_is_done() {
+    on_each(async || {
+        let (folder, pool) = (folder(), pool());
+        let file = file_of(folder.path(), 64).await;
+        for round in 0..50u64 {
+            let mut buffer = pool.try_get(ALIGN).expect("all others came back");
+            buffer[..ALIGN].fill(7);
+            let data = buffer.split_to(ALIGN);
+            drop(buffer);
+            let position = round * ALIGN as u64;
+            {
+                let mut write = pin!(file.write_durable(data, position));
+                let mut read = pin!(file.read(
+                    pool.try_get(ALIGN).expect("within the budget"),
+                    position,
+                    ALIGN
+                ));
+                poll_fn(|context| {
+                    assert!(write.as_mut().poll(context).is_pending());
+                    assert!(read.as_mut().poll(context).is_pending());
+                    Poll::Ready(())
+                })
+                .await;
+                assert!(pool.used_bytes() > 0);
+            }
+            if round % 2 == 0 {
+                runtime::sleep(Duration::from_micros(50)).await;
+            }
+        }
+        let end = Instant::now() + Duration::from_secs(20);
+        while pool.used_bytes() > 0 {
+            assert!(Instant::now() < end, "{} bytes never came back", pool.used_bytes());
+            runtime::sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
+#[test]
+fn run_returns_with_operations_in_flight_and_frees_their_buffers() {
+    for backend in backends() {
+        let (folder, pool) = (folder(), pool());
+        let doorbell = Doorbell::new().expect("an eventfd");
+        let answer = runtime::run(config(backend), doorbell, async {
+            let file = file_of(folder.path(), 64).await;
+            for block in 0..40 {
+                let (file, pool) = (file.clone(), pool.clone());
+                spawn(Class::Fetch, async move {
+                    write_block(&file, &pool, block * ALIGN as u64, 1).await;
+                    runtime::sleep(Duration::from_secs(1000)).await;
+                });
+            }
+            spawn(Class::Background, async { runtime::doorbell_rung().await });
+            runtime::yield_now().await;
+            runtime::yield_now().await;
+            42
+        });
+        assert_eq!(answer.expect("the runtime starts"), 42);
+        assert_eq!(pool.used_bytes(), 0);
+    }
+}
+
+#[test]
+fn a_panic_leaves_nothing_in_the_kernels_hands() {
+    for backend in backends() {
+        let (folder, pool) = (folder(), pool());
+        let there = pool.clone();
+        let folder = folder.path().to_owned();
+        std::fs::create_dir_all(&folder).expect("made");
+        let thread = std::thread::spawn(move || {
+            let doorbell = Doorbell::new().expect("an eventfd");
+            let _ = runtime::run(config(backend), doorbell, async {
+                let file = file_of(&folder, 64).await;
+                for block in 0..20 {
+                    let (file, pool) = (file.clone(), there.clone());
+                    spawn(Class::Foreground, async move {
+                        write_block(&file, &pool, block * ALIGN as u64, 1).await;
+                    });
+                }
+                runtime::yield_now().await;
+                panic!("meant to");
+            });
+        });
+        assert!(thread.join().is_err());
+        assert_eq!(pool.used_bytes(), 0);
+    }
+}
+
+#[test]
+fn a_flush_delay_slows_flushes_and_nothing_else() {
+    if cfg!(feature = "fault-no-flush") {
+        return;
+    }
+    for backend in backends() {
+        let config =
+            RuntimeConfig { flush_delay: Some(Duration::from_millis(30)), ..config(backend) };
+        let doorbell = Doorbell::new().expect("an eventfd");
+        runtime::run(config, doorbell, async {
+            let (folder, pool) = (folder(), pool());
+            let file = file_of(folder.path(), 1).await;
+            let start = Instant::now();
+            write_block(&file, &pool, 0, 1).await;
+            assert!(start.elapsed() >= Duration::from_millis(30));
+            file.flush().await.expect("flushed");
+            assert!(start.elapsed() >= Duration::from_millis(60));
+        })
+        .expect("the runtime starts");
+    }
+}
+
+#[test]
+fn timers_fire_in_the_order_of_their_moments() {
+    on_each(async || {
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let start = clock::now();
+        for milliseconds in [30u64, 10, 20, 0, 10] {
+            let order = order.clone();
+            spawn(Class::Foreground, async move {
+                runtime::sleep_until(start + Duration::from_millis(milliseconds)).await;
+                assert!(clock::now() >= start + Duration::from_millis(milliseconds));
+                order.borrow_mut().push(milliseconds);
+            });
+        }
+        // Dropped before it fires: no trace of it.
+        {
+            let mut never = pin!(runtime::sleep(Duration::from_millis(1)));
+            poll_fn(|context| Poll::Ready(assert!(never.as_mut().poll(context).is_pending()))).await;
+        }
+        runtime::sleep(Duration::from_millis(50)).await;
+        assert_eq!(*order.borrow(), [0, 10, 10, 20, 30]);
+    });
+}
+
+#[test]
+fn foreground_goes_first_and_background_is_not_starved() {
+    on_each(async || {
+        let order = Rc::new(RefCell::new(Vec::new()));
+        for class in [Class::Background, Class::Fetch, Class::Foreground] {
+            let order = order.clone();
+            spawn(class, async move { order.borrow_mut().push(class) });
+        }
+        runtime::sleep(Duration::from_millis(1)).await;
+        assert_eq!(*order.borrow(), [Class::Foreground, Class::Fetch, Class::Background]);
+
+        // A hungry foreground leaves one turn in each round to the others.
+        let (stop, turns) = (Rc::new(Cell::new(false)), Rc::new(Cell::new([0u32; 3])));
+        for class in [Class::Background, Class::Fetch, Class::Foreground] {
+            let (stop, turns) = (stop.clone(), turns.clone());
+            spawn(class, async move {
+                while !stop.get() {
+                    while !runtime::need_preempt() {
+                        std::hint::spin_loop();
+                    }
+                    let mut now = turns.get();
+                    now[class as usize] += 1;
+                    turns.set(now);
+                    runtime::yield_now().await;
+                }
+            });
+        }
+        runtime::sleep(Duration::from_millis(20)).await;
+        stop.set(true);
+        assert!(turns.get().into_iter().all(|turns| turns > 3), "{:?}", turns.get());
+    });
+}
+
+#[test]
+fn background_work_delays_the_foreground_by_slices_only() {
+    on_each(async || {
+        let stop = Rc::new(Cell::new(false));
+        for _ in 0..4 {
+            let stop = stop.clone();
+            spawn(Class::Background, async move {
+                while !stop.get() {
+                    while !runtime::need_preempt() {
+                        std::hint::spin_loop();
+                    }
+                    runtime::yield_now().await;
+                }
+            });
+        }
+        let mut late: Vec<_> = Vec::new();
+        for _ in 0..50 {
+            let due = Instant::now() + Duration::from_micros(300);
+            runtime::sleep_until(due).await;
+            late.push(due.elapsed());
+        }
+        stop.set(true);
+        late.sort_unstable();
+        // Two slices; a lot more is allowed to a machine that is busy with other things.
+        assert!(late[25] < Duration::from_millis(5), "{:?}", late[25]);
+    });
+}
+
+#[test]
+fn a_doorbell_wakes_the_runtime_from_another_thread() {
+    const COUNT: u64 = 20_000;
+    for backend in backends() {
+        let doorbell = Doorbell::new().expect("an eventfd");
+        let bell = doorbell.bell();
+        let (mut sender, mut receiver) = channel(128);
+        let pushing = std::thread::spawn(move || {
+            let mut waiting = VecDeque::new();
+            for value in 0..COUNT {
+                waiting.push_back(value);
+                if value % 7 == 0 {
+                    sender.push_batch(&mut waiting);
+                    bell.ring();
+                }
+                if value % 1000 == 0 {
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+            }
+            while !waiting.is_empty() {
+                sender.push_batch(&mut waiting);
+                bell.ring();
+                std::thread::yield_now();
+            }
+        });
+        runtime::run(config(backend), doorbell, async {
+            let mut next = 0;
+            while next < COUNT {
+                while let Some(value) = receiver.try_pop() {
+                    assert_eq!(value, next);
+                    next += 1;
+                }
+                if next < COUNT {
+                    runtime::doorbell_rung().await;
+                }
+            }
+        })
+        .expect("the runtime starts");
+        pushing.join().expect("the pushing thread ends");
+    }
+}
+
+#[test]
+fn a_waker_works_on_another_thread_and_after_the_runtime() {
+    for backend in backends() {
+        let (send, receive) = std::sync::mpsc::channel::<Waker>();
+        let woken = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let there = woken.clone();
+        let waking = std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            for waker in receive {
+                there.fetch_add(1, std::sync::atomic::Ordering::Release);
+                waker.wake_by_ref();
+                kept.push(waker);
+            }
+            kept
+        });
+        let doorbell = Doorbell::new().expect("an eventfd");
+        runtime::run(config(backend), doorbell, async {
+            for round in 0..200 {
+                let mut sent = false;
+                poll_fn(|context| {
+                    if !std::mem::replace(&mut sent, true) {
+                        send.send(context.waker().clone()).expect("the thread is there");
+                    }
+                    if woken.load(std::sync::atomic::Ordering::Acquire) > round {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
+                })
+                .await;
+            }
+        })
+        .expect("the runtime starts");
+        drop(send);
+        let kept = waking.join().expect("the waking thread ends");
+        assert_eq!(kept.len(), 200);
+        kept.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[test]
+fn a_pooled_task_starts_at_once_and_its_memory_is_used_again() {
+    on_each(async || {
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let addresses = Rc::new(RefCell::new(Vec::new()));
+        let pool = TaskPool::new(Class::Foreground);
+        let task = |number: u32| {
+            let (order, addresses) = (order.clone(), addresses.clone());
+            async move {
+                let here = number;
+                addresses.borrow_mut().push((&raw const here).addr());
+                order.borrow_mut().push((here, "first"));
+                if number % 2 == 1 {
+                    runtime::yield_now().await;
+                    order.borrow_mut().push((here, "second"));
+                }
+            }
+        };
+        for number in 0..4 {
+            pool.spawn(task(number));
+            assert_eq!(order.borrow().last(), Some(&(number, "first")), "polled at once");
+        }
+        runtime::yield_now().await;
+        assert_eq!(order.borrow()[4..], [(1, "second"), (3, "second")]);
+        for number in 4..100 {
+            pool.spawn(task(number));
+            runtime::yield_now().await;
+        }
+        addresses.borrow_mut().sort_unstable();
+        addresses.borrow_mut().dedup();
+        assert!(addresses.borrow().len() <= 3, "{} places for 100 tasks", addresses.borrow().len());
+    });
+}
+
+#[test]
+fn a_pooled_task_may_spawn_on_its_own_pool_as_it_ends() {
+    type Boxed = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+    struct AtEnd(TaskPool<Boxed>, Rc<Cell<u32>>);
+    impl Drop for AtEnd {
+        fn drop(&mut self) {
+            if self.1.get() < 5 {
+                self.1.set(self.1.get() + 1);
+                let next = AtEnd(self.0.clone(), self.1.clone());
+                self.0.spawn(Box::pin(async move {
+                    let _next = next;
+                    runtime::yield_now().await;
+                }));
+            }
+        }
+    }
+    on_each(async || {
+        let (pool, count) = (TaskPool::new(Class::Foreground), Rc::new(Cell::new(0)));
+        drop(AtEnd(pool, count.clone()));
+        runtime::sleep(Duration::from_millis(2)).await;
+        assert_eq!(count.get(), 5);
+    });
+}
+
+#[test]
+fn datagrams_go_around_in_trains() {
+    on_each(async || {
+        let localhost = "127.0.0.1:0".parse().expect("an address");
+        let server = UdpSocket::bind(localhost, 1 << 20).expect("bound");
+        let client = UdpSocket::bind(localhost, 1 << 20).expect("bound");
+        let address = server.local_addr().expect("has one");
+        assert!(server.buffer_bytes().expect("known").0 > 0);
+        spawn(Class::Foreground, async move {
+            let mut buffers = ReceiveBuffers::new(4 << 20);
+            loop {
+                server.readable().await;
+                let mut echoes = Vec::new();
+                while server.recv_trains(&mut buffers, |m, b| echoes.push((m, b))).expect("works") > 0
+                {}
+                for (meta, train) in echoes {
+                    send(&server, meta.remote, &train, meta.stride).await;
+                }
+            }
+        });
+        let mut buffers = ReceiveBuffers::new(256 << 10);
+        for (segments, length) in [(1, 1200), (10, 1200), (3, 100), (1, 0), (40, 1200)] {
+            let segments = segments.min(client.max_gso_segments());
+            let contents: Vec<u8> = (0..segments * length).map(|index| (index / 7) as u8).collect();
+            send(&client, address, &contents, length).await;
+            let mut received: Vec<u8> = Vec::new();
+            let mut trains = 0;
+            while received.len() < contents.len() || trains == 0 {
+                client.readable().await;
+                client
+                    .recv_trains(&mut buffers, |meta: DatagramMeta, train| {
+                        assert_eq!((meta.remote, meta.len), (address, train.len()));
+                        assert!(meta.stride <= length.max(1) && meta.stride > 0);
+                        assert_eq!(meta.local_ip, Some(address.ip()));
+                        received.extend_from_slice(&train);
+                        trains += 1;
+                    })
+                    .expect("works");
+            }
+            assert_eq!(received, contents);
+            assert!(trains <= segments.max(1));
+        }
+    });
+}
+
+async fn send(socket: &UdpSocket, destination: std::net::SocketAddr, contents: &[u8], size: usize) {
+    let segment_size = (contents.len() > size).then_some(size);
+    let transmit = Transmit { destination, ecn: 2, contents, segment_size, src_ip: None };
+    while !socket.try_send(&transmit).expect("works") {
+        socket.writable().await;
+    }
+}
+
+#[test]
+fn receive_buffers_keep_to_their_budget_and_come_back() {
+    on_each(async || {
+        let localhost = "127.0.0.1:0".parse().expect("an address");
+        let server = UdpSocket::bind(localhost, 4 << 20).expect("bound");
+        let client = UdpSocket::bind(localhost, 4 << 20).expect("bound");
+        let address = server.local_addr().expect("has one");
+        let mut buffers = ReceiveBuffers::new(4 * 64 * 1024);
+        for _ in 0..5 {
+            let mut kept = Vec::new();
+            for fill in 0..12u8 {
+                send(&client, address, &[fill; 3000], 3000).await;
+                while kept.len() <= usize::from(fill) {
+                    server.readable().await;
+                    server.recv_trains(&mut buffers, |_, train| kept.push(train)).expect("works");
+                }
+            }
+            assert!(buffers.handed_out_bytes() < 4 * 64 * 1024);
+            for (fill, train) in kept.iter().enumerate() {
+                assert!(train.len() == 3000 && train.iter().all(|byte| usize::from(*byte) == fill));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_lost_datagram_counts_as_sent() {
+    on_each(async || {
+        let socket = UdpSocket::bind("127.0.0.1:0".parse().expect("an address"), 1 << 20);
+        let socket = socket.expect("bound");
+        send(&socket, "127.0.0.1:9".parse().expect("an address"), &[0; 65_507], 65_507).await;
+        // Too long, and not reachable from this address.
+        send(&socket, "127.0.0.1:9".parse().expect("an address"), &vec![0; 70_000], 70_000).await;
+        send(&socket, "192.0.2.1:9".parse().expect("an address"), b"x", 1).await;
+    });
+}
+
+#[test]
+fn a_socket_that_waits_for_room_is_told() {
+    on_each(async || {
+        let localhost = "127.0.0.1:0".parse().expect("an address");
+        let (receiver, sender) =
+            (UdpSocket::bind(localhost, 4096).expect("bound"), UdpSocket::bind(localhost, 4096));
+        let (sender, address) = (sender.expect("bound"), receiver.local_addr().expect("has one"));
+        for _ in 0..2000 {
+            send(&sender, address, &[1; 1200], 1200).await;
+        }
+        sender.writable().await;
+    });
+}
+
+#[test]
+fn one_socket_serves_one_runtime_after_the_other() {
+    let socket = UdpSocket::bind("127.0.0.1:0".parse().expect("an address"), 1 << 20);
+    let socket = socket.expect("bound");
+    let address = socket.local_addr().expect("has one");
+    let mut buffers = ReceiveBuffers::new(1 << 20);
+    assert_eq!(socket.recv_trains(&mut buffers, |_, _| ()).expect("works outside, too"), 0);
+    for backend in backends() {
+        for _ in 0..2 {
+            let doorbell = Doorbell::new().expect("an eventfd");
+            runtime::run(config(backend), doorbell, async {
+                send(&socket, address, b"hello", 5).await;
+                let mut received = 0;
+                while received == 0 {
+                    socket.readable().await;
+                    received = socket.recv_trains(&mut buffers, |_, _| ()).expect("works");
+                }
+            })
+            .expect("the runtime starts");
+        }
+    }
+}
+
+#[test]
+fn an_idle_runtime_sleeps() {
+    on_each(async || {
+        runtime::yield_now().await;
+        let before = runtime::stats();
+        runtime::sleep(Duration::from_millis(50)).await;
+        let after = runtime::stats();
+        assert!(after.turns - before.turns < 10, "{} turns", after.turns - before.turns);
+    });
+}
+
+#[test]
+fn a_pinned_runtime_works_beside_its_kernel_threads() {
+    let core = *rustmq_sys::cpu::available_cores().last().expect("there is one");
+    for backend in backends() {
+        std::thread::spawn(move || {
+            let doorbell = Doorbell::new().expect("an eventfd");
+            let config = RuntimeConfig { core: Some(core), ..config(backend) };
+            runtime::run(config, doorbell, async {
+                let (folder, pool) = (folder(), pool());
+                let file = file_of(folder.path(), 8).await;
+                for block in 0..8 {
+                    write_block(&file, &pool, block * ALIGN as u64, 3).await;
+                }
+                file.flush().await.expect("flushed");
+            })
+            .expect("the runtime starts");
+        })
+        .join()
+        .expect("the thread ends");
+    }
+}
+
+#[test]
+fn names_of_backends_are_read_and_written() {
+    for backend in [Backend::Uring, Backend::Epoll] {
+        assert_eq!(backend.to_string().parse(), Ok(backend));
+    }
+    let error = "glommio".parse::<Backend>().expect_err("not one of ours");
+    assert_eq!(error.to_string(), "unknown runtime \"glommio\": uring and epoll are known");
+}

@@ -1,0 +1,208 @@
+//! Which entries a segment holds and where: gathered while it is written, kept in its footer after.
+
+use std::collections::BTreeMap;
+
+use crate::builder::SealedBlock;
+use crate::entry::{ENTRY_HEADER_BYTES, EntryHeader, EntryKind, EntryMeta};
+use rustmq_protocol::{Offset, TimestampMs, TopicPartition};
+
+/// One data entry of a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IndexPoint {
+    /// Offset of its first record.
+    pub base_offset: Offset,
+    /// Records in it.
+    pub record_count: u32,
+    /// Where in the segment its header begins.
+    pub position: u32,
+    /// Bytes of header and payload.
+    pub length: u32,
+    /// Largest timestamp among its records.
+    pub max_timestamp: TimestampMs,
+}
+
+impl IndexPoint {
+    /// One past the offset of its last record.
+    #[must_use]
+    pub fn end_offset(&self) -> Offset {
+        Offset(self.base_offset.0.saturating_add(u64::from(self.record_count)))
+    }
+}
+
+/// What a segment holds of one partition, in short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartitionSummary {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Its data in the segment; `None` if the segment only names it (checkpoint, log start).
+    pub range: Option<PartitionRange>,
+}
+
+/// The data of one partition in one segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartitionRange {
+    /// First offset.
+    pub first: Offset,
+    /// One past the last offset.
+    pub end: Offset,
+    /// Latest append time: retention by time counts from it.
+    pub append_time_max: TimestampMs,
+    /// Largest record timestamp.
+    pub timestamp_max: TimestampMs,
+    /// Bytes of its entries, headers included.
+    pub bytes: u64,
+}
+
+impl PartitionRange {
+    /// The range of one data entry.
+    #[must_use]
+    pub fn of(meta: &EntryMeta) -> Self {
+        Self {
+            first: meta.base_offset,
+            end: meta.end_offset(),
+            append_time_max: meta.append_time,
+            timestamp_max: meta.max_timestamp,
+            bytes: (ENTRY_HEADER_BYTES + meta.payload_bytes()) as u64,
+        }
+    }
+
+    /// Grows by a later range of the same partition.
+    pub fn extend(&mut self, later: &Self) {
+        assert!(self.end <= later.first, "offsets of a partition only grow");
+        self.end = later.end;
+        self.append_time_max = self.append_time_max.max(later.append_time_max);
+        self.timestamp_max = self.timestamp_max.max(later.timestamp_max);
+        self.bytes += later.bytes;
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct PartitionPoints {
+    range: Option<PartitionRange>,
+    points: Vec<IndexPoint>,
+}
+
+/// The index of one segment while it is active (or until its footer is written).
+///
+/// Grows by flushed blocks only. Its size is bounded by the segment: a point for at least 144 bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SegmentIndex {
+    partitions: BTreeMap<TopicPartition, PartitionPoints>,
+    point_count: usize,
+}
+
+impl SegmentIndex {
+    /// An empty index.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the entries of a block that was written.
+    pub fn add_block(&mut self, entries: &[EntryMeta], sealed: &SealedBlock) {
+        for meta in entries {
+            self.add(&EntryHeader::new(meta, sealed.sequence), sealed.entry_position(meta));
+        }
+    }
+
+    /// Adds one entry, in the order of the segment; recovery does so.
+    pub fn add(&mut self, entry: &EntryHeader, position: u64) {
+        let partition = self.partitions.entry(entry.partition).or_default();
+        if entry.kind != EntryKind::Data {
+            return;
+        }
+        let range = PartitionRange {
+            first: entry.base_offset,
+            end: entry.end_offset(),
+            append_time_max: entry.append_time,
+            timestamp_max: entry.max_timestamp,
+            bytes: entry.entry_bytes() as u64,
+        };
+        match &mut partition.range {
+            Some(all) => all.extend(&range),
+            empty => *empty = Some(range),
+        }
+        partition.points.push(IndexPoint {
+            base_offset: entry.base_offset,
+            record_count: entry.record_count,
+            position: u32::try_from(position).expect("segments are at most 2 GiB"),
+            length: u32::try_from(entry.entry_bytes()).expect("an entry fits in its block"),
+            max_timestamp: entry.max_timestamp,
+        });
+        self.point_count += 1;
+    }
+
+    /// Whether `entry` may be added: its partition's offsets only grow. Recovery asks for entries
+    /// read from disk.
+    #[must_use]
+    pub fn continues(&self, entry: &EntryHeader) -> bool {
+        let range = self.partitions.get(&entry.partition).and_then(|partition| partition.range);
+        entry.kind != EntryKind::Data || range.is_none_or(|range| range.end <= entry.base_offset)
+    }
+
+    /// Partitions the segment names.
+    #[must_use]
+    pub fn partition_count(&self) -> usize {
+        self.partitions.len()
+    }
+
+    /// Data entries in the segment.
+    #[must_use]
+    pub fn point_count(&self) -> usize {
+        self.point_count
+    }
+
+    /// Every partition the segment names, in order.
+    pub fn partitions(&self) -> impl Iterator<Item = PartitionSummary> {
+        self.partitions
+            .iter()
+            .map(|(partition, held)| PartitionSummary { partition: *partition, range: held.range })
+    }
+
+    /// All data entries of one partition, by offset.
+    #[must_use]
+    pub fn points(&self, partition: TopicPartition) -> &[IndexPoint] {
+        self.partitions.get(&partition).map_or(&[], |held| &held.points)
+    }
+
+    /// The entry that holds `offset`.
+    #[must_use]
+    pub fn find(&self, partition: TopicPartition, offset: Offset) -> Option<&IndexPoint> {
+        find(self.points(partition), offset)
+    }
+
+    /// The entries that hold `offset` and what comes after it.
+    #[must_use]
+    pub fn points_from(&self, partition: TopicPartition, offset: Offset) -> &[IndexPoint] {
+        points_from(self.points(partition), offset)
+    }
+
+    /// The first entry with a record at or after `timestamp`.
+    #[must_use]
+    pub fn find_timestamp(
+        &self,
+        partition: TopicPartition,
+        timestamp: TimestampMs,
+    ) -> Option<&IndexPoint> {
+        find_timestamp(self.points(partition), timestamp)
+    }
+}
+
+/// Among one partition's points, the one that holds `offset`.
+#[must_use]
+pub fn find(points: &[IndexPoint], offset: Offset) -> Option<&IndexPoint> {
+    points_from(points, offset).first().filter(|point| point.base_offset <= offset)
+}
+
+/// Among one partition's points, those that end after `offset`.
+#[must_use]
+pub fn points_from(points: &[IndexPoint], offset: Offset) -> &[IndexPoint] {
+    &points[points.partition_point(|point| point.end_offset() <= offset)..]
+}
+
+/// Among one partition's points, the first that has a record at or after `timestamp`. Timestamps
+/// are the producers' and need not grow, so every point is looked at in turn.
+#[must_use]
+pub fn find_timestamp(points: &[IndexPoint], timestamp: TimestampMs) -> Option<&IndexPoint> {
+    points.iter().find(|point| timestamp <= point.max_timestamp)
+}
