@@ -63,10 +63,7 @@ pub fn channel<T: Send>(capacity: usize) -> (Sender<T>, Receiver<T>) {
         sender_gone: AtomicBool::new(false),
         receiver_gone: AtomicBool::new(false),
     });
-    (
-        Sender { ring: ring.clone(), tail: 0, head_seen: 0 },
-        Receiver { ring, head: 0, tail_seen: 0 },
-    )
+    (Sender { ring: ring.clone(), tail: 0, head_seen: 0 }, Receiver { ring, head: 0, tail_seen: 0 })
 }
 
 impl<T: Send> Sender<T> {
@@ -296,16 +293,16 @@ mod tests {
 
     #[test]
     fn values_left_in_the_ring_are_dropped_once() {
-        let value = std::sync::Arc::new(());
+        let value = Arc::new(());
         let (mut sender, receiver) = channel(4);
         for _ in 0..3 {
             sender.try_push(value.clone()).expect("room for three");
         }
         drop(receiver);
         assert!(sender.is_closed());
-        assert_eq!(std::sync::Arc::strong_count(&value), 4);
+        assert_eq!(Arc::strong_count(&value), 4);
         drop(sender);
-        assert_eq!(std::sync::Arc::strong_count(&value), 1);
+        assert_eq!(Arc::strong_count(&value), 1);
     }
 
     #[test]

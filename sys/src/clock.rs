@@ -28,9 +28,8 @@ pub fn refresh() -> Instant {
 /// Milliseconds since 1970, by the wall clock, which may jump: for time stamps, never for waiting.
 /// A clock set before 1970 reads as negative.
 pub fn wall_ms() -> i64 {
-    let milliseconds = |duration: std::time::Duration| {
-        i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-    };
+    let milliseconds =
+        |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => milliseconds(since),
         Err(before) => -milliseconds(before.duration()),

@@ -32,12 +32,11 @@ pub async fn create(path: impl Into<PathBuf>, bytes: u64) -> io::Result<File> {
     let file = blocking(move || {
         let mut options = OpenOptions::new();
         let file = open_direct(&path, options.read(true).write(true).create_new(true).mode(0o600));
-        let file = file.map_err(|error| {
+        let file = file.inspect_err(|error| {
             // A file system that refuses O_DIRECT does so after it has made the name.
             if error.kind() == io::ErrorKind::Unsupported {
                 let _ = fs::remove_file(&path);
             }
-            error
         })?;
         if let Err(error) = allocate(&file, bytes) {
             let _ = fs::remove_file(&path);

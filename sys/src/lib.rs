@@ -18,6 +18,7 @@
 //! | [`runtime`] | executor of one thread over io_uring or epoll |
 //! | [`file`] and [`fs`] | durable writes, reads, and the calls on names |
 //! | [`udp`] | datagram trains in and out |
+//! | [`alloc`] | who asks for memory, counted for tests |
 //! | [`lock`], [`random`], [`probe`] | directory lock, random bytes, facts about the host |
 #![allow(
     unsafe_code,
@@ -26,6 +27,8 @@
 
 pub(crate) mod sync;
 
+#[cfg(not(loom))]
+pub mod alloc;
 #[cfg(not(loom))]
 pub mod buffer;
 pub mod channel;

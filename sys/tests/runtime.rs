@@ -96,7 +96,7 @@ fn many_writes_in_flight_all_arrive() {
         let (folder, pool) = (folder(), BufferPool::new(64 << 20, 64 << 10));
         let file = file_of(folder.path(), 512).await;
         let left = Rc::new(Cell::new(500));
-        let (_woken, done) = (0, Rc::new(RefCell::new(None::<Waker>)));
+        let done = Rc::new(RefCell::new(None::<Waker>));
         // More than the ring and the file thread hold at once.
         for block in 0..500u64 {
             let (file, pool, left, done) = (file.clone(), pool.clone(), left.clone(), done.clone());
@@ -174,12 +174,35 @@ fn a_write_to_a_full_device_or_a_wrong_file_is_an_error() {
 }
 
 #[test]
-fn a_dropped_future_leaves_its_buffer_until_the_kernel_is_done() {
+fn a_short_write_is_completed_or_reported() {
     on_each(async || {
         let (folder, pool) = (folder(), pool());
+        let file = file_of(folder.path(), 1).await;
+        let data = pool.try_get(2 * ALIGN).expect("within the budget").split_to(2 * ALIGN);
+        // Find where the file system ends: a write across it is short, and the rest is refused.
+        let (mut there, mut past) = (0, i64::MAX as u64 / ALIGN as u64);
+        while there + 1 < past {
+            let middle = there + (past - there) / 2;
+            match file.write(data.slice(0..ALIGN), middle * ALIGN as u64).await {
+                Ok(()) => there = middle,
+                Err(_) => past = middle,
+            }
+        }
+        let end = there * ALIGN as u64;
+        file.write_durable(data.slice(0..ALIGN), end).await.expect("the last block there is");
+        file.write_durable(data.clone(), end).await.expect_err("half of it does not fit");
+        file.write(data, end).await.expect_err("half of it does not fit");
+    });
+}
+
+#[test]
+fn a_dropped_future_leaves_its_buffer_until_the_kernel_is_done() {
+    on_each(async || {
+        // Enough for all rounds, should the kernel be done with none of them in time.
+        let (folder, pool) = (folder(), BufferPool::new(16 << 20, 64 << 10));
         let file = file_of(folder.path(), 64).await;
         for round in 0..50u64 {
-            let mut buffer = pool.try_get(ALIGN).expect("all others came back");
+            let mut buffer = pool.try_get(ALIGN).expect("within the budget");
             buffer[..ALIGN].fill(7);
             let data = buffer.split_to(ALIGN);
             drop(buffer);
@@ -299,7 +322,11 @@ fn timers_fire_in_the_order_of_their_moments() {
         // Dropped before it fires: no trace of it.
         {
             let mut never = pin!(runtime::sleep(Duration::from_millis(1)));
-            poll_fn(|context| Poll::Ready(assert!(never.as_mut().poll(context).is_pending()))).await;
+            poll_fn(|context| {
+                assert!(never.as_mut().poll(context).is_pending());
+                Poll::Ready(())
+            })
+            .await;
         }
         runtime::sleep(Duration::from_millis(50)).await;
         assert_eq!(*order.borrow(), [0, 10, 10, 20, 30]);
@@ -520,7 +547,8 @@ fn datagrams_go_around_in_trains() {
             loop {
                 server.readable().await;
                 let mut echoes = Vec::new();
-                while server.recv_trains(&mut buffers, |m, b| echoes.push((m, b))).expect("works") > 0
+                while server.recv_trains(&mut buffers, |m, b| echoes.push((m, b))).expect("works")
+                    > 0
                 {}
                 for (meta, train) in echoes {
                     send(&server, meta.remote, &train, meta.stride).await;
@@ -665,6 +693,30 @@ fn a_pinned_runtime_works_beside_its_kernel_threads() {
         .join()
         .expect("the thread ends");
     }
+}
+
+/// What `fault-no-flush` must make fail: the device itself counts.
+#[test]
+fn every_durable_write_and_every_flush_flushes_the_device() {
+    let Ok(storage) = rustmq_sys::probe::storage(env!("CARGO_TARGET_TMPDIR")) else { return };
+    let Some(device) = storage.device.filter(|it| it.volatile_cache == Some(true)) else {
+        eprintln!("leaving out: the device needs no flushes, or does not tell");
+        return;
+    };
+    on_each(async || {
+        let (folder, pool) = (folder(), pool());
+        let file = file_of(folder.path(), 1).await;
+        write_block(&file, &pool, 0, 1).await;
+        let Some(before) = device.flushes() else { return };
+        for _ in 0..200 {
+            write_block(&file, &pool, 0, 2).await;
+        }
+        let written = device.flushes().expect("counted before, too");
+        assert!(written - before >= 200, "{} flushes for 200 writes", written - before);
+        for _ in 0..10 {
+            file.flush().await.expect("flushed");
+        }
+    });
 }
 
 #[test]

@@ -3,9 +3,7 @@
 
 use core::fmt;
 
-use crate::bytes::{
-    partition_at, put, put_partition, round_up, u16_at, u32_at, u64_at, wal_at,
-};
+use crate::bytes::{partition_at, put, put_partition, round_up, u16_at, u32_at, u64_at, wal_at};
 use crate::checksum::Checksum;
 use crate::entry::{ENTRY_ALIGN, ENTRY_HEADER_BYTES, EntryError, EntryHeader, EntryMeta};
 use crate::ids::{
@@ -233,9 +231,8 @@ impl BlockHeader {
         let end = BLOCK_HEADER_BYTES + self.entry_count as usize * DIRECTORY_LINE_BYTES;
         let bytes = block.get(BLOCK_HEADER_BYTES..end)?;
         let crc = Checksum::for_block(self.generation, self.sequence).add(bytes).value();
-        (crc == self.directory_crc).then(|| {
-            bytes.chunks_exact(DIRECTORY_LINE_BYTES).map(DirectoryLine::decode).collect()
-        })
+        (crc == self.directory_crc)
+            .then(|| bytes.chunks_exact(DIRECTORY_LINE_BYTES).map(DirectoryLine::decode).collect())
     }
 
     /// What must come after this block in its file.
@@ -389,10 +386,7 @@ fn entry_at<'a>(
 ///
 /// # Errors
 /// What is wrong with it. The bytes may belong to nobody: recovery judges what an error means.
-pub fn decode_block<'a>(
-    bytes: &'a [u8],
-    expect: &ChainPoint,
-) -> Result<BlockView<'a>, BlockError> {
+pub fn decode_block<'a>(bytes: &'a [u8], expect: &ChainPoint) -> Result<BlockView<'a>, BlockError> {
     let header = BlockHeader::decode(bytes, expect.wal, expect.generation, expect.position)?;
     header.joins(expect)?;
     let needed = header.length as usize;
@@ -504,7 +498,10 @@ impl fmt::Display for BlockError {
             Self::NotABlock => f.write_str("no block begins here"),
             Self::Generation => f.write_str("block of another use of the file"),
             Self::HeaderCrc { found, computed } => {
-                write!(f, "block header says checksum {found:#010x}, its bytes have {computed:#010x}")
+                write!(
+                    f,
+                    "block header says checksum {found:#010x}, its bytes have {computed:#010x}"
+                )
             }
             Self::NewerVersion { found, supported } => {
                 write!(f, "block has version {found}, this program reads up to {supported}")
@@ -518,7 +515,10 @@ impl fmt::Display for BlockError {
                 write!(f, "block has sequence {found}, {expected} comes next")
             }
             Self::PrevCrc { found, expected } => {
-                write!(f, "block follows checksum {found:#010x}, the one before has {expected:#010x}")
+                write!(
+                    f,
+                    "block follows checksum {found:#010x}, the one before has {expected:#010x}"
+                )
             }
             Self::Incarnation { found, at_least } => {
                 write!(f, "block of incarnation {found} after one of {at_least}")

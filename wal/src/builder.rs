@@ -139,8 +139,7 @@ impl BlockBuilder {
         );
         self.region_bytes = region_bytes.min(BLOCK_BYTES_MAX);
         self.entries_start = entries_start(directory_capacity);
-        self.directory_capacity =
-            (self.entries_start - BLOCK_HEADER_BYTES) / DIRECTORY_LINE_BYTES;
+        self.directory_capacity = (self.entries_start - BLOCK_HEADER_BYTES) / DIRECTORY_LINE_BYTES;
         self.entries.clear();
         self.end = self.entries_start;
         self.payload_bytes = 0;
@@ -228,7 +227,8 @@ impl BlockBuilder {
         let capacity = if self.entries.len() == self.directory_capacity {
             2 * self.directory_capacity
         } else {
-            let less = (self.directory_capacity / 8).max(LINES_PER_PAGE);
+            // More than the lines of a page, or rounding up to pages would give it all back.
+            let less = (self.directory_capacity / 8).max(LINES_PER_PAGE + 1);
             self.directory_capacity.saturating_sub(less).max(2 * self.entries.len())
         };
         capacity.clamp(DIRECTORY_CAPACITY_MIN, DIRECTORY_CAPACITY_MAX)

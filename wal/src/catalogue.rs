@@ -22,7 +22,11 @@ pub mod writer;
 
 pub mod open;
 
-pub use layout::{CATALOGUE_BYTES_DEFAULT, CATALOGUE_BYTES_MAX, CATALOGUE_BYTES_MIN, CatalogueFile};
+pub use layout::{
+    CATALOGUE_BYTES_DEFAULT, CATALOGUE_BYTES_MAX, CATALOGUE_BYTES_MIN, CatalogueFile,
+};
 pub use open::{CatalogueError, CatalogueLog, FileError, open_catalogue};
 pub use writer::{CataloguePlan, CatalogueWrite, CatalogueWriter, CommandEffect};
 
+#[cfg(test)]
+mod tests;

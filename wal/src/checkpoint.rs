@@ -315,7 +315,10 @@ impl fmt::Display for CheckpointError {
             Self::Truncated => f.write_str("checkpoint ends too early"),
             Self::TrailingBytes { left } => write!(f, "{left} bytes follow the checkpoint"),
             Self::TooManyEpochs { found } => {
-                write!(f, "checkpoint has {found} epochs, at most {EPOCHS_PER_PARTITION_MAX} are kept")
+                write!(
+                    f,
+                    "checkpoint has {found} epochs, at most {EPOCHS_PER_PARTITION_MAX} are kept"
+                )
             }
             Self::TooManyProducers { found } => write!(
                 f,
@@ -334,3 +337,136 @@ impl fmt::Display for CheckpointError {
 }
 
 impl std::error::Error for CheckpointError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rustmq_protocol::{PartitionId, TopicId};
+
+    fn checkpoint(epochs: usize, producers: usize, batches: usize) -> PartitionCheckpoint {
+        PartitionCheckpoint {
+            partition: TopicPartition {
+                topic: TopicId::from_bytes([9; 16]),
+                partition: PartitionId(4),
+            },
+            log_start: Offset(10),
+            log_end: Offset(1 << 40),
+            leader_epoch: LeaderEpoch(12),
+            append_time_max: TimestampMs(-7),
+            epochs: (0..epochs)
+                .map(|epoch| (LeaderEpoch(epoch as u32), Offset(epoch as u64 * 3)))
+                .collect(),
+            producers: (0..producers)
+                .map(|id| ProducerCheckpoint {
+                    id: ProducerId(id as u64),
+                    epoch: ProducerEpoch(3),
+                    last_append_time: TimestampMs(99),
+                    batches: (0..batches)
+                        .map(|batch| BatchCheckpoint {
+                            base_sequence: Sequence(u32::MAX - batch as u32),
+                            record_count: 5,
+                            base_offset: Offset(batch as u64),
+                        })
+                        .collect(),
+                })
+                .collect(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_checkpoint_is_read_as_it_was_written(
+            epochs in 0_usize..40,
+            producers in 0_usize..40,
+            batches in 0..=BATCHES_PER_PRODUCER_MAX,
+        ) {
+            let checkpoint = checkpoint(epochs, producers, batches);
+            let bytes = checkpoint.encode();
+            prop_assert_eq!(bytes.len(), checkpoint.encoded_bytes());
+            prop_assert_eq!(PartitionCheckpoint::decode(&bytes), Ok(checkpoint));
+            for cut in [0, 1, HEAD_BYTES - 1, bytes.len() - 1] {
+                prop_assert_eq!(
+                    PartitionCheckpoint::decode(&bytes[..cut]),
+                    Err(CheckpointError::Truncated)
+                );
+            }
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = PartitionCheckpoint::decode(&bytes);
+            let _ = WalCheckpoint::decode(&bytes);
+        }
+    }
+
+    fn decode_with(at: usize, field: u32) -> Result<PartitionCheckpoint, CheckpointError> {
+        let mut bytes = checkpoint(0, 0, 0).encode();
+        bytes[at..at + 4].copy_from_slice(&field.to_le_bytes());
+        PartitionCheckpoint::decode(&bytes)
+    }
+
+    #[test]
+    fn counts_beyond_their_limits_allocate_nothing() {
+        let most = u32::MAX as usize;
+        assert_eq!(decode_with(52, u32::MAX), Err(CheckpointError::TooManyEpochs { found: most }));
+        assert_eq!(
+            decode_with(56, u32::MAX),
+            Err(CheckpointError::TooManyProducers { found: most })
+        );
+        assert_eq!(
+            decode_with(56, 4096),
+            Err(CheckpointError::Truncated),
+            "the limit itself is read"
+        );
+        let mut bytes = checkpoint(0, 1, 0).encode();
+        bytes[HEAD_BYTES + 18] = 9;
+        assert_eq!(
+            PartitionCheckpoint::decode(&bytes),
+            Err(CheckpointError::TooManyBatches { found: 9 })
+        );
+    }
+
+    #[test]
+    fn checkpoints_at_their_limits_are_read() {
+        let checkpoint = checkpoint(
+            EPOCHS_PER_PARTITION_MAX,
+            PRODUCERS_PER_PARTITION_MAX,
+            BATCHES_PER_PRODUCER_MAX,
+        );
+        assert_eq!(PartitionCheckpoint::decode(&checkpoint.encode()), Ok(checkpoint));
+    }
+
+    #[test]
+    fn a_log_that_ends_before_it_starts_is_refused() {
+        assert_eq!(
+            decode_with(36, 0),
+            Err(CheckpointError::LogEndsBeforeStart { log_start: Offset(10), log_end: Offset(0) })
+        );
+    }
+
+    #[test]
+    fn a_newer_version_and_trailing_bytes_are_refused() {
+        let mut bytes = checkpoint(1, 1, 1).encode();
+        bytes.push(0);
+        assert_eq!(
+            PartitionCheckpoint::decode(&bytes),
+            Err(CheckpointError::TrailingBytes { left: 1 })
+        );
+        bytes[0] = 2;
+        let newer = CheckpointError::NewerVersion { found: 2, supported: 1 };
+        assert_eq!(PartitionCheckpoint::decode(&bytes), Err(newer));
+        assert_eq!(WalCheckpoint::decode(&bytes), Err(newer));
+    }
+
+    #[test]
+    fn the_wals_own_checkpoint_is_read_as_it_was_written() {
+        let checkpoint =
+            WalCheckpoint { first_segment: SegmentSequence(1 << 33), partition_count: 3 };
+        assert_eq!(WalCheckpoint::decode(&checkpoint.encode()), Ok(checkpoint));
+        assert_eq!(
+            WalCheckpoint::decode(&checkpoint.encode()[..15]),
+            Err(CheckpointError::Truncated)
+        );
+    }
+}

@@ -65,6 +65,8 @@ pub struct GroupCommit {
     full: u32,
     /// Appends in the block that was closed last.
     expected: u32,
+    /// Appends wait for room in the open block.
+    crowded: bool,
     /// Appends that waited when a wait began.
     waiting_at_wait: Option<u32>,
     waits_in_vain: u32,
@@ -95,6 +97,7 @@ impl GroupCommit {
             waiting_since: 0,
             full: 0,
             expected: 0,
+            crowded: false,
             waiting_at_wait: None,
             waits_in_vain: 0,
             blocks_until_retry: 0,
@@ -121,11 +124,18 @@ impl GroupCommit {
         self.latest_producer = Some((producer, now_ns));
     }
 
+    /// An append found no room in the open block and waits for the next one: no straggler is waited
+    /// for. Not needed where a full block is closed at once.
+    pub fn handle_crowded(&mut self) {
+        self.crowded = self.waiting != 0;
+    }
+
     /// The open block is full and was closed; the next append goes to another.
     pub fn handle_full(&mut self) {
         self.full += 1;
         self.expected = self.waiting;
         self.waiting = 0;
+        self.crowded = false;
         self.waiting_at_wait = None;
     }
 
@@ -215,6 +225,7 @@ impl GroupCommit {
         }
         self.expected = self.waiting;
         self.waiting = 0;
+        self.crowded = false;
         self.in_flight = Some(InFlight::Block);
         Commit::Close
     }
@@ -223,6 +234,7 @@ impl GroupCommit {
     fn straggler_wait(&self, now_ns: u64) -> Option<u64> {
         let flush_ns = self.flush_ns?;
         let pays = self.policy == FlushPolicy::Always
+            && !self.crowded
             && self.blocks_until_retry == 0
             && self.waiting < self.expected
             && self.other_producer_at.is_some_and(|at| now_ns < at + PRODUCER_ACTIVE_NS);
@@ -302,6 +314,16 @@ mod tests {
         commit.handle_append(now, 0);
         let Commit::WaitUntil(until) = commit.poll(now) else { panic!("waits") };
         assert_eq!(commit.poll(until), Commit::Close);
+    }
+
+    #[test]
+    fn a_block_that_others_wait_to_see_closed_is_not_held_back() {
+        let mut commit = after_block(3);
+        commit.handle_crowded();
+        commit.handle_append(FLUSH_NS, 0);
+        assert!(matches!(commit.poll(FLUSH_NS), Commit::WaitUntil(_)), "nobody waited yet");
+        commit.handle_crowded();
+        assert_eq!(commit.poll(FLUSH_NS), Commit::Close);
     }
 
     #[test]

@@ -176,7 +176,8 @@ impl EntryHeader {
         if found != computed {
             return Err(EntryError::HeaderCrc { found, computed });
         }
-        let kind = EntryKind::from_u8(bytes[4]).ok_or(EntryError::UnknownKind { kind: bytes[4] })?;
+        let kind =
+            EntryKind::from_u8(bytes[4]).ok_or(EntryError::UnknownKind { kind: bytes[4] })?;
         Ok(Self {
             kind,
             sequence: BlockSequence(u64_at(bytes, 8)),
@@ -313,7 +314,10 @@ impl fmt::Display for EntryError {
                 write!(f, "entry needs {needed} bytes, {available} are there")
             }
             Self::HeaderCrc { found, computed } => {
-                write!(f, "entry header says checksum {found:#010x}, its bytes have {computed:#010x}")
+                write!(
+                    f,
+                    "entry header says checksum {found:#010x}, its bytes have {computed:#010x}"
+                )
             }
             Self::UnknownKind { kind } => {
                 write!(f, "entry kind {kind} is unknown; this version knows 1, 2, 3 and 5")
@@ -327,7 +331,10 @@ impl fmt::Display for EntryError {
                 base_offset.0
             ),
             Self::PayloadCrc { found, computed } => {
-                write!(f, "entry payload has checksum {computed:#010x}, its header says {found:#010x}")
+                write!(
+                    f,
+                    "entry payload has checksum {computed:#010x}, its header says {found:#010x}"
+                )
             }
         }
     }

@@ -233,8 +233,8 @@ impl FooterTrailer {
     /// Where in the file the points of one line of the table lie.
     #[must_use]
     pub fn points_range(&self, line: &FooterLine) -> core::ops::Range<u64> {
-        let start = self.table_range().end
-            + u64::from(line.points_start) * FOOTER_POINT_BYTES as u64;
+        let start =
+            self.table_range().end + u64::from(line.points_start) * FOOTER_POINT_BYTES as u64;
         start..start + u64::from(line.point_count) * FOOTER_POINT_BYTES as u64
     }
 
@@ -423,3 +423,6 @@ impl fmt::Display for FooterError {
 }
 
 impl std::error::Error for FooterError {}
+
+#[cfg(test)]
+mod tests;

@@ -113,7 +113,8 @@ mod tests {
         for slot in [Slot(0), Slot(7), Slot(99_999), Slot(100_000), Slot(u32::MAX)] {
             assert_eq!(Slot::from_file_name(&slot.file_name()), Some(slot));
         }
-        for name in ["segment-1.wal", "segment-00001.tmp", "segment-+0001.wal", "segment-.wal", "x"] {
+        for name in ["segment-1.wal", "segment-00001.tmp", "segment-+0001.wal", "segment-.wal", "x"]
+        {
             assert_eq!(Slot::from_file_name(name), None, "{name}");
         }
     }

@@ -206,3 +206,102 @@ pub fn points_from(points: &[IndexPoint], offset: Offset) -> &[IndexPoint] {
 pub fn find_timestamp(points: &[IndexPoint], timestamp: TimestampMs) -> Option<&IndexPoint> {
     points.iter().find(|point| timestamp <= point.max_timestamp)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::BlockSequence;
+    use rustmq_protocol::{LeaderEpoch, PartitionId, TopicId};
+
+    fn partition(number: u8) -> TopicPartition {
+        TopicPartition { topic: TopicId::from_bytes([number; 16]), partition: PartitionId(0) }
+    }
+
+    fn entry(number: u8, base_offset: u64, record_count: u32, max_timestamp: i64) -> EntryHeader {
+        EntryHeader {
+            kind: EntryKind::Data,
+            sequence: BlockSequence(1),
+            partition: partition(number),
+            leader_epoch: LeaderEpoch(0),
+            base_offset: Offset(base_offset),
+            record_count,
+            payload_length: 100,
+            append_time: TimestampMs(-(base_offset as i64)),
+            payload_crc: 0,
+            max_timestamp: TimestampMs(max_timestamp),
+        }
+    }
+
+    fn index() -> SegmentIndex {
+        let mut index = SegmentIndex::new();
+        index.add(&entry(1, 10, 5, 100), 4096);
+        index.add(&entry(2, 0, 1, 50), 4280);
+        index.add(&entry(1, 15, 1, 90), 8192);
+        // Another WAL took the partition for a while: a gap.
+        index.add(&entry(1, 30, 10, 200), 12_288);
+        let mention = EntryHeader { kind: EntryKind::LogStart, ..entry(3, 7, 0, 0) };
+        index.add(&mention, 16_384);
+        index
+    }
+
+    #[test]
+    fn an_offset_is_found_in_the_entry_that_holds_it() {
+        let index = index();
+        let position =
+            |offset| index.find(partition(1), Offset(offset)).map(|point| point.position);
+        assert_eq!(position(9), None);
+        assert_eq!(position(10), Some(4096));
+        assert_eq!(position(14), Some(4096));
+        assert_eq!(position(15), Some(8192));
+        assert_eq!(position(16), None, "in the gap");
+        assert_eq!(position(39), Some(12_288));
+        assert_eq!(position(40), None);
+        assert_eq!(index.find(partition(9), Offset(0)), None);
+    }
+
+    #[test]
+    fn reading_on_begins_with_the_entry_that_holds_the_offset_or_the_next() {
+        let index = index();
+        let from = |offset| index.points_from(partition(1), Offset(offset)).len();
+        assert_eq!([from(0), from(12), from(15), from(16), from(39), from(40)], [3, 3, 2, 1, 1, 0]);
+    }
+
+    #[test]
+    fn a_timestamp_is_found_in_the_first_entry_that_reaches_it() {
+        let index = index();
+        let first = |timestamp| {
+            index
+                .find_timestamp(partition(1), TimestampMs(timestamp))
+                .map(|point| point.base_offset)
+        };
+        assert_eq!(first(0), Some(Offset(10)));
+        assert_eq!(first(95), Some(Offset(10)), "timestamps need not grow");
+        assert_eq!(first(101), Some(Offset(30)));
+        assert_eq!(first(201), None);
+    }
+
+    #[test]
+    fn a_partition_that_is_only_named_has_no_range() {
+        let index = index();
+        let held: Vec<_> = index.partitions().collect();
+        assert_eq!(held.len(), 3);
+        let range = held[0].range.unwrap();
+        assert_eq!((range.first, range.end), (Offset(10), Offset(40)));
+        assert_eq!(
+            (range.append_time_max, range.timestamp_max),
+            (TimestampMs(-10), TimestampMs(200))
+        );
+        assert_eq!(range.bytes, 3 * 180);
+        assert_eq!(held[2], PartitionSummary { partition: partition(3), range: None });
+        assert_eq!((index.partition_count(), index.point_count()), (3, 4));
+    }
+
+    #[test]
+    fn offsets_that_fall_are_seen_before_they_are_added() {
+        let index = index();
+        assert!(!index.continues(&entry(1, 39, 1, 0)));
+        assert!(index.continues(&entry(1, 40, 1, 0)));
+        assert!(index.continues(&entry(9, 0, 1, 0)));
+        assert!(index.continues(&EntryHeader { kind: EntryKind::LogStart, ..entry(1, 0, 0, 0) }));
+    }
+}

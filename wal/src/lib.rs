@@ -65,11 +65,11 @@ pub use block::{
 pub use builder::{
     BlockBuilder, BlockContext, DIRECTORY_CAPACITY_MAX, DIRECTORY_CAPACITY_MIN, SealedBlock,
 };
-pub use chain::Chain;
 pub use catalogue::{
     CatalogueError, CatalogueFile, CatalogueLog, CataloguePlan, CatalogueWrite, CatalogueWriter,
     CommandEffect, open_catalogue,
 };
+pub use chain::Chain;
 pub use checkpoint::{
     BatchCheckpoint, CheckpointError, PartitionCheckpoint, ProducerCheckpoint, WalCheckpoint,
 };
@@ -79,12 +79,10 @@ pub use entry::{
     WAL_ITSELF, decode_entry,
 };
 pub use footer::{
-    FOOTER_TRAILER_BYTES, FooterError, FooterLine, FooterTrailer, SegmentEnd, encode_footer, find_line,
-    footer_bytes,
+    FOOTER_TRAILER_BYTES, FooterError, FooterLine, FooterTrailer, SegmentEnd, encode_footer,
+    find_line, footer_bytes,
 };
-pub use ids::{
-    BlockSequence, Generation, Incarnation, NextSegment, SegmentSequence, Slot, WalId,
-};
+pub use ids::{BlockSequence, Generation, Incarnation, NextSegment, SegmentSequence, Slot, WalId};
 pub use index::{IndexPoint, PartitionRange, PartitionSummary, SegmentIndex};
 pub use recovery::{Activation, OpenError, RecoveryPlan, judge_newest, plan};
 pub use scan::{Corruption, Scan, ScanEnd, ScanError};

@@ -406,7 +406,10 @@ impl Segments {
 
     fn invariants(&self) {
         if let Some(active) = self.live.back() {
-            assert!(active.blocks_end <= active.header.segment_bytes, "blocks lie in their segment");
+            assert!(
+                active.blocks_end <= active.header.segment_bytes,
+                "blocks lie in their segment"
+            );
         }
         assert!(
             self.active_partition_count <= self.partitions.len(),
@@ -414,3 +417,6 @@ impl Segments {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use rustmq_protocol::{LeaderEpoch, Offset};
 use rustmq_wal::{
     BLOCK_ALIGN, BlockBuilder, BlockContext, BlockError, BlockFlags, BlockSequence, ChainPoint,
     DIRECTORY_CAPACITY_MIN, EntryError, EntryExpect, EntryKind, Generation, Incarnation,
-    NextSegment, SegmentSequence, SealedBlock, Slot, decode_block, decode_entry,
+    NextSegment, SealedBlock, SegmentSequence, Slot, decode_block, decode_entry,
 };
 use support::{WAL, batch, partition, push_batch, push_note};
 
@@ -250,11 +250,8 @@ fn a_block_out_of_its_place_does_not_join() {
 
 #[test]
 fn a_seal_block_names_the_next_segment() {
-    let next = NextSegment {
-        sequence: SegmentSequence(5),
-        slot: Slot(2),
-        generation: Generation(99),
-    };
+    let next =
+        NextSegment { sequence: SegmentSequence(5), slot: Slot(2), generation: Generation(99) };
     let context = BlockContext {
         flags: BlockFlags::SEAL,
         next: Some(next),
@@ -309,4 +306,39 @@ fn another_entry_at_the_place_is_not_the_one() {
     }
     let cut = entry[..100].to_vec();
     assert!(matches!(decode_entry(&cut, &good), Err(EntryError::Short { available: 100, .. })));
+}
+
+#[test]
+fn nothing_of_the_memory_before_leaks_into_a_block() {
+    let context = context();
+    for sizes in [&[][..], &[1, 2, 3, 4, 5, 6, 7], &[10; 20]] {
+        let (bytes, sealed, builder) = block(sizes, &context);
+        let mut means = vec![false; bytes.len()];
+        means[..128 + 48 * sizes.len()].fill(true);
+        for meta in builder.entries() {
+            let start = sealed.range.start;
+            means[meta.payload.start as usize - 80 - start..meta.payload.end as usize - start]
+                .fill(true);
+        }
+        let rest = bytes.iter().zip(means).filter(|(_, means)| !means);
+        assert!(rest.clone().all(|(byte, _)| *byte == 0), "padding is zero");
+    }
+}
+
+#[test]
+fn entries_of_a_block_that_was_cut_do_not_pass_for_those_of_the_one_written_over_it() {
+    // Both have the same place, sequence, generation and directory; only their records differ.
+    let build = |value: &[u8]| {
+        let mut region = vec![0; REGION_BYTES];
+        let mut builder = BlockBuilder::open(REGION_BYTES, DIRECTORY_CAPACITY_MIN);
+        let bytes = batch(&[value], Offset(0), LeaderEpoch(1));
+        assert!(push_batch(&mut builder, &mut region, partition(0), &bytes));
+        let sealed = builder.seal(&mut region, &context());
+        region[sealed.range].to_vec()
+    };
+    let (cut, mut over) = (build(b"cut"), build(b"new"));
+    assert_eq!(cut[128..512], over[128..512], "the directories agree");
+    assert!(decode_block(&over, &expect(&context())).is_ok());
+    over[512..].copy_from_slice(&cut[512..]);
+    assert_eq!(decode_block(&over, &expect(&context())).unwrap_err(), BlockError::EntriesCrc);
 }

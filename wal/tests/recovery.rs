@@ -95,7 +95,7 @@ fn run(writer: &mut Writer, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn after_crashes_a_prefix_with_all_that_was_durable_is_recovered(
@@ -199,7 +199,10 @@ fn what_may_not_be_durable_is_named_for_rewriting() {
     writer.append(partition(0), &[b"b"]);
     let second = writer.commit(BlockFlags::NONE, true);
     let found = must_recover(&writer.disk.files());
-    assert_eq!(found.tail_end.durable_end, second.sequence, "the last block says of itself nothing");
+    assert_eq!(
+        found.tail_end.durable_end, second.sequence,
+        "the last block says of itself nothing"
+    );
     assert_eq!(found.tail_end.undurable, second.position..second.position + second.bytes() as u64);
     writer.commit(BlockFlags::IDLE, true);
     let found = must_recover(&writer.disk.files());
@@ -351,19 +354,22 @@ fn block_bytes_inside_a_batch_never_validate() {
     let point = writer.chain.point();
     // Where values end up: pages of one long record, each a forged block of its place.
     let pages = 12;
-    let in_block = 512 + 80;
     let mut value = vec![0; pages * BLOCK_ALIGN];
-    let record_start = in_block + 64 + 12;
+    // Behind the value comes one byte, the count of headers.
+    let before_value = batch(&[&value], Offset(0), LeaderEpoch(1)).len() - value.len() - 1;
+    let value_start = 512 + 80 + before_value;
     for page in 1..pages - 1 {
         let position = point.position + (page * BLOCK_ALIGN) as u64;
         let block = forged(position, Generation(SEED ^ 1), BlockSequence(1 << 40));
-        let at = page * BLOCK_ALIGN - record_start;
+        let at = page * BLOCK_ALIGN - value_start;
         value[at..at + BLOCK_ALIGN].copy_from_slice(&block);
     }
     writer.append(partition(0), &[&value]);
     let carrier = writer.commit(BlockFlags::NONE, false);
     // Torn in its first sector, so that a scan looks at every page behind it.
     let files = writer.disk.crash(|sector| sector != 0);
+    let second_page = carrier.position as usize + BLOCK_ALIGN;
+    assert_eq!(&files[&Slot(0)][second_page..second_page + 4], b"RQBK", "they lie on pages");
     let found = must_recover(&files);
     assert!(found.entries.is_empty());
     assert_eq!(found.tail_end.next.position, carrier.position);

@@ -1,4 +1,5 @@
-//! How long to wait before trying again: twice as long each time, with jitter, up to a maximum. Pure.
+//! How long to wait before trying again: twice as long each time, with jitter, up to a maximum.
+//! Pure.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;

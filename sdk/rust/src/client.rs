@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use rustmq_protocol::{
-    CONFIG_ENTRIES_MAX, CreateTopic, CreateTopicResponse, DeleteTopic, DeleteTopicResponse, ErrorCode, HelloResponse,
-    ListOffsets, ListOffsetsResponse, ListTopics, ListTopicsResponse, ListedTopic, OffsetAt, PartitionId,
-    RequestKind, STRING_BYTES_MAX, TopicId, TopicInfo, TopicSelection, validate_topic_name,
+    CONFIG_ENTRIES_MAX, CreateTopic, CreateTopicResponse, DeleteTopic, DeleteTopicResponse,
+    ErrorCode, HelloResponse, ListOffsets, ListOffsetsResponse, ListTopics, ListTopicsResponse,
+    ListedTopic, OffsetAt, PartitionId, RequestKind, STRING_BYTES_MAX, TopicId, TopicInfo,
+    TopicSelection, validate_topic_name,
 };
 
 use crate::cluster::{Cluster, Route, check_topic_name_length};
@@ -15,7 +16,8 @@ use crate::consumer::ConsumerBuilder;
 use crate::error::{ClientError, ConfigError};
 use crate::producer::ProducerBuilder;
 
-/// A client of one cluster. Clones share its connections, which are closed with the last of clones, producers and consumers.
+/// A client of one cluster. Clones share its connections, which are closed with the last of clones,
+/// producers and consumers.
 #[derive(Clone, Debug)]
 pub struct Client {
     cluster: Arc<Cluster>,
@@ -52,7 +54,9 @@ impl NewTopic {
         let max = CONFIG_ENTRIES_MAX as usize;
         if self.config.len() > max {
             let value = self.config.len();
-            return Err(ConfigError::NumberOutOfBounds { field: "config", value, min: 0, max }.into());
+            return Err(
+                ConfigError::NumberOutOfBounds { field: "config", value, min: 0, max }.into()
+            );
         }
         let texts = self.config.iter().flat_map(|(key, value)| [key.len(), value.len()]);
         match texts.max() {
@@ -66,7 +70,8 @@ impl NewTopic {
 pub type OffsetAndTimestamp = ListOffsetsResponse;
 
 impl Client {
-    /// Connects to the first bootstrap address that answers. Other brokers and shards are dialled when they are needed.
+    /// Connects to the first bootstrap address that answers. Other brokers and shards are dialled
+    /// when they are needed.
     pub async fn connect(config: ClientConfig) -> Result<Client, ClientError> {
         Ok(Client { cluster: Arc::new(Cluster::connect(config).await?) })
     }
@@ -78,7 +83,8 @@ impl Client {
 
     /// Creates a topic. It can be used once this returns.
     ///
-    /// It is not repeated after a lost connection: it may have been created, and [`ClientError::is_definite`] says so.
+    /// It is not repeated after a lost connection: it may have been created, and
+    /// [`ClientError::is_definite`] says so.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<TopicId, ClientError> {
         topic.check()?;
         let NewTopic { name, partitions, replication_factor, config } = topic;
@@ -144,7 +150,8 @@ impl Client {
         ConsumerBuilder::new(Arc::clone(&self.cluster), topic.into())
     }
 
-    /// Closes every connection, also those of producers and consumers of this client. Close producers first.
+    /// Closes every connection, also those of producers and consumers of this client. Close
+    /// producers first.
     pub async fn close(&self) {
         self.cluster.close().await;
     }

@@ -1,4 +1,5 @@
-//! What a client knows about its cluster: metadata, and one connection per shard, dialled when first needed.
+//! What a client knows about its cluster: metadata, and one connection per shard, dialled when
+//! first needed.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,8 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rustmq_protocol::{
-    BrokerId, BrokerInfo, ErrorCode, LeaderEpoch, Metadata, MetadataResponse, PartitionId, RequestKind, ShardId,
-    TOPIC_NAME_BYTES_MAX, TopicId, TopicInfo, TopicNameError, TopicSelection,
+    BrokerId, BrokerInfo, ErrorCode, LeaderEpoch, Metadata, MetadataResponse, PartitionId,
+    RequestKind, ShardId, TOPIC_NAME_BYTES_MAX, TopicId, TopicInfo, TopicNameError, TopicSelection,
 };
 use tokio::time::timeout;
 
@@ -21,7 +22,8 @@ use crate::tls::quic_config;
 /// Attempts of a call that may be made again without harm: reading metadata, topics, offsets.
 const READ_ATTEMPTS_MAX: u32 = 5;
 
-/// Shared by the client and all its producers and consumers; closes its connections when the last is dropped.
+/// Shared by the client and all its producers and consumers; closes its connections when the last
+/// is dropped.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     config: ClientConfig,
@@ -94,13 +96,22 @@ impl Cluster {
     }
 
     /// Sends a request over the bootstrap connection, once.
-    pub(crate) async fn control(&self, kind: RequestKind, body: Vec<u8>) -> Result<Bytes, ClientError> {
+    pub(crate) async fn control(
+        &self,
+        kind: RequestKind,
+        body: Vec<u8>,
+    ) -> Result<Bytes, ClientError> {
         let connection = self.bootstrap().await?;
         connection.control(kind, body, self.config.request_timeout).await
     }
 
-    /// Sends a request that changes nothing over the bootstrap connection, again and again if that may help.
-    pub(crate) async fn read(&self, kind: RequestKind, body: Vec<u8>) -> Result<Bytes, ClientError> {
+    /// Sends a request that changes nothing over the bootstrap connection, again and again if that
+    /// may help.
+    pub(crate) async fn read(
+        &self,
+        kind: RequestKind,
+        body: Vec<u8>,
+    ) -> Result<Bytes, ClientError> {
         let mut backoff = self.new_backoff();
         let mut attempt = 1;
         loop {
@@ -116,14 +127,21 @@ impl Cluster {
     }
 
     /// Asks for the metadata of some topics. Brokers come with it.
-    pub(crate) async fn metadata(&self, topics: TopicSelection) -> Result<MetadataResponse, ClientError> {
+    pub(crate) async fn metadata(
+        &self,
+        topics: TopicSelection,
+    ) -> Result<MetadataResponse, ClientError> {
         let mut body = Vec::new();
         Metadata { topics }.encode(&mut body);
         Ok(MetadataResponse::decode(&self.read(RequestKind::Metadata, body).await?)?)
     }
 
     /// The topic, fresher than the version `stale` if one is given.
-    pub(crate) async fn topic(&self, name: &str, stale: Option<u64>) -> Result<TopicView, ClientError> {
+    pub(crate) async fn topic(
+        &self,
+        name: &str,
+        stale: Option<u64>,
+    ) -> Result<TopicView, ClientError> {
         if let Some(view) = self.known_topic(name, stale) {
             return Ok(view);
         }
@@ -150,7 +168,14 @@ impl Cluster {
         Ok(topic)
     }
 
-    /// Where requests for a partition go, by metadata fresher than the version `stale` if one is given.
+    /// The topic as it is now: it may have been created anew since it was last looked at.
+    pub(crate) async fn fresh_topic(&self, name: &str) -> Result<TopicView, ClientError> {
+        self.forget_topic(name);
+        self.topic(name, None).await
+    }
+
+    /// Where requests for a partition go, by metadata fresher than the version `stale` if one is
+    /// given.
     pub(crate) async fn route(
         &self,
         name: &str,
@@ -212,7 +237,8 @@ impl Cluster {
     fn endpoint_of(&self, route: &Route) -> Result<(String, u16), ClientError> {
         let view = self.view();
         let broker = view.brokers.get(&route.leader);
-        let shard = broker.and_then(|broker| broker.shards.iter().find(|at| at.shard == route.shard));
+        let shard =
+            broker.and_then(|broker| broker.shards.iter().find(|at| at.shard == route.shard));
         match (broker, shard) {
             (Some(broker), Some(shard)) => Ok((broker.host.clone(), shard.port)),
             _ => {
@@ -309,8 +335,8 @@ impl Slot {
         if let Some(connection) = state.connection.as_ref().filter(|open| !open.is_closed()) {
             return Ok(Arc::clone(connection));
         }
-        // A dial that failed while this caller waited for the lock is its failure too; otherwise a hundred partitions
-        // would wait for a hundred timeouts one after the other.
+        // A dial that failed while this caller waited for the lock is its failure too; otherwise a
+        // hundred partitions would wait for a hundred timeouts one after the other.
         if let Some((at, error)) = &state.failed
             && asked <= *at
         {
@@ -331,4 +357,3 @@ impl Slot {
         }
     }
 }
-

@@ -11,7 +11,8 @@ use crate::error::{ClientError, ConfigError};
 /// The address on which a broker listens unless it is told otherwise.
 const ADDRESS_DEFAULT: &str = "127.0.0.1:9092";
 
-/// How a client reaches a cluster. Make one with [`ClientConfig::new`] or [`ClientConfig::from_dev_dir`] and change fields.
+/// How a client reaches a cluster. Make one with [`ClientConfig::new`] or
+/// [`ClientConfig::from_dev_dir`] and change fields.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
     /// `host:port` of brokers; they are tried in order until one answers.
@@ -24,7 +25,8 @@ pub struct ClientConfig {
     pub request_timeout: Duration,
     /// How long to wait for a connection to one address. Default 5 s.
     pub connect_timeout: Duration,
-    /// How long a connection may be silent before it counts as lost; keep-alives are sent three times as often. Default 30 s.
+    /// How long a connection may be silent before it counts as lost; keep-alives are sent three
+    /// times as often. Default 10 s.
     pub idle_timeout: Duration,
     /// The first pause before trying again. Default 20 ms.
     pub backoff_min: Duration,
@@ -40,8 +42,8 @@ pub enum RouteMode {
     /// To the shard that leads it.
     #[default]
     Owner,
-    /// All over the connection to the bootstrap address; the broker forwards them. For a client behind a proxy that
-    /// knows only one address.
+    /// All over the connection to the bootstrap address; the broker forwards them. For a client
+    /// behind a proxy that knows only one address.
     Bootstrap,
 }
 
@@ -96,20 +98,23 @@ impl ClientConfig {
             client_name: "rustmq-client".to_owned(),
             request_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(10),
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(2),
             route: RouteMode::Owner,
         }
     }
 
-    /// The address and the certificates that a broker in development mode has put into its data directory.
+    /// The address and the certificates that a broker in development mode has put into its data
+    /// directory.
     pub fn from_dev_dir(data_dir: impl AsRef<Path>) -> Result<ClientConfig, ClientError> {
         let data_dir = data_dir.as_ref();
         let path = data_dir.join("address");
         let address = match std::fs::read_to_string(&path) {
             Ok(text) => text.trim().to_owned(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => ADDRESS_DEFAULT.to_owned(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                ADDRESS_DEFAULT.to_owned()
+            }
             Err(error) => return Err(ConfigError::File { path, kind: error.kind() }.into()),
         };
         let certs = data_dir.join("certs");
@@ -143,7 +148,10 @@ impl ClientConfig {
             }
         }
         if self.backoff_max < self.backoff_min {
-            return Err(ConfigError::TimeOutOfBounds { field: "backoff_max", time: self.backoff_max });
+            return Err(ConfigError::TimeOutOfBounds {
+                field: "backoff_max",
+                time: self.backoff_max,
+            });
         }
         Ok(())
     }

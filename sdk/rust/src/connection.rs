@@ -17,36 +17,34 @@ use crate::stream::{Answer, Reply, ReplyTo, Request, RequestStream};
 /// Streams for batches on their way in. Partitions share them.
 const PRODUCE_STREAMS: u32 = 16;
 
-/// Streams for long polls. More, as a broker may answer a stream in order: a poll that waits then holds up those behind it.
+/// Streams for long polls. More, as a broker may answer a stream in order: a poll that waits then
+/// holds up those behind it.
 const FETCH_STREAMS: u32 = 40;
 
 // With the control stream they stay below what a broker allows.
 const _: () =
     assert!(1 + PRODUCE_STREAMS + FETCH_STREAMS <= rustmq_protocol::STREAMS_PER_CONNECTION_MAX);
 
-/// Which stream of a connection a request takes. A partition keeps to one, so that its batches arrive in order.
+/// Which data stream a request about a partition takes. A partition keeps to one, so that its
+/// batches arrive in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Lane {
-    Control,
     Produce(TopicId, PartitionId),
     Fetch(TopicId, PartitionId),
 }
 
 impl Lane {
     /// The place of the stream among the data streams.
-    fn index(self) -> Option<usize> {
+    fn index(self) -> usize {
         // Partitions of one topic are spread evenly, whatever the id of the topic.
         let spread = |topic: TopicId, partition: PartitionId, streams: u32| {
             let [.., a, b, c, d] = *topic.as_bytes();
             u32::from_le_bytes([a, b, c, d]).wrapping_add(partition.0) % streams
         };
         match self {
-            Lane::Control => None,
-            Lane::Produce(topic, partition) => {
-                Some(spread(topic, partition, PRODUCE_STREAMS) as usize)
-            }
+            Lane::Produce(topic, partition) => spread(topic, partition, PRODUCE_STREAMS) as usize,
             Lane::Fetch(topic, partition) => {
-                Some((PRODUCE_STREAMS + spread(topic, partition, FETCH_STREAMS)) as usize)
+                (PRODUCE_STREAMS + spread(topic, partition, FETCH_STREAMS)) as usize
             }
         }
     }
@@ -71,19 +69,21 @@ impl Connection {
         server_name: &str,
         client_name: &str,
     ) -> Result<Connection, OpenError> {
-        let connecting =
-            endpoint.connect(address, server_name).map_err(|error| OpenError::Connect(ConnectError::Start(error)))?;
+        let connecting = endpoint
+            .connect(address, server_name)
+            .map_err(|error| OpenError::Connect(ConnectError::Start(error)))?;
         let handshake = |error| OpenError::Connect(ConnectError::Handshake(error));
         let quic = connecting.await.map_err(handshake)?;
         let (send, recv) = quic.open_bi().await.map_err(handshake)?;
         let control = RequestStream::start(send, recv);
-        let hello = say_hello(&control, client_name).await.map_err(|error| match quic.close_reason() {
-            // The reason why the broker closed says more than that it did.
-            Some(reason) if matches!(error, ClientError::ConnectionLost) => {
-                OpenError::Connect(ConnectError::Handshake(reason))
-            }
-            _ => OpenError::Hello(error),
-        })?;
+        let hello =
+            say_hello(&control, client_name).await.map_err(|error| match quic.close_reason() {
+                // The reason why the broker closed says more than that it did.
+                Some(reason) if matches!(error, ClientError::ConnectionLost) => {
+                    OpenError::Connect(ConnectError::Handshake(reason))
+                }
+                _ => OpenError::Hello(error),
+            })?;
         let streams = (PRODUCE_STREAMS + FETCH_STREAMS) as usize;
         let data = Mutex::new(std::iter::repeat_with(|| None).take(streams).collect());
         Ok(Connection { quic, hello, control, data })
@@ -105,7 +105,7 @@ impl Connection {
         body: Vec<u8>,
         wait: Duration,
     ) -> Result<Bytes, ClientError> {
-        request(&self.control, kind, body, wait).await?.into_body()
+        self.wait_for(&self.control, kind, body, wait).await?.into_body()
     }
 
     /// Sends a request over a lane and waits for the answer.
@@ -116,29 +116,19 @@ impl Connection {
         body: Vec<u8>,
         wait: Duration,
     ) -> Result<Reply, ClientError> {
-        match lane.index() {
-            None => request(&self.control, kind, body, wait).await,
-            Some(index) => request(&*self.data_stream(index).await?, kind, body, wait).await,
-        }
+        let stream = self.stream(lane).await?;
+        self.wait_for(&stream, kind, body, wait).await
     }
 
-    /// The stream for the batches of a partition.
-    pub(crate) async fn produce_stream(
-        &self,
-        topic: TopicId,
-        partition: PartitionId,
-    ) -> Result<Arc<RequestStream>, ClientError> {
-        let index = Lane::Produce(topic, partition).index();
-        self.data_stream(index.expect("produce lanes have data streams")).await
-    }
-
-    async fn data_stream(&self, index: usize) -> Result<Arc<RequestStream>, ClientError> {
+    /// The stream of a lane, opened if it is not.
+    pub(crate) async fn stream(&self, lane: Lane) -> Result<Arc<RequestStream>, ClientError> {
+        let index = lane.index();
         if let Some(stream) = self.open_stream(index) {
             return Ok(stream);
         }
         let (send, recv) = self.quic.open_bi().await.map_err(|_| ClientError::ConnectionLost)?;
-        // Another task may have opened the same lane meanwhile. All of them must use one stream, so the first wins and
-        // this one is finished unused.
+        // Another task may have opened the same lane meanwhile. All of them must use one stream, so
+        // the first wins and this one is finished unused.
         if let Some(stream) = self.open_stream(index) {
             return Ok(stream);
         }
@@ -146,6 +136,28 @@ impl Connection {
         let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
         data[index] = Some(Arc::clone(&stream));
         Ok(stream)
+    }
+
+    /// Gives the connection up: a broker answers in time, so one that does not is gone, even if
+    /// QUIC does not know yet.
+    pub(crate) fn abandon(&self) {
+        self.quic.close(quinn::VarInt::from_u32(0), b"no answer");
+    }
+
+    async fn wait_for(
+        &self,
+        stream: &RequestStream,
+        kind: RequestKind,
+        body: Vec<u8>,
+        wait: Duration,
+    ) -> Result<Reply, ClientError> {
+        match timeout(wait, answer(stream, kind, body)).await {
+            Ok(result) => result,
+            Err(_) => {
+                self.abandon();
+                Err(ClientError::RequestTimeout)
+            }
+        }
     }
 
     fn open_stream(&self, index: usize) -> Option<Arc<RequestStream>> {
@@ -167,7 +179,10 @@ pub(crate) enum OpenError {
     Hello(ClientError),
 }
 
-async fn say_hello(control: &RequestStream, client_name: &str) -> Result<HelloResponse, ClientError> {
+async fn say_hello(
+    control: &RequestStream,
+    client_name: &str,
+) -> Result<HelloResponse, ClientError> {
     let hello = Hello {
         version_min: VersionRange::SUPPORTED.min,
         version_max: VersionRange::SUPPORTED.max,
@@ -192,19 +207,11 @@ async fn say_hello(control: &RequestStream, client_name: &str) -> Result<HelloRe
     Ok(response)
 }
 
-async fn request(
+async fn answer(
     stream: &RequestStream,
     kind: RequestKind,
-    body: Vec<u8>,
-    wait: Duration,
+    head: Vec<u8>,
 ) -> Result<Reply, ClientError> {
-    match timeout(wait, answer(stream, kind, body)).await {
-        Ok(result) => result,
-        Err(_) => Err(ClientError::RequestTimeout),
-    }
-}
-
-async fn answer(stream: &RequestStream, kind: RequestKind, head: Vec<u8>) -> Result<Reply, ClientError> {
     let (reply, answer) = ReplyTo::one();
     stream.submit(Request { kind, head, payload: Bytes::new(), answered: true, reply }).await;
     match answer.await {
@@ -220,13 +227,10 @@ mod tests {
     #[test]
     fn partitions_of_a_topic_spread_over_all_streams_and_never_mix_directions() {
         let topic = TopicId::from_bytes([0xfe; 16]);
-        let produce: Vec<usize> =
-            (0..PRODUCE_STREAMS).filter_map(|p| Lane::Produce(topic, PartitionId(p)).index()).collect();
-        let mut distinct = produce.clone();
-        distinct.sort_unstable();
-        assert_eq!(distinct, (0..PRODUCE_STREAMS as usize).collect::<Vec<_>>());
-        let fetch = Lane::Fetch(topic, PartitionId(3)).index();
-        assert!(fetch.is_some_and(|index| PRODUCE_STREAMS as usize <= index));
-        assert_eq!(Lane::Control.index(), None);
+        let mut produce: Vec<usize> =
+            (0..PRODUCE_STREAMS).map(|p| Lane::Produce(topic, PartitionId(p)).index()).collect();
+        produce.sort_unstable();
+        assert_eq!(produce, (0..PRODUCE_STREAMS as usize).collect::<Vec<_>>());
+        assert!(PRODUCE_STREAMS as usize <= Lane::Fetch(topic, PartitionId(3)).index());
     }
 }

@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustmq_protocol::{
-    BatchError, DecodeError, ErrorCode, FrameError, HEADERS_PER_RECORD_MAX, Offset, PartitionId, STRING_BYTES_MAX,
-    TopicNameError,
+    BatchError, DecodeError, ErrorCode, FrameError, HEADERS_PER_RECORD_MAX, Offset, PartitionId,
+    STRING_BYTES_MAX, TopicNameError,
 };
 
 /// Why something did not succeed.
 ///
-/// Two questions decide what a caller does: [`ClientError::is_retriable`] and [`ClientError::is_definite`]. Producers
-/// and consumers have already retried what can be retried, within their time, before they report an error.
+/// Two questions decide what a caller does: [`ClientError::is_retriable`] and
+/// [`ClientError::is_definite`]. Producers and consumers have already retried what can be retried,
+/// within their time, before they report an error.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -185,10 +186,12 @@ impl ClientError {
         }
     }
 
-    /// True if the call certainly had no effect. If not, records may be in the log, or a topic may be created.
+    /// True if the call certainly had no effect. If not, records may be in the log, or a topic may
+    /// be created.
     pub fn is_definite(&self) -> bool {
         match self {
-            ClientError::Broker { definite, .. } | ClientError::DeliveryTimeout { definite, .. } => *definite,
+            ClientError::Broker { definite, .. }
+            | ClientError::DeliveryTimeout { definite, .. } => *definite,
             ClientError::ConnectionLost
             | ClientError::RequestTimeout
             | ClientError::Malformed(_)
@@ -223,8 +226,12 @@ impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ClientError::Config(error) => error.fmt(f),
-            ClientError::Connect { address, error } => write!(f, "connecting to {address}: {error}"),
-            ClientError::ConnectionLost => f.write_str("the connection was lost before the answer came"),
+            ClientError::Connect { address, error } => {
+                write!(f, "connecting to {address}: {error}")
+            }
+            ClientError::ConnectionLost => {
+                f.write_str("the connection was lost before the answer came")
+            }
             ClientError::RequestTimeout => f.write_str("the answer did not come in time"),
             ClientError::Broker { code, message, .. } if message.is_empty() => {
                 write!(f, "{code}: {}", code.meaning())
@@ -241,13 +248,19 @@ impl fmt::Display for ClientError {
             ClientError::Malformed(error) => write!(f, "the answer cannot be read: {error}"),
             ClientError::MalformedFrame(error) => write!(f, "the answer cannot be read: {error}"),
             ClientError::Batch { partition, offset, error } => {
-                write!(f, "the batch fetched from partition {partition} at offset {offset}: {error}")
+                write!(
+                    f,
+                    "the batch fetched from partition {partition} at offset {offset}: {error}"
+                )
             }
             ClientError::RecordTooLarge { bytes, max } => {
                 write!(f, "a record of {bytes} bytes, at most {max} are allowed")
             }
             ClientError::TooManyHeaders { count } => {
-                write!(f, "a record with {count} headers, at most {HEADERS_PER_RECORD_MAX} are allowed")
+                write!(
+                    f,
+                    "a record with {count} headers, at most {HEADERS_PER_RECORD_MAX} are allowed"
+                )
             }
             ClientError::NoSuchPartition { partition, count } => {
                 write!(f, "partition {partition}, the topic has {count}")
@@ -257,7 +270,10 @@ impl fmt::Display for ClientError {
                 write!(f, "a text of {bytes} bytes, at most {STRING_BYTES_MAX} are allowed")
             }
             ClientError::UnsupportedVersion { min, max } => {
-                write!(f, "the broker speaks protocol versions {min} to {max}, this client speaks others")
+                write!(
+                    f,
+                    "the broker speaks protocol versions {min} to {max}, this client speaks others"
+                )
             }
             ClientError::Closed => f.write_str("closed before"),
         }
@@ -276,7 +292,9 @@ impl std::error::Error for ClientError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConfigError::NoBootstrap => f.write_str("bootstrap is empty, at least one host:port is needed"),
+            ConfigError::NoBootstrap => {
+                f.write_str("bootstrap is empty, at least one host:port is needed")
+            }
             ConfigError::Address { address } => write!(f, "{address:?} is not host:port"),
             ConfigError::File { path, kind } => write!(f, "reading {}: {kind}", path.display()),
             ConfigError::Tls { field, reason } => write!(f, "tls {field}: {reason}"),
@@ -304,7 +322,9 @@ impl fmt::Display for ConnectError {
             ConnectError::Handshake(error) => error.fmt(f),
             ConnectError::TimedOut => f.write_str("it took too long"),
             ConnectError::OtherCluster => f.write_str("the broker belongs to another cluster"),
-            ConnectError::NoLeader => f.write_str("the partition has no leader that can be dialled"),
+            ConnectError::NoLeader => {
+                f.write_str("the partition has no leader that can be dialled")
+            }
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The Rust client of RustMQ.
 //!
-//! It *does* what a program needs to talk to a cluster: it dials the shard that leads a partition, keeps one QUIC
-//! connection per shard, gathers records into batches, sends them again in order with the same sequences after any
-//! failure that may pass, reads partitions ahead of the consumer, and follows the metadata. It *never* skips the
-//! verification of certificates, never acknowledges a record that the broker has not, and never grows without a bound:
-//! a producer whose buffer is full waits.
+//! It *does* what a program needs to talk to a cluster: it dials the shard that leads a partition,
+//! keeps one QUIC connection per shard, gathers records into batches, sends them again in order
+//! with the same sequences after any failure that may pass, reads partitions ahead of the consumer,
+//! and follows the metadata. It *never* skips the verification of certificates, never acknowledges
+//! a record that the broker has not, and never grows without a bound: a producer whose buffer is
+//! full waits.
 //!
-//! It runs on the caller's tokio runtime, single- or multi-threaded. Everything that decides is in pure files without
-//! clock or I/O; the rest carries bytes.
+//! It runs on the caller's tokio runtime, single- or multi-threaded. Everything that decides is in
+//! pure files without clock or I/O; the rest carries bytes.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), rustmq_client::ClientError> {
@@ -31,7 +32,8 @@
 //! In reading order:
 //!
 //! - [`config`]: addresses, certificates, times.
-//! - [`error`]: the one error type; whether a retry can help and whether nothing has happened for certain.
+//! - [`error`]: the one error type; whether a retry can help and whether nothing has happened for
+//!   certain.
 //! - [`client`]: the handle from which producers and consumers are made; topics are managed here.
 //! - [`producer`]: records towards a topic.
 //! - [`consumer`]: records from a topic.
@@ -64,6 +66,6 @@ pub use consumer::{Consumer, ConsumerBuilder, ConsumerRecord, OutOfRange, Partit
 pub use error::ClientError;
 pub use producer::{Producer, ProducerBuilder, ProducerRecord, RecordMetadata, Ticket};
 pub use rustmq_protocol::{
-    Acks, ErrorCode, FlushMode, LeaderEpoch, ListedTopic, Offset, OffsetAt, PartitionId, PartitionInfo, ShardId,
-    TimestampMs, TopicId, TopicInfo,
+    Acks, ErrorCode, FlushMode, LeaderEpoch, ListedTopic, Offset, OffsetAt, PartitionId,
+    PartitionInfo, ShardId, TimestampMs, TopicId, TopicInfo,
 };

@@ -1,7 +1,7 @@
 //! One bidirectional stream: a task that writes requests and a task that reads answers.
 //!
-//! Requests are pipelined. Many small ones that wait together leave in one write. Whatever happens to the stream, every
-//! request gets exactly one answer: the frame, or [`RequestLost`].
+//! Requests are pipelined. Many small ones that wait together leave in one write. Whatever happens
+//! to the stream, every request gets exactly one answer: the frame, or [`RequestLost`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use quinn::{RecvStream, SendStream};
 use rustmq_protocol::{
-    CorrelationId, ErrorBody, ErrorCode, FRAME_HEADER_BYTES, FrameFlags, FrameHeader, RequestKind, ShardId,
+    CorrelationId, ErrorBody, ErrorCode, FRAME_HEADER_BYTES, FrameFlags, FrameHeader, RequestKind,
+    ShardId,
 };
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
@@ -22,13 +23,15 @@ const REQUESTS_QUEUED_MAX: usize = 256;
 /// Requests that leave in one write.
 const REQUESTS_PER_WRITE_MAX: usize = 64;
 
-/// Payloads up to here are copied next to their head: cheaper than a chunk of their own in the send buffer.
+/// Payloads up to here are copied next to their head: cheaper than a chunk of their own in the send
+/// buffer.
 const PAYLOAD_COPY_BYTES_MAX: usize = 4096;
 
 /// Bytes to make room for at a time. 64 KiB: one train of datagrams.
 const READ_BUFFER_BYTES: usize = 64 << 10;
 
-/// Room that is worth a read. Below it a new buffer is made, as the answers in the old one are still in use.
+/// Room that is worth a read. Below it a new buffer is made, as the answers in the old one are
+/// still in use.
 const READ_ROOM_BYTES_MIN: usize = 4 << 10;
 
 /// A request on its way to the wire.
@@ -81,17 +84,23 @@ impl Reply {
 
 /// The stream ended before the answer came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct RequestLost;
+pub(crate) struct RequestLost {
+    /// False if nothing of the request was handed to QUIC: then the broker has not seen it.
+    pub(crate) written: bool,
+}
 
 impl From<RequestLost> for ClientError {
-    fn from(_: RequestLost) -> ClientError {
+    fn from(_lost: RequestLost) -> ClientError {
         ClientError::ConnectionLost
     }
 }
 
 /// Where an answer goes. Dropped unanswered, it reports the request as lost.
 #[derive(Debug)]
-pub(crate) struct ReplyTo(Option<Destination>);
+pub(crate) struct ReplyTo {
+    destination: Option<Destination>,
+    written: bool,
+}
 
 #[derive(Debug)]
 enum Destination {
@@ -104,7 +113,7 @@ impl ReplyTo {
     /// To one waiter.
     pub(crate) fn one() -> (ReplyTo, oneshot::Receiver<Result<Answer, RequestLost>>) {
         let (sender, receiver) = oneshot::channel();
-        (ReplyTo(Some(Destination::One(sender))), receiver)
+        (ReplyTo { destination: Some(Destination::One(sender)), written: false }, receiver)
     }
 
     /// To a task that has many requests in flight and knows them by number.
@@ -112,7 +121,7 @@ impl ReplyTo {
         number: u64,
         sender: mpsc::UnboundedSender<(u64, Result<Answer, RequestLost>)>,
     ) -> ReplyTo {
-        ReplyTo(Some(Destination::Many(number, sender)))
+        ReplyTo { destination: Some(Destination::Many(number, sender)), written: false }
     }
 
     fn answer(mut self, answer: Answer) {
@@ -121,7 +130,7 @@ impl ReplyTo {
 
     fn send(&mut self, result: Result<Answer, RequestLost>) {
         // Whoever does not wait any longer does not want to know.
-        match self.0.take() {
+        match self.destination.take() {
             Some(Destination::One(sender)) => drop(sender.send(result)),
             Some(Destination::Many(number, sender)) => drop(sender.send((number, result))),
             None => {}
@@ -131,11 +140,12 @@ impl ReplyTo {
 
 impl Drop for ReplyTo {
     fn drop(&mut self) {
-        self.send(Err(RequestLost));
+        self.send(Err(RequestLost { written: self.written }));
     }
 }
 
-/// The handle of a stream. When the last one is dropped, the stream is finished after its last answer.
+/// The handle of a stream. When the last one is dropped, the stream is finished after its last
+/// answer.
 #[derive(Debug)]
 pub(crate) struct RequestStream {
     queue: mpsc::Sender<Request>,
@@ -202,10 +212,12 @@ async fn write_requests(
     let mut chunks = Vec::new();
     let mut small = BytesMut::new();
     while requests.recv_many(&mut together, REQUESTS_PER_WRITE_MAX).await > 0 {
-        for request in together.drain(..) {
+        for mut request in together.drain(..) {
+            request.reply.written = true;
             correlation = CorrelationId(correlation.0.wrapping_add(1));
             let body_bytes = request.head.len() + request.payload.len();
-            let header = FrameHeader::request(request.kind, correlation).with_body_bytes(body_bytes);
+            let header =
+                FrameHeader::request(request.kind, correlation).with_body_bytes(body_bytes);
             small.extend_from_slice(&header.encode());
             small.extend_from_slice(&request.head);
             if request.payload.len() <= PAYLOAD_COPY_BYTES_MAX {

@@ -16,11 +16,16 @@ use crate::error::ConfigError;
 /// What both sides name in the TLS handshake.
 const ALPN: &[u8] = b"rustmq/1";
 
-/// Bytes that one stream takes before the application has read them. 1 MiB: one fetch response of the usual size.
+/// Bytes that one stream takes before the application has read them. 1 MiB: one fetch response of
+/// the usual size.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 
 /// Bytes that all streams of a connection take together. 8 MiB: eight partitions at full speed.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+
+/// What the round trip is taken for before it is measured. 100 ms: a first packet that a starting
+/// broker missed is sent again after a third of a second, not after a whole one.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
 
 /// The configuration of every connection of a client.
 pub(crate) fn quic_config(config: &ClientConfig) -> Result<quinn::ClientConfig, ConfigError> {
@@ -34,13 +39,13 @@ pub(crate) fn quic_config(config: &ClientConfig) -> Result<quinn::ClientConfig, 
 
 fn transport(idle_timeout: Duration) -> Result<TransportConfig, ConfigError> {
     let mut transport = TransportConfig::default();
-    let idle = IdleTimeout::try_from(idle_timeout).map_err(|_| ConfigError::TimeOutOfBounds {
-        field: "idle_timeout",
-        time: idle_timeout,
-    })?;
-    // MTU discovery stays at quinn's default: it starts at 1200 bytes and ends at 1452, an Ethernet frame.
+    let idle = IdleTimeout::try_from(idle_timeout)
+        .map_err(|_| ConfigError::TimeOutOfBounds { field: "idle_timeout", time: idle_timeout })?;
+    // MTU discovery stays at quinn's default: it starts at 1200 bytes and ends at 1452, an Ethernet
+    // frame.
     transport
         .max_idle_timeout(Some(idle))
+        .initial_rtt(INITIAL_RTT)
         .keep_alive_interval(Some(idle_timeout / 3))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
@@ -77,7 +82,10 @@ fn provider() -> CryptoProvider {
     provider
 }
 
-fn certificates(field: &'static str, pem: &Pem) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+fn certificates(
+    field: &'static str,
+    pem: &Pem,
+) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
     let bytes = pem.read()?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let certificates = certificates.map_err(|error| invalid(field, error))?;

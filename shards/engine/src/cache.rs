@@ -77,7 +77,9 @@ impl<B> HotCache<B> {
 
     /// Drops the oldest block. Returns false when there is none.
     pub fn evict_block(&mut self) -> bool {
-        let Some((count, bytes)) = self.blocks.pop_front() else { return false };
+        let Some((count, bytes)) = self.blocks.pop_front() else {
+            return false;
+        };
         for _ in 0..count {
             let tag = self.order.pop_front().expect("one tag for each batch of a block");
             self.partitions[tag as usize].pop_front();

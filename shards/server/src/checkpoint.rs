@@ -48,13 +48,17 @@ impl CheckpointBlocks {
         &mut self,
         pool: &BufferPool,
     ) -> Result<Option<(BlockBuilder, Buffer, BlockFlags)>, ShardError> {
-        let Some((_, first)) = self.entries.front() else { return Ok(None) };
+        let Some((_, first)) = self.entries.front() else {
+            return Ok(None);
+        };
         let wanted = BlockBuilder::region_bytes_for(first.len(), DIRECTORY_CAPACITY_MIN);
         let mut buffer = take_buffer(pool, wanted.max(pool.buffer_bytes()))
             .map_err(|error| ShardError::Memory { error: error.to_string() })?;
         let mut builder = BlockBuilder::open(buffer.len(), DIRECTORY_CAPACITY_MIN);
         while let Some((partition, payload)) = self.entries.front() {
-            let Some(range) = builder.reserve(payload.len()) else { break };
+            let Some(range) = builder.reserve(payload.len()) else {
+                break;
+            };
             buffer[range.clone()].copy_from_slice(payload);
             builder.push(EntryMeta {
                 kind: EntryKind::Checkpoint,
@@ -112,7 +116,7 @@ fn producer_checkpoint(
         .collect();
     let extra = batches.len().saturating_sub(PRODUCER_BATCHES_IN_FLIGHT_MAX);
     batches.drain(..extra);
-    (!batches.is_empty()).then(|| ProducerCheckpoint {
+    (!batches.is_empty()).then_some(ProducerCheckpoint {
         id,
         epoch: state.epoch,
         last_append_time: state.last_append,

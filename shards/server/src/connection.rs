@@ -93,7 +93,9 @@ impl Connection {
         while let Some(event) = self.quic.poll() {
             self.handle_event(shard, now, event);
         }
-        let Some(session) = self.session.clone() else { return };
+        let Some(session) = self.session.clone() else {
+            return;
+        };
         session.driven();
         self.read_streams(&session, now, requests);
         while let Some((stream, reply)) = session.take_reply() {
@@ -137,6 +139,13 @@ impl Connection {
             outlet.recycle(buffer);
         }
         true
+    }
+
+    /// Is every request answered, and every answer with the transport?
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_none_or(|session| session.in_flight() == 0 && session.unsent_bytes() == 0)
     }
 
     /// The connection is gone: answers that are still to come are dropped.
@@ -195,7 +204,9 @@ impl Connection {
 
     /// The peer does not want this stream's answers any more.
     fn drop_stream(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.remove(&id) else { return };
+        let Some(stream) = self.streams.remove(&id) else {
+            return;
+        };
         self.assembling_bytes -= stream.incoming.len();
         // The peer stopped it: whether the reset is still taken does not matter.
         let _ = self.quic.send_stream(id).reset(VarInt::from_u32(0));
@@ -215,8 +226,12 @@ impl Connection {
                 session.pause();
                 return;
             }
-            let Some(id) = self.readable.pop_front() else { return };
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            let Some(id) = self.readable.pop_front() else {
+                return;
+            };
+            let Some(stream) = self.streams.get_mut(&id) else {
+                continue;
+            };
             stream.readable = false;
             if self.read_stream(session, id, now, requests) {
                 self.mark_readable(id);
@@ -233,7 +248,9 @@ impl Connection {
         requests: &mut Vec<Request>,
     ) -> bool {
         let largest = self.streams.values().map(|stream| stream.incoming.len()).max().unwrap_or(0);
-        let Some(stream) = self.streams.get_mut(&id) else { return false };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return false;
+        };
         if stream.ended {
             return false;
         }
@@ -303,7 +320,9 @@ impl Connection {
 
     /// Writes the answers that wait on a stream until it blocks.
     fn write_stream(&mut self, session: &Rc<Session>, id: StreamId) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         let mut send = self.quic.send_stream(id);
         while let Some(reply) = stream.outgoing.front_mut() {
             match reply.write(&mut send) {

@@ -15,13 +15,14 @@ use bytes::{Bytes, BytesMut};
 use quinn_proto::{
     ConnectionHandle, DatagramEvent, EcnCodepoint, Incoming, ServerConfig, Transmit, VarInt,
 };
+use rustmq_sys::clock;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_sys::udp::{self, DatagramMeta, ReceiveBuffers, UdpSocket};
-use rustmq_sys::clock;
 
 use crate::connection::{Connection, Outlet};
 use crate::limits::{
-    GOODBYE_MS, HANDSHAKES_IGNORE, HANDSHAKES_MAX, RECEIVES_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
+    GOODBYE_MS, HANDSHAKES_IGNORE, HANDSHAKES_MAX, LINGER_MS, LINGER_MS_MAX, RECEIVES_PER_TURN_MAX,
+    UDP_PAYLOAD_BYTES_MAX,
 };
 use crate::notify::Notify;
 use crate::session::{self, Request};
@@ -137,10 +138,21 @@ impl Endpoint {
         self.state.borrow().open
     }
 
+    /// Is every request answered, and every answer with the transport?
+    fn is_quiet(&self) -> bool {
+        self.state.borrow().connections.iter().flatten().all(|connection| connection.is_quiet())
+    }
+
     /// Takes no new connection, tells every peer goodbye, and keeps the sockets long enough for
     /// them to hear it.
     pub(crate) async fn close(shard: &Rc<Shard>) {
         shard.endpoint.draining.set(true);
+        // What is answered must leave before the goodbye, which ends every stream.
+        let patience = clock::now() + Duration::from_millis(LINGER_MS_MAX);
+        while !shard.endpoint.is_quiet() && clock::now() < patience {
+            runtime::sleep(Duration::from_millis(LINGER_MS)).await;
+        }
+        runtime::sleep(Duration::from_millis(LINGER_MS)).await;
         let now = clock::now();
         {
             let mut state = shard.endpoint.state.borrow_mut();
@@ -228,8 +240,8 @@ async fn write_loop(shard: Rc<Shard>) {
         }
         let handles: Vec<_> = {
             let state = shard.endpoint.state.borrow();
-            let refused = |c: &&Box<Connection>| c.refused.is_some();
-            state.connections.iter().flatten().filter(refused).map(|c| c.handle).collect()
+            let open = state.connections.iter().flatten();
+            open.filter(|c| c.refused.is_some()).map(|c| c.handle).collect()
         };
         for handle in handles {
             shard.endpoint.mark_dirty(handle);
@@ -246,7 +258,9 @@ fn drive(shard: &Rc<Shard>) {
         state.accept_waiting(endpoint, now);
         let count = endpoint.dirty.borrow().len();
         for _ in 0..count {
-            let Some(handle) = endpoint.dirty.borrow_mut().pop_front() else { break };
+            let Some(handle) = endpoint.dirty.borrow_mut().pop_front() else {
+                break;
+            };
             state.drive(shard, handle, now);
         }
         std::mem::take(&mut state.requests)
@@ -268,8 +282,7 @@ impl State {
     ) {
         let mut buffer = self.spare.pop().unwrap_or_default();
         let ecn = EcnCodepoint::from_bits(meta.ecn);
-        let event =
-            self.quic.handle(now, meta.remote, meta.local_ip, ecn, datagram, &mut buffer);
+        let event = self.quic.handle(now, meta.remote, meta.local_ip, ecn, datagram, &mut buffer);
         match event {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 if let Some(Some(connection)) = self.connections.get_mut(handle.0) {
@@ -330,7 +343,9 @@ impl State {
     fn accept_waiting(&mut self, endpoint: &Endpoint, now: Instant) {
         self.begun = 0;
         while self.begun < self.limits.handshakes_per_turn {
-            let Some((incoming, socket)) = self.waiting.pop_front() else { return };
+            let Some((incoming, socket)) = self.waiting.pop_front() else {
+                return;
+            };
             let mut buffer = self.spare.pop().unwrap_or_default();
             self.accept(endpoint, socket, now, incoming, &mut buffer);
             self.recycle(buffer);
@@ -375,7 +390,9 @@ impl State {
                 break;
             }
             self.timers.pop_first();
-            let Some(Some(connection)) = self.connections.get_mut(index) else { continue };
+            let Some(Some(connection)) = self.connections.get_mut(index) else {
+                continue;
+            };
             connection.deadline = None;
             if connection.quic.is_handshaking() && connection.handshake_deadline <= now {
                 let reason = Bytes::from_static(b"the handshake took too long");
@@ -390,7 +407,9 @@ impl State {
     /// Lets one connection read, answer and send.
     fn drive(&mut self, shard: &Rc<Shard>, handle: ConnectionHandle, now: Instant) {
         let endpoint = &shard.endpoint;
-        let Some(Some(connection)) = self.connections.get_mut(handle.0) else { return };
+        let Some(Some(connection)) = self.connections.get_mut(handle.0) else {
+            return;
+        };
         connection.dirty = false;
         connection.serve(shard, now, &mut self.requests);
         if connection.handshaking && !connection.quic.is_handshaking() {
@@ -441,7 +460,9 @@ impl State {
     }
 
     fn forget(&mut self, handle: ConnectionHandle) {
-        let Some(mut connection) = self.connections[handle.0].take() else { return };
+        let Some(mut connection) = self.connections[handle.0].take() else {
+            return;
+        };
         if let Some(deadline) = connection.deadline.take() {
             self.timers.remove(&(deadline, handle.0));
         }

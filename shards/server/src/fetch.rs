@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustmq_metadata::Operation;
 use rustmq_protocol::limits::{FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX};
-use rustmq_protocol::{Fetch, FetchResponseHead, Offset};
 use rustmq_protocol::requests::fetch::FETCH_BYTES;
+use rustmq_protocol::{Fetch, FetchResponseHead, Offset};
 use rustmq_sys::clock;
 
 use crate::metrics::Stage;
@@ -45,6 +45,9 @@ async fn serve(
     tag: u32,
 ) -> Result<Response, RequestError> {
     shard.authorize_partition(request, Operation::Read, tag)?;
+    if shard.draining() {
+        return Err(RequestError::ShuttingDown);
+    }
     let wait = Duration::from_millis(u64::from(ask.wait_ms_max.min(FETCH_WAIT_MS_MAX)));
     let deadline = request.arrived + wait;
     let bytes_max = (ask.bytes_max as usize).min(FETCH_BYTES_MAX);

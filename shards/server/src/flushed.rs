@@ -36,7 +36,9 @@ pub(crate) fn apply(
     for entry in entries.iter().filter(is_data) {
         let mut partitions = shard.partitions.borrow_mut();
         // A topic deleted meanwhile has nobody left to tell.
-        let Some(partition) = partitions.get_mut(entry.tag) else { continue };
+        let Some(partition) = partitions.get_mut(entry.tag) else {
+            continue;
+        };
         partition.engine.handle_flushed(entry.end_offset());
         let arrivals = std::rc::Rc::clone(&partition.arrivals);
         drop(partitions);

@@ -15,11 +15,12 @@ pub(crate) fn hello(shard: &Rc<Shard>, request: Request) {
     let ReplyTo::Client(client) = &request.reply_to else {
         unreachable!("Hello is answered where it arrives, never forwarded");
     };
-    let agreed = Hello::decode(&request.body.to_vec()).map_err(RequestError::from).and_then(|ask| {
-        let supported = VersionRange::SUPPORTED;
-        let common = supported.newest_common(ask.versions());
-        common.ok_or(RequestError::UnsupportedVersion { supported })
-    });
+    let agreed =
+        Hello::decode(&request.body.to_vec()).map_err(RequestError::from).and_then(|ask| {
+            let supported = VersionRange::SUPPORTED;
+            let common = supported.newest_common(ask.versions());
+            common.ok_or(RequestError::UnsupportedVersion { supported })
+        });
     let version = match agreed {
         Ok(version) => version,
         Err(error) => return request.refuse(shard, &error),
@@ -35,7 +36,7 @@ pub(crate) fn hello(shard: &Rc<Shard>, request: Request) {
         flush: shard.flush_mode(),
         frame_bytes_max: FRAME_BYTES_MAX as u32,
         record_bytes_max: config.topics.record_bytes_max as u32,
-        producer_batches_in_flight_max: PRODUCER_BATCHES_IN_FLIGHT_MAX as u32,
+        producer_batches_in_flight_max: PRODUCER_BATCHES_IN_FLIGHT_MAX,
         idle_timeout_ms: config.network.idle_timeout_ms as u32,
     };
     let response = Response::encoded(|out| response.encode(out));

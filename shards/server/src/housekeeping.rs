@@ -28,6 +28,8 @@ async fn expire_loop(shard: Rc<Shard>) {
         runtime::sleep(Duration::from_millis(EXPIRE_INTERVAL_MS)).await;
         for wal in shard.wals() {
             wal.expire();
+            // Memory that slow consumers gave back rings no bell.
+            wal.wake_room();
         }
     }
 }
@@ -66,7 +68,8 @@ async fn look(
     wal.wake_room();
     expire_producers(shard, now);
     let index = shard.wal_index(wal.files.id());
-    for tag in shard.partitions.borrow().tags() {
+    let tags = shard.partitions.borrow().tags();
+    for tag in tags {
         retain(shard, wal, index, tag, now).await;
     }
     if wal.files.take_starved() && wal.files.policy().delete_oldest {
@@ -85,7 +88,9 @@ async fn retain(
 ) {
     let to = {
         let partitions = shard.partitions.borrow();
-        let Some(partition) = partitions.get(tag).filter(|p| p.wal == index) else { return };
+        let Some(partition) = partitions.get(tag).filter(|p| p.wal == index) else {
+            return;
+        };
         let segments = wal.files.segments();
         let active = segments.active().map(|segment| segment.header.sequence);
         let id = partition.engine.id();
@@ -113,7 +118,9 @@ async fn drop_oldest(shard: &Rc<Shard>, wal: &Rc<WalWriter>) {
     let Some(oldest) = oldest else { return };
     let ends: Vec<_> = wal.files.segments().ends_in(oldest).collect();
     for (id, end) in ends {
-        let Some(tag) = shard.partitions.borrow().tag(id) else { continue };
+        let Some(tag) = shard.partitions.borrow().tag(id) else {
+            continue;
+        };
         if let Some(dropped) = advance_log_start(shard, wal, tag, end).await {
             shard.metrics.borrow_mut().counters.records_dropped_full += dropped;
             tracing::warn!(partition = %id, log_start = %end, dropped, "the WAL is full: oldest dropped");
@@ -150,9 +157,8 @@ async fn advance_log_start(
     loop {
         // Entries of this kind may use what is kept back for them when the WAL is full.
         wal.room_for_log_start(shard).await;
-        let put = wal.put(0, u64::from(tag), |_| {
-            Ok::<_, std::convert::Infallible>(Some(entry.clone()))
-        });
+        let put =
+            wal.put(0, u64::from(tag), |_| Ok::<_, std::convert::Infallible>(Some(entry.clone())));
         let Ok(Some((ticket, _))) = put else { continue };
         let far = clock::now() + FLUSH_WAIT;
         // A flush that takes longer than this is seen elsewhere; nothing is freed before it ends.
@@ -174,7 +180,9 @@ async fn free(shard: &Rc<Shard>, wal: &Rc<WalWriter>) -> Result<(), ShardError> 
                 partition.map(|partition| partition.engine.log_start_offset())
             })
         };
-        let Some(sequence) = freeable else { return Ok(()) };
+        let Some(sequence) = freeable else {
+            return Ok(());
+        };
         wal.files.free(sequence).await?;
         shard.metrics.borrow_mut().counters.segments_freed += 1;
         wal.wake_room();
@@ -192,4 +200,3 @@ fn expire_producers(shard: &Shard, now: Option<TimestampMs>) {
         }
     }
 }
-

@@ -29,6 +29,7 @@ mod partitions;
 
 mod wal_writer;
 
+mod index_cache;
 mod segments;
 
 mod checkpoint;

@@ -37,6 +37,11 @@ pub const FORWARDED_MAX: usize = 16 * 1024;
 /// How often requests that wait for a flush look at the clock.
 pub const EXPIRE_INTERVAL_MS: u64 = 100;
 
+/// At a drain, how often a shard looks whether all its answers have left, and for how long at most.
+pub const LINGER_MS: u64 = 10;
+/// See [`LINGER_MS`].
+pub const LINGER_MS_MAX: u64 = 2000;
+
 /// How long a shard keeps its sockets after it said goodbye, so that peers hear it.
 pub const GOODBYE_MS: u64 = 100;
 

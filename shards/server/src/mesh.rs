@@ -7,17 +7,19 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustmq_metadata::{Command, Image, PrincipalId, WalUuid};
 use rustmq_protocol::frame::FrameHeader;
 use rustmq_protocol::{ShardId, TopicId};
 use rustmq_sys::channel::{self, Receiver, Sender};
+use rustmq_sys::clock;
 use rustmq_sys::doorbell::{Bell, Doorbell};
 use rustmq_sys::runtime;
 
 use crate::body::Body;
 use crate::limits::{FORWARDED_MAX, MESH_RING_MESSAGES};
-use crate::metrics::ShardSnapshot;
+use crate::metrics::{ShardSnapshot, Stage};
 use crate::reply::{RequestError, Response};
 use crate::session::{ClientReply, ReplyTo, Request};
 use crate::shard::Shard;
@@ -167,6 +169,7 @@ struct State {
 /// A request that another shard works on.
 struct Waiting {
     client: ClientReply,
+    since: Instant,
     owner: ShardId,
     /// The work belongs to a partition, so the client should go to the owner next time.
     moved: bool,
@@ -232,7 +235,8 @@ impl Mesh {
             }
             state.next_ticket += 1;
             let ticket = state.next_ticket;
-            state.forwarded.insert(ticket, Waiting { client, owner, moved });
+            let since = clock::now();
+            state.forwarded.insert(ticket, Waiting { client, since, owner, moved });
             ticket
         };
         let origin = shard.id;
@@ -268,9 +272,10 @@ impl Mesh {
         self.state.borrow().overflow.iter().any(|queue| !queue.is_empty())
     }
 
-    fn answered(&self, answer: Answer) {
+    fn answered(&self, shard: &Shard, answer: Answer) {
         let waiting = self.state.borrow_mut().forwarded.remove(&answer.ticket);
         let waiting = waiting.expect("an answer belongs to a request that we forwarded");
+        shard.metrics.borrow_mut().record(Stage::Forward, clock::now() - waiting.since);
         waiting.client.send(answer.response, waiting.moved.then_some(waiting.owner));
     }
 }
@@ -296,11 +301,11 @@ fn handle(shard: &Rc<Shard>, message: Message) {
         Message::Forward(forwarded) => {
             let Forwarded { origin, ticket, header, body, principal } = *forwarded;
             let reply_to = ReplyTo::Shard { shard: origin, ticket };
-            let arrived = rustmq_sys::clock::now();
+            let arrived = clock::now();
             let principal: PrincipalId = shard.intern_name(&principal);
             session::dispatch(shard, Request { header, body, principal, arrived, reply_to });
         }
-        Message::Answer(answer) => shard.mesh.answered(*answer),
+        Message::Answer(answer) => shard.mesh.answered(shard, *answer),
         Message::Install { command, ticket } => {
             shard.install(&command);
             shard.mesh.send(ShardId(0), Message::Installed { ticket });

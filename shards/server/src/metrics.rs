@@ -25,7 +25,7 @@ pub enum Stage {
     WalWrite,
     /// From then until the device has made them durable.
     WalFlush,
-    /// Produce: from durable until the answer is with the transport.
+    /// Produce: from the end of the wait until the answer is with the session.
     ProduceReply,
     /// Produce: from the last byte's arrival until the answer.
     Produce,

@@ -34,6 +34,7 @@ pub(crate) async fn produce(shard: Rc<Shard>, request: Request) {
     let arrived = request.arrived;
     shard.metrics.borrow_mut().record(Stage::ProduceReceive, clock::now() - arrived);
     let outcome = accept(&shard, &request, &head, tag).await;
+    let accepted = clock::refresh();
     match outcome {
         _ if head.acks == Acks::None => drop(request),
         Ok(response) => {
@@ -42,7 +43,10 @@ pub(crate) async fn produce(shard: Rc<Shard>, request: Request) {
         }
         Err(error) => return request.refuse(&shard, &error),
     }
-    shard.metrics.borrow_mut().record(Stage::Produce, clock::now() - arrived);
+    let answered = clock::refresh();
+    let mut metrics = shard.metrics.borrow_mut();
+    metrics.record(Stage::ProduceReply, answered - accepted);
+    metrics.record(Stage::Produce, answered - arrived);
 }
 
 /// Authorise → room → append → durable: returns once the records are as safe as was asked for.
@@ -186,4 +190,3 @@ fn check_head(request: &Request) -> Result<ProduceHead, RequestError> {
     }
     Ok(ProduceHead::decode(&head)?)
 }
-

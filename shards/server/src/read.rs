@@ -87,15 +87,17 @@ pub(crate) async fn first_at_or_after(
         let points = wal.files.points(sequence, id).await.map_err(unreadable)?;
         let Some(points) = points else { continue };
         let readable = points_from(&points, log_start);
-        let Some(point) = find_timestamp(readable, at) else { continue };
+        let Some(point) = find_timestamp(readable, at) else {
+            continue;
+        };
         if high_watermark <= point.base_offset {
             return Ok(None);
         }
         let found = batches(shard, tag, point.base_offset.max(log_start), 1).await?;
         for chunk in &found.chunks {
-            let found = records(chunk)?.flatten().find(|record| {
-                at <= record.timestamp && log_start <= record.offset
-            });
+            let found = records(chunk)?
+                .flatten()
+                .find(|record| at <= record.timestamp && log_start <= record.offset);
             if let Some(record) = found {
                 return Ok(Some((record.offset, record.timestamp)));
             }
@@ -142,9 +144,13 @@ async fn from_wal(
         }
     };
     let points = wal.files.points(segment.header.sequence, id).await.map_err(unreadable)?;
-    let Some(points) = points else { return Ok(None) };
+    let Some(points) = points else {
+        return Ok(None);
+    };
     let run = one_read(points_from(&points, offset), high_watermark, bytes_max);
-    let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(None) };
+    let (Some(first), Some(last)) = (run.first(), run.last()) else {
+        return Ok(None);
+    };
     let range = u64::from(first.position)..u64::from(last.position) + u64::from(last.length);
     let start = range.start;
     let read = wal.files.read(segment.header.slot, range).await;

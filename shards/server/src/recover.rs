@@ -23,9 +23,7 @@ use rustmq_wal::{
 use crate::checkpoint::CheckpointBlocks;
 use crate::random;
 use crate::replay::Replayed;
-use crate::segments::{
-    Recovered, create_segment, read_range, store_footer, write_header,
-};
+use crate::segments::{Recovered, create_segment, read_range, store_footer, write_header};
 use crate::shard::ShardError;
 
 /// Which WAL to open, and how.
@@ -173,8 +171,8 @@ impl Recovery<'_> {
                 Activation::Activated => older.push(seen),
                 Activation::Never => {
                     self.give_back(&newest).await?;
-                    (tail_end, replayed) =
-                        scanned.expect("a segment that is not sealed has no footer: it was scanned");
+                    (tail_end, replayed) = scanned
+                        .expect("a segment that is not sealed has no footer: it was scanned");
                     tail = before;
                 }
             }

@@ -5,8 +5,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use rustmq_engine::partition::{BatchMark, Epochs, PartitionState, ProducerState};
 use rustmq_engine::Partition;
+use rustmq_engine::partition::{BatchMark, Epochs, PartitionState, ProducerState};
 use rustmq_protocol::{BatchError, BatchHeader, LeaderEpoch, Offset, ProducerId, TopicPartition};
 use rustmq_wal::recovery::missing_records;
 use rustmq_wal::{
@@ -84,7 +84,9 @@ impl Replayed {
     /// Leaves out a damaged block of known extent: its records are refused from now on. False when
     /// more than records is in doubt.
     pub(crate) fn leave_out(&mut self, corruption: &Corruption, file: &Path) -> bool {
-        let Some(lines) = &corruption.named else { return false };
+        let Some(lines) = &corruption.named else {
+            return false;
+        };
         if lines.iter().any(|line| line.kind != EntryKind::Data as u8) {
             return false;
         }
@@ -104,7 +106,9 @@ impl Replayed {
 
     /// Are the records there from the log start on? If a file was lost the missing ones are marked.
     pub(crate) fn check_start(&mut self, id: TopicPartition, first: Option<Offset>, dir: &Path) {
-        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        let Some(partition) = self.partitions.get_mut(&id) else {
+            return;
+        };
         let PartitionState { log_start_offset, log_end_offset, .. } = partition.state;
         if let Some(missing) = missing_records(log_start_offset, log_end_offset, first) {
             tracing::error!(

@@ -14,9 +14,7 @@ use rustmq_protocol::frame::{
 };
 use rustmq_protocol::limits::FRAME_HEADER_BYTES;
 use rustmq_protocol::topic_name::TopicNameError;
-use rustmq_protocol::{
-    BatchError, CorrelationId, DecodeError, ErrorCode, RecordError, ShardId,
-};
+use rustmq_protocol::{BatchError, CorrelationId, DecodeError, ErrorCode, RecordError, ShardId};
 
 /// Bodies up to this size travel without an allocation: a produce response is 32 bytes.
 pub const SMALL_BODY_BYTES: usize = 48;
@@ -269,7 +267,11 @@ impl fmt::Display for RequestError {
             Self::UnknownRequest { kind } => write!(f, "request kind {kind} is not known"),
             Self::HelloRequired => f.write_str("the first request of a connection must be Hello"),
             Self::UnsupportedVersion { supported } => {
-                write!(f, "protocol versions {} to {} are spoken here", supported.min, supported.max)
+                write!(
+                    f,
+                    "protocol versions {} to {} are spoken here",
+                    supported.min, supported.max
+                )
             }
             Self::NotAuthorized { why } => f.write_str(why),
             Self::UnknownTopic { name } => write!(f, "there is no topic {name:?}"),
@@ -328,8 +330,7 @@ fn append_message(error: &AppendError, f: &mut fmt::Formatter<'_>) -> fmt::Resul
 
 fn fetch_message(error: &FetchError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match error {
-        FetchError::FencedLeaderEpoch { current }
-        | FetchError::UnknownLeaderEpoch { current } => {
+        FetchError::FencedLeaderEpoch { current } | FetchError::UnknownLeaderEpoch { current } => {
             write!(f, "the partition is led in epoch {current}")
         }
         FetchError::OffsetOutOfRange { readable } => {

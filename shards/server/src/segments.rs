@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use rustmq_protocol::TopicPartition;
 use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
+use rustmq_sys::clock;
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
 use rustmq_sys::runtime::{self, Class};
-use rustmq_sys::clock;
 use rustmq_wal::footer;
 use rustmq_wal::{
     BlockBuilder, BlockFlags, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta, FooterTrailer, Generation,
@@ -27,6 +27,7 @@ use rustmq_wal::{
 };
 
 use crate::checkpoint::CheckpointBlocks;
+use crate::index_cache::{IndexCache, Table};
 use crate::limits::{ZERO_CHUNK_BYTES, ZERO_PAUSE_MS};
 use crate::notify::{Notify, WaitList};
 use crate::random;
@@ -80,6 +81,8 @@ pub(crate) struct SegmentFiles {
     index: RefCell<SegmentIndex>,
     /// Sealed segments whose footer is not written yet.
     unfooted: RefCell<BTreeMap<SegmentSequence, Rc<SegmentIndex>>>,
+    /// Footers of sealed segments, as far as they were used lately.
+    footers: RefCell<IndexCache>,
     /// The last attempt to make a segment failed, because the disk is full.
     create_failed: Cell<bool>,
     /// A request found no room.
@@ -104,6 +107,7 @@ impl SegmentFiles {
         dir: PathBuf,
         policy: Policy,
         pool: BufferPool,
+        index_bytes_max: usize,
         recovered: Recovered,
     ) -> Self {
         Self {
@@ -116,6 +120,7 @@ impl SegmentFiles {
             chain: RefCell::new(recovered.chain),
             index: RefCell::new(recovered.index),
             unfooted: RefCell::default(),
+            footers: RefCell::new(IndexCache::new(index_bytes_max)),
             create_failed: Cell::new(false),
             starved: Cell::new(false),
             wanted: Notify::default(),
@@ -222,7 +227,9 @@ impl SegmentFiles {
 
     /// Flushes everything that was written.
     pub(crate) async fn flush(&self) -> Result<(), ShardError> {
-        let Some(last) = self.last_sealed() else { return Ok(()) };
+        let Some(last) = self.last_sealed() else {
+            return Ok(());
+        };
         let flushed = self.active_file().flush().await;
         flushed.map_err(|error| self.device_error("flushing", &error))?;
         self.chain.borrow_mut().handle_flushed(last);
@@ -280,7 +287,9 @@ impl SegmentFiles {
     /// Makes one more spare, zeroed and flushed. A full disk is not an error: it is noted, and
     /// tried again later.
     pub(crate) async fn make_spare(&self) -> Result<(), ShardError> {
-        let Some(slot) = self.segments.borrow().want_spare() else { return Ok(()) };
+        let Some(slot) = self.segments.borrow().want_spare() else {
+            return Ok(());
+        };
         self.segments.borrow_mut().handle_create_begun(slot);
         let bytes = self.segments.borrow().segment_bytes();
         match create_segment(&self.dir, self.id, slot, bytes, &self.pool, true).await {
@@ -313,6 +322,7 @@ impl SegmentFiles {
         freed.map_err(|error| self.device_error("freeing a segment in", &error))?;
         self.segments.borrow_mut().handle_freed(sequence);
         self.unfooted.borrow_mut().remove(&sequence);
+        self.footers.borrow_mut().forget(sequence);
         self.spare_ready.wake_all();
         Ok(())
     }
@@ -326,7 +336,9 @@ impl SegmentFiles {
     ) -> io::Result<Option<Rc<[IndexPoint]>>> {
         let header = {
             let segments = self.segments.borrow();
-            let Some(segment) = segments.segment(sequence) else { return Ok(None) };
+            let Some(segment) = segments.segment(sequence) else {
+                return Ok(None);
+            };
             let active = segments.active().expect("there is a live segment").header.sequence;
             if sequence == active {
                 return Ok(Some(self.index.borrow().points(partition).into()));
@@ -350,18 +362,42 @@ impl SegmentFiles {
         header: &SegmentHeader,
         partition: TopicPartition,
     ) -> io::Result<Option<Rc<[IndexPoint]>>> {
-        let file = self.file(header.slot);
-        let trailer_at = header.segment_bytes - rustmq_wal::FOOTER_TRAILER_BYTES as u64;
-        let (page, at) =
-            read_range(&file, trailer_at..header.segment_bytes, &self.pool).await?;
-        let Ok(trailer) = FooterTrailer::decode(&page[at..], header) else { return Ok(None) };
-        let (table, at) = read_range(&file, trailer.table_range(), &self.pool).await?;
-        let Ok(table) = trailer.decode_table(&table[at..], header.generation) else {
+        if let Some(points) = self.footers.borrow_mut().points(header.sequence, partition) {
+            return Ok(Some(points));
+        }
+        let Some(table) = self.footer_table(header).await? else {
             return Ok(None);
         };
-        let Some(line) = footer::find_line(&table, partition) else { return Ok(Some(Rc::from([]))) };
-        let (points, at) = read_range(&file, trailer.points_range(line), &self.pool).await?;
-        Ok(line.decode_points(&points[at..], header.generation).ok().map(Rc::from))
+        let Some(line) = footer::find_line(&table.lines, partition) else {
+            return Ok(Some(Rc::from([])));
+        };
+        let file = self.file(header.slot);
+        let (bytes, at) = read_range(&file, table.trailer.points_range(line), &self.pool).await?;
+        let Ok(points) = line.decode_points(&bytes[at..], header.generation) else {
+            return Ok(None);
+        };
+        let points: Rc<[IndexPoint]> = points.into();
+        self.footers.borrow_mut().put_points(header.sequence, partition, &points);
+        Ok(Some(points))
+    }
+
+    async fn footer_table(&self, header: &SegmentHeader) -> io::Result<Option<Rc<Table>>> {
+        if let Some(table) = self.footers.borrow_mut().table(header.sequence) {
+            return Ok(Some(table));
+        }
+        let file = self.file(header.slot);
+        let trailer_at = header.segment_bytes - rustmq_wal::FOOTER_TRAILER_BYTES as u64;
+        let (page, at) = read_range(&file, trailer_at..header.segment_bytes, &self.pool).await?;
+        let Ok(trailer) = FooterTrailer::decode(&page[at..], header) else {
+            return Ok(None);
+        };
+        let (bytes, at) = read_range(&file, trailer.table_range(), &self.pool).await?;
+        let Ok(lines) = trailer.decode_table(&bytes[at..], header.generation) else {
+            return Ok(None);
+        };
+        let table = Rc::new(Table { trailer, lines });
+        self.footers.borrow_mut().put_table(header.sequence, &table);
+        Ok(Some(table))
     }
 
     /// Seals the chain's end in the active segment, and moves it into the next one.
@@ -423,7 +459,8 @@ impl SegmentFiles {
     }
 
     fn active_file(&self) -> File {
-        let slot = self.segments.borrow().active().expect("a WAL has an active segment").header.slot;
+        let slot =
+            self.segments.borrow().active().expect("a WAL has an active segment").header.slot;
         self.file(slot)
     }
 

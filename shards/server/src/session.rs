@@ -268,12 +268,14 @@ fn check(request: &Request) -> Result<RequestKind, RequestError> {
     if header.flags.contains(FrameFlags::RESPONSE) {
         return Err(RequestError::UnknownRequest { kind: header.kind });
     }
-    let ReplyTo::Client(client) = &request.reply_to else { return Ok(kind) };
+    let ReplyTo::Client(client) = &request.reply_to else {
+        return Ok(kind);
+    };
     match client.session().version() {
         None if kind != RequestKind::Hello => Err(RequestError::HelloRequired),
-        Some(version) if version != header.version => {
-            Err(RequestError::UnsupportedVersion { supported: VersionRange { min: version, max: version } })
-        },
+        Some(version) if version != header.version => Err(RequestError::UnsupportedVersion {
+            supported: VersionRange { min: version, max: version },
+        }),
         _ => Ok(kind),
     }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use rustmq_config::BrokerConfig;
 use rustmq_config::choice::{FlushPolicy as FlushOption, WhenFull};
@@ -22,7 +23,6 @@ use rustmq_sys::buffer::{Buffer, BufferPool};
 use rustmq_sys::runtime::{self, Class, RuntimeConfig, TaskPool};
 use rustmq_sys::udp::UdpSocket;
 use rustmq_wal::{BlockFlags, FlushPolicy, GroupCommit, WalId};
-use bytes::Bytes;
 
 use crate::catalogue::{self, Catalogue};
 use crate::endpoint::Endpoint;
@@ -311,7 +311,15 @@ impl Shard {
             }
         });
         let dir = setup.dir.clone();
-        let files = SegmentFiles::new(setup.id, setup.dir, policy, read_pool, opened.recovered);
+        let index_bytes_max = self.config.cache.index_bytes_max as usize / wals_total;
+        let files = SegmentFiles::new(
+            setup.id,
+            setup.dir,
+            policy,
+            read_pool,
+            index_bytes_max,
+            opened.recovered,
+        );
         let block_bytes_max = config.block_bytes_max as usize;
         let wal = Rc::new(WalWriter::new(files, pool, block_bytes_max, commit));
         let index = self.wals.borrow().len();
@@ -403,7 +411,9 @@ impl Shard {
         let image = self.image.borrow();
         let topic = image.topic(topic).expect("the topic was just created");
         for (partition_id, partition) in topic.partitions() {
-            let Some(wal) = partition.append_wal() else { continue };
+            let Some(wal) = partition.append_wal() else {
+                continue;
+            };
             if self.owners.borrow().get(&wal) != Some(&self.id) {
                 continue;
             }
@@ -424,7 +434,8 @@ impl Shard {
     async fn until_drained(self: &Rc<Self>) {
         self.drain.notified().await;
         self.draining.set(true);
-        for tag in self.partitions.borrow().tags() {
+        let tags = self.partitions.borrow().tags();
+        for tag in tags {
             let arrivals = self.partitions.borrow().get(tag).map(|p| Rc::clone(&p.arrivals));
             if let Some(arrivals) = arrivals {
                 arrivals.wake_all();
@@ -517,8 +528,7 @@ impl Shard {
         operation: Operation,
         resource: Resource<'_>,
     ) -> Result<(), RequestError> {
-        let decision =
-            authorize(&self.principals.borrow(), request.principal, operation, resource);
+        let decision = authorize(&self.principals.borrow(), request.principal, operation, resource);
         match decision.is_allowed() {
             true => Ok(()),
             false => Err(RequestError::NotAuthorized { why: decision.to_string() }),

@@ -160,8 +160,12 @@ impl WalWriter {
     ) -> Result<Option<(Ticket, EntryMeta)>, E> {
         let mut open = self.open.borrow_mut();
         let OpenBlock { buffer, builder, .. } = &mut *open;
-        let Some(range) = builder.reserve(bytes) else { return Ok(None) };
-        let Some(mut entry) = fill(&mut buffer[range.clone()])? else { return Ok(None) };
+        let Some(range) = builder.reserve(bytes) else {
+            return Ok(None);
+        };
+        let Some(mut entry) = fill(&mut buffer[range.clone()])? else {
+            return Ok(None);
+        };
         entry.payload = range.start as u32..range.end as u32;
         builder.push(entry.clone());
         open.first_put.get_or_insert_with(clock::now);
@@ -218,6 +222,7 @@ impl WalWriter {
     pub(crate) fn close(&self) {
         self.closing.set(true);
         self.changed.notify();
+        self.room.wake_all();
     }
 
     /// Waits until the writer has written its clean end.
@@ -263,7 +268,9 @@ impl WalWriter {
             return false;
         }
         let region = BlockBuilder::region_bytes_for(wanted, DIRECTORY_CAPACITY_MIN);
-        let Some(buffer) = shard.block_buffer(&self.pool, region) else { return false };
+        let Some(buffer) = shard.block_buffer(&self.pool, region) else {
+            return false;
+        };
         open.buffer = buffer;
         let region = region_bytes(&open.buffer, self.block_bytes_max.max(region));
         open.builder.reset(region, DIRECTORY_CAPACITY_MIN);

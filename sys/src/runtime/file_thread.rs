@@ -108,12 +108,7 @@ impl Drop for FileThread {
 }
 
 /// The thread: until its runtime is gone and the ring is empty.
-fn work(
-    mut jobs: Receiver<Job>,
-    mut finished: Sender<Finished>,
-    doorbell: &Doorbell,
-    news: &Bell,
-) {
+fn work(mut jobs: Receiver<Job>, mut finished: Sender<Finished>, doorbell: &Doorbell, news: &Bell) {
     loop {
         doorbell.take_pending();
         // Asked before the ring is emptied: what was pushed before the close is done.

@@ -13,12 +13,12 @@
 //! | `sources` | readiness of sockets |
 //! | `driver` | what a driver is; `uring`, `epoll` are the two, `file_thread` does what blocks |
 
-mod reactor;
 mod driver;
 mod epoll;
 mod file_thread;
 mod operations;
 mod pool;
+mod reactor;
 mod sources;
 mod tasks;
 mod timers;
@@ -39,8 +39,8 @@ pub use pool::TaskPool;
 pub use tasks::Class;
 pub use uring::probe_uring;
 
-pub(crate) use reactor::Reactor;
 pub(crate) use operations::Operation;
+pub(crate) use reactor::Reactor;
 
 use crate::doorbell::Doorbell;
 use crate::{clock, cpu};
@@ -227,11 +227,7 @@ pub(crate) struct Readiness {
 
 impl Readiness {
     /// Ready if a read may find something.
-    pub(crate) fn poll_readable(
-        &self,
-        descriptor: RawFd,
-        context: &mut Context<'_>,
-    ) -> Poll<()> {
+    pub(crate) fn poll_readable(&self, descriptor: RawFd, context: &mut Context<'_>) -> Poll<()> {
         with_reactor(|reactor| match self.token(reactor, descriptor) {
             // What cannot be watched is tried: the attempt tells what is wrong.
             Err(_) => Poll::Ready(()),
@@ -246,11 +242,7 @@ impl Readiness {
     }
 
     /// Ready if a write may succeed.
-    pub(crate) fn poll_writable(
-        &self,
-        descriptor: RawFd,
-        context: &mut Context<'_>,
-    ) -> Poll<()> {
+    pub(crate) fn poll_writable(&self, descriptor: RawFd, context: &mut Context<'_>) -> Poll<()> {
         with_reactor(|reactor| match self.token(reactor, descriptor) {
             Err(_) => Poll::Ready(()),
             Ok(token) => reactor.poll_writable(token, context.waker()),

@@ -22,9 +22,21 @@ const RETRIES_MAX: u32 = 1000;
 
 /// What is asked of a file, with the memory it needs.
 pub(crate) enum Operation {
-    Write { file: Arc<Descriptor>, data: Slice, position: u64, durable: bool },
-    Flush { file: Arc<Descriptor> },
-    Read { file: Arc<Descriptor>, buffer: Buffer, position: u64, bytes: usize },
+    Write {
+        file: Arc<Descriptor>,
+        data: Slice,
+        position: u64,
+        durable: bool,
+    },
+    Flush {
+        file: Arc<Descriptor>,
+    },
+    Read {
+        file: Arc<Descriptor>,
+        buffer: Buffer,
+        position: u64,
+        bytes: usize,
+    },
     /// A call on the file thread, which keeps its own data.
     Call,
 }
@@ -133,12 +145,10 @@ impl Operations {
         let may_retry = !orphan && entry.retries < RETRIES_MAX;
         let result = match step {
             Step::Finished(result) => result,
-            Step::Again { .. } if !may_retry => {
-                Err(io::Error::from_raw_os_error(match outcome {
-                    Outcome::Failed(error) => error,
-                    Outcome::Done | Outcome::Bytes(_) => libc::EIO,
-                }))
-            }
+            Step::Again { .. } if !may_retry => Err(io::Error::from_raw_os_error(match outcome {
+                Outcome::Failed(error) => error,
+                Outcome::Done | Outcome::Bytes(_) => libc::EIO,
+            })),
             Step::Again { progress } => {
                 if progress == entry.progress {
                     entry.retries += 1;
@@ -175,9 +185,7 @@ fn request(operation: &Operation, progress: usize) -> Option<Request> {
             let rest = data.get(progress..)?;
             (kind, file, rest.as_ptr().cast_mut(), rest.len(), *position)
         }
-        Operation::Flush { file } => {
-            (Kind::Flush, file, std::ptr::null_mut(), 0, 0)
-        }
+        Operation::Flush { file } => (Kind::Flush, file, std::ptr::null_mut(), 0, 0),
         Operation::Read { file, buffer, position, bytes } => {
             let rest = bytes.checked_sub(progress)?;
             (Kind::Read, file, buffer.memory().wrapping_add(progress), rest, *position)

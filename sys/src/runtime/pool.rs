@@ -19,6 +19,7 @@ pub struct TaskPool<F> {
 
 struct Home<F> {
     /// Grows to the most tasks that were alive at once.
+    #[expect(clippy::vec_box, reason = "a task goes to its slot and comes home as this box")]
     idle: RefCell<Vec<Box<Member<F>>>>,
 }
 

@@ -15,12 +15,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use super::Stats;
 use super::driver::{Call, Driver, Event, Token, Wait};
 use super::operations::{Finished, Next, Operation, Operations};
 use super::sources::Sources;
 use super::tasks::{Class, MAIN, Scheduler};
 use super::timers::{TimerId, Timers};
-use super::Stats;
 use crate::clock;
 use crate::doorbell::Doorbell;
 
@@ -109,7 +109,9 @@ impl Reactor {
         self.ending.set(true);
         self.scheduler.drop_tasks();
         while self.operations.borrow().in_flight() > 0 {
-            if let Err(error) = self.poll_driver(Wait::News) {
+            self.doorbell.take_pending();
+            let wait = if self.doorbell.prepare_sleep() { Wait::News } else { Wait::No };
+            if let Err(error) = self.poll_driver(wait) {
                 // The kernel may still use the buffers: better lost than reused.
                 tracing::error!(%error, "the ring failed with operations in flight; leaking their buffers");
                 std::mem::forget(self.operations.take());

@@ -164,13 +164,14 @@ mod tests {
                 let at = start + Duration::from_millis(roll % 97);
                 let id = timers.insert(at, Arc::new(Fired(number, last.clone())).into());
                 model.insert((at, number), id);
-            } else if let Some(key) = model.keys().nth(roll as usize % model.len().max(1)).copied() {
+            } else if let Some(key) = model.keys().nth(roll as usize % model.len().max(1)).copied()
+            {
                 let id = model.remove(&key).expect("just seen");
                 timers.remove(id);
                 timers.remove(id);
                 assert!(!timers.update(id, Waker::noop()));
             }
-            if roll % 11 == 0 {
+            if roll.is_multiple_of(11) {
                 let now = start + Duration::from_millis(roll % 53);
                 while let Some(waker) = timers.pop_due(now) {
                     waker.wake();

@@ -6,7 +6,7 @@
 //!
 //! A durable write is a write linked to an `fdatasync`: the kernel starts the flush when the write
 //! has succeeded in full, and only the flush reports. If the write fails or is short, it reports
-//! itself and the flush comes back as cancelled.
+//! itself, and the kernel drops the flush without a word: one report for the pair in every case.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
@@ -16,9 +16,9 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 
+use super::RuntimeConfig;
 use super::driver::{Call, Driver, Event, Kind, Outcome, Request, Token, Wait};
 use super::file_thread::FileThread;
-use super::RuntimeConfig;
 use crate::cpu;
 use crate::doorbell::{Bell, Doorbell};
 
@@ -31,9 +31,9 @@ const COMPLETIONS_PER_SUBMISSION: u32 = 4;
 enum Tag {
     /// A transfer of one submission.
     Transfer = 0,
-    /// The write of a durable write: reports only when it fails or is short.
+    /// The write of a durable write: reports, for both, only if it fails or is short.
     LinkedWrite = 1,
-    /// The flush of a durable write: reports for both.
+    /// The flush of a durable write: reports, for both, if the write has succeeded.
     LinkedFlush = 2,
     Readable = 3,
     Writable = 4,
@@ -60,8 +60,6 @@ pub(super) struct Uring {
     /// the start, of the first of each pair not yet taken by the kernel.
     pairs: VecDeque<u64>,
     pushed: u64,
-    /// Why the writes of durable writes did not succeed, until their flushes report.
-    failed_writes: Vec<(Token, Outcome)>,
     doorbell: RawFd,
     /// To watch again when the kernel ends a watch by itself.
     watched: Vec<(Token, RawFd)>,
@@ -89,7 +87,6 @@ impl Uring {
             line: VecDeque::new(),
             pairs: VecDeque::new(),
             pushed: 0,
-            failed_writes: Vec::new(),
             doorbell: doorbell.as_raw_fd(),
             watched: Vec::new(),
             file_thread: None,
@@ -192,19 +189,13 @@ impl Uring {
             let result = completion.result();
             let more = cqueue::more(completion.flags());
             match tag {
-                Some(Tag::Transfer) => {
+                Some(Tag::Transfer | Tag::LinkedWrite) => {
                     news.push(Event::Completed { token, outcome: outcome(result) });
                 }
                 Some(Tag::LinkedFlush) => {
-                    let failed = self.failed_writes.iter().position(|(of, _)| *of == token);
-                    let outcome = match failed {
-                        Some(index) => self.failed_writes.swap_remove(index).1,
-                        None if result == 0 => Outcome::Done,
-                        None => outcome(result),
-                    };
+                    let outcome = if result == 0 { Outcome::Done } else { outcome(result) };
                     news.push(Event::Completed { token, outcome });
                 }
-                Some(Tag::LinkedWrite) => self.failed_writes.push((token, outcome(result))),
                 Some(Tag::Readable) => {
                     news.push(Event::Ready { token, readable: true, writable: false });
                     if !more && result >= 0 {
@@ -334,7 +325,8 @@ fn build(entries: u32) -> io::Result<IoUring> {
     match wanted.into_iter().find(|(_, there)| !there) {
         None => Ok(ring),
         Some((name, _)) => {
-            let message = format!("io_uring of this kernel lacks {name}; Linux 6.0 or later has it");
+            let message =
+                format!("io_uring of this kernel lacks {name}; Linux 6.0 or later has it");
             Err(io::Error::new(io::ErrorKind::Unsupported, message))
         }
     }
@@ -343,11 +335,15 @@ fn build(entries: u32) -> io::Result<IoUring> {
 /// Why a ring could not be made, for whoever has to change it.
 fn explain(error: io::Error) -> io::Error {
     let reason = match error.raw_os_error() {
-        Some(libc::ENOSYS) => "this kernel, or the container's seccomp filter, has no io_uring".into(),
+        Some(libc::ENOSYS) => {
+            "this kernel, or the container's seccomp filter, has no io_uring".into()
+        }
         Some(libc::EPERM | libc::EACCES) => {
             let setting = fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
             match setting.as_deref().map(str::trim) {
-                Ok(value @ ("1" | "2")) => format!("io_uring is denied: kernel.io_uring_disabled = {value}"),
+                Ok(value @ ("1" | "2")) => {
+                    format!("io_uring is denied: kernel.io_uring_disabled = {value}")
+                }
                 _ => "io_uring is denied, by a seccomp filter or a security module".into(),
             }
         }
@@ -355,7 +351,8 @@ fn explain(error: io::Error) -> io::Error {
             "no memory may be locked for an io_uring: raise RLIMIT_MEMLOCK (ulimit -l)".into()
         }
         Some(libc::EINVAL) => {
-            "io_uring refuses the settings: it needs Linux 6.0, and ring entries from 1 to 32768".into()
+            "io_uring refuses the settings: it needs Linux 6.0, and ring entries from 1 to 32768"
+                .into()
         }
         _ => format!("io_uring cannot be set up: {error}"),
     };

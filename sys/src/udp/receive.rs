@@ -69,9 +69,8 @@ impl ReceiveBuffers {
         let mut metas = [RecvMeta::default(); TRAINS_MAX];
         let count = {
             let mut ready = self.ready.iter_mut();
-            let mut slices: [IoSliceMut<'_>; TRAINS_MAX] = array::from_fn(|_| {
-                IoSliceMut::new(ready.next().map_or(&mut [], whole))
-            });
+            let mut slices: [IoSliceMut<'_>; TRAINS_MAX] =
+                array::from_fn(|_| IoSliceMut::new(ready.next().map_or(&mut [], whole)));
             state.recv(UdpSockRef::from(socket), &mut slices[..room], &mut metas[..room])?
         };
         for meta in metas.iter().take(count) {
@@ -119,7 +118,8 @@ impl ReceiveBuffers {
                 break;
             }
         }
-        while self.ready.len() < TRAINS_MAX && self.ready.len() + self.tails.len() < self.buffers_max
+        while self.ready.len() < TRAINS_MAX
+            && self.ready.len() + self.tails.len() < self.buffers_max
         {
             let mut buffer = BytesMut::zeroed(RECEIVE_BUFFER_BYTES);
             buffer.clear();

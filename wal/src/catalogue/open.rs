@@ -116,8 +116,7 @@ fn follow<'a>(header: &FileHeader, bytes: &'a [u8]) -> Result<FileRead<'a>, Cata
     let mut snapshot = None;
     let mut commands = Vec::new();
     let mut retired = false;
-    while let Some(append) = read_append(&tail, bytes)? {
-        let (append, mut records) = append;
+    while let Some((append, mut records)) = read_append(&tail, bytes)? {
         tail.position += append.length as usize;
         tail.sequence = append.sequence.next();
         tail.prev_crc = append.crc;
@@ -148,11 +147,11 @@ fn follow<'a>(header: &FileHeader, bytes: &'a [u8]) -> Result<FileRead<'a>, Cata
     Ok(FileRead::Whole { log, retired })
 }
 
+/// An append's header and records.
+type Append<'a> = (AppendHeader, Vec<&'a [u8]>);
+
 /// The append at the tail, whole and in its place.
-fn read_append<'a>(
-    tail: &FileTail,
-    bytes: &'a [u8],
-) -> Result<Option<(AppendHeader, Vec<&'a [u8]>)>, CatalogueError> {
+fn read_append<'a>(tail: &FileTail, bytes: &'a [u8]) -> Result<Option<Append<'a>>, CatalogueError> {
     let Some(bytes) = bytes.get(tail.position..) else { return Ok(None) };
     let header = AppendHeader::decode(bytes, tail.generation, tail.position as u64)
         .map_err(|found| newer_version(tail.file, found))?;

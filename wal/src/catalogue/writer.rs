@@ -109,9 +109,8 @@ impl CatalogueWriter {
         if effect == CommandEffect::Grows && self.file_bytes / 2 < snapshot_and_commands {
             return CataloguePlan::Full;
         }
-        let append_end = self.tail.map(|tail| {
-            tail.position + append_bytes(command_bytes.iter().copied())
-        });
+        let append_end =
+            self.tail.map(|tail| tail.position + append_bytes(command_bytes.iter().copied()));
         if !self.must_switch && append_end.is_some_and(|end| end <= self.commands_end()) {
             return CataloguePlan::Append;
         }

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use rustmq_protocol::{
-    BatchBuilder, BatchHeader, LeaderEpoch, Offset, PartitionId, ProducerStamp, Record, TimestampMs,
-    TopicId, TopicPartition, stamp,
+    BatchBuilder, BatchHeader, LeaderEpoch, Offset, PartitionId, ProducerStamp, Record,
+    TimestampMs, TopicId, TopicPartition, stamp,
 };
 use rustmq_wal::recovery::check_join;
 use rustmq_wal::{
@@ -18,11 +18,11 @@ use rustmq_wal::{
     WalCheckpoint, WalId, encode_footer, footer_bytes, judge_newest, plan,
 };
 
-pub const WAL: WalId = WalId([0xaa; 16]);
-pub const SECTOR_BYTES: usize = 512;
+pub(crate) const WAL: WalId = WalId([0xaa; 16]);
+pub(crate) const SECTOR_BYTES: usize = 512;
 const REGION_BYTES: usize = 256 * 1024;
 
-pub fn partition(number: u8) -> TopicPartition {
+pub(crate) fn partition(number: u8) -> TopicPartition {
     TopicPartition {
         topic: TopicId::from_bytes([number + 1; 16]),
         partition: PartitionId(u32::from(number)),
@@ -30,7 +30,7 @@ pub fn partition(number: u8) -> TopicPartition {
 }
 
 /// A batch of one record for each value.
-pub fn batch(values: &[&[u8]], base_offset: Offset, epoch: LeaderEpoch) -> Vec<u8> {
+pub(crate) fn batch(values: &[&[u8]], base_offset: Offset, epoch: LeaderEpoch) -> Vec<u8> {
     let mut builder = BatchBuilder::new(8 << 20);
     for (index, value) in values.iter().enumerate() {
         let timestamp = TimestampMs(1_000 + index as i64);
@@ -43,7 +43,7 @@ pub fn batch(values: &[&[u8]], base_offset: Offset, epoch: LeaderEpoch) -> Vec<u
 }
 
 /// Copies a batch into the block and describes it.
-pub fn push_batch(
+pub(crate) fn push_batch(
     builder: &mut BlockBuilder,
     region: &mut [u8],
     to: TopicPartition,
@@ -68,7 +68,7 @@ pub fn push_batch(
 }
 
 /// An entry that is no data.
-pub fn push_note(
+pub(crate) fn push_note(
     builder: &mut BlockBuilder,
     region: &mut [u8],
     kind: EntryKind,
@@ -92,7 +92,7 @@ pub fn push_note(
     });
 }
 
-pub type Files = BTreeMap<Slot, Vec<u8>>;
+pub(crate) type Files = BTreeMap<Slot, Vec<u8>>;
 
 enum Op {
     Write { slot: Slot, position: u64, bytes: Vec<u8> },
@@ -100,31 +100,32 @@ enum Op {
 }
 
 /// Files, and what was written to them since they were last as `base` shows.
-pub struct Disk {
+pub(crate) struct Disk {
     base: Files,
     ops: Vec<Op>,
 }
 
 impl Disk {
-    pub fn new(base: Files) -> Self {
+    pub(crate) fn new(base: Files) -> Self {
         Self { base, ops: Vec::new() }
     }
 
-    pub fn write(&mut self, slot: Slot, position: u64, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, slot: Slot, position: u64, bytes: &[u8]) {
         self.ops.push(Op::Write { slot, position, bytes: bytes.to_vec() });
     }
 
-    pub fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         self.ops.push(Op::Flush);
     }
 
-    pub fn op_count(&self) -> usize {
+    pub(crate) fn op_count(&self) -> usize {
         self.ops.len()
     }
 
     /// Writes among the last unflushed ones, in sectors.
-    pub fn unflushed_sectors(&self) -> usize {
-        let flushed = self.ops.iter().rposition(|op| matches!(op, Op::Flush)).map_or(0, |at| at + 1);
+    pub(crate) fn unflushed_sectors(&self) -> usize {
+        let flushed =
+            self.ops.iter().rposition(|op| matches!(op, Op::Flush)).map_or(0, |at| at + 1);
         self.ops[flushed..]
             .iter()
             .map(|op| match op {
@@ -136,7 +137,7 @@ impl Disk {
 
     /// What is found after the power went at `op`: all that was flushed, and of what was written
     /// after, the sectors that `survives` picks.
-    pub fn crash_at(&self, op: usize, mut survives: impl FnMut(usize) -> bool) -> Files {
+    pub(crate) fn crash_at(&self, op: usize, mut survives: impl FnMut(usize) -> bool) -> Files {
         let mut files = self.base.clone();
         let ops = &self.ops[..op];
         let flushed = ops.iter().rposition(|op| matches!(op, Op::Flush)).map_or(0, |at| at + 1);
@@ -156,34 +157,34 @@ impl Disk {
         files
     }
 
-    pub fn crash(&self, survives: impl FnMut(usize) -> bool) -> Files {
+    pub(crate) fn crash(&self, survives: impl FnMut(usize) -> bool) -> Files {
         self.crash_at(self.ops.len(), survives)
     }
 
-    pub fn files(&self) -> Files {
+    pub(crate) fn files(&self) -> Files {
         self.crash(|_| true)
     }
 }
 
 /// An entry that was written, and what it took until it was flushed.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Written {
-    pub partition: TopicPartition,
-    pub base_offset: Offset,
-    pub payload: Vec<u8>,
-    pub segment: SegmentSequence,
+pub(crate) struct Written {
+    pub(crate) partition: TopicPartition,
+    pub(crate) base_offset: Offset,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) segment: SegmentSequence,
     /// Count of disk operations after which it is surely there; `None` as long as it is not.
-    pub durable_at: Option<usize>,
+    pub(crate) durable_at: Option<usize>,
 }
 
 /// A WAL under writing.
-pub struct Writer {
-    pub disk: Disk,
-    pub segments: Segments,
-    pub chain: Chain,
-    pub index: SegmentIndex,
-    pub written: Vec<Written>,
-    pub segment_bytes: u64,
+pub(crate) struct Writer {
+    pub(crate) disk: Disk,
+    pub(crate) segments: Segments,
+    pub(crate) chain: Chain,
+    pub(crate) index: SegmentIndex,
+    pub(crate) written: Vec<Written>,
+    pub(crate) segment_bytes: u64,
     builder: BlockBuilder,
     region: Vec<u8>,
     pending: Vec<(TopicPartition, Offset, Vec<u8>)>,
@@ -192,7 +193,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub fn create(segment_bytes: u64, capacity: usize, seed: u64) -> Self {
+    pub(crate) fn create(segment_bytes: u64, capacity: usize, seed: u64) -> Self {
         let mut files = Files::new();
         for slot in 0..capacity as u32 {
             files.insert(Slot(slot), vec![0; segment_bytes as usize]);
@@ -249,7 +250,7 @@ impl Writer {
     }
 
     /// Goes on with what recovery found, as a start does: rewrite, start block, flush.
-    pub fn resume(files: Files, found: Recovered, seed: u64) -> Self {
+    pub(crate) fn resume(files: Files, found: Recovered, seed: u64) -> Self {
         let Recovered { plan, tail, tail_end, older, newest_was_activated, entries } = found;
         let mut segments = Segments::new(tail.segment_bytes, files.len());
         for (header, seen) in &older {
@@ -268,9 +269,8 @@ impl Writer {
         }
         let incarnation = Incarnation(tail_end.next.incarnation.0 + 1);
         let chain = Chain::new(&tail_end.next, incarnation, tail_end.next.sequence);
-        let undurable = tail_end.undurable.clone();
-        let bytes =
-            files[&tail.slot][undurable.start as usize..undurable.end as usize].to_vec();
+        let undurable = tail_end.undurable;
+        let bytes = files[&tail.slot][undurable.start as usize..undurable.end as usize].to_vec();
         let mut writer = Self::with(Disk::new(files), segments, chain, index, seed);
         if !newest_was_activated {
             writer.write_header(&newest.freed());
@@ -292,7 +292,7 @@ impl Writer {
     }
 
     /// Appends a batch to the open block; closes it first if it is full.
-    pub fn append(&mut self, to: TopicPartition, values: &[&[u8]]) {
+    pub(crate) fn append(&mut self, to: TopicPartition, values: &[&[u8]]) {
         let base_offset = *self.log_ends.entry(to).or_insert(Offset::ZERO);
         let batch = batch(values, base_offset, LeaderEpoch(1));
         if !push_batch(&mut self.builder, &mut self.region, to, &batch) {
@@ -303,12 +303,12 @@ impl Writer {
         self.pending.push((to, base_offset, batch));
     }
 
-    pub fn log_end(&self, of: TopicPartition) -> Offset {
+    pub(crate) fn log_end(&self, of: TopicPartition) -> Offset {
         self.log_ends.get(&of).copied().unwrap_or(Offset::ZERO)
     }
 
     /// Closes and writes the open block, flushed or not.
-    pub fn commit(&mut self, flags: BlockFlags, flush: bool) -> SealedBlock {
+    pub(crate) fn commit(&mut self, flags: BlockFlags, flush: bool) -> SealedBlock {
         if !self.segments.fits(self.builder.sealed_bytes(), self.builder.entries().len()) {
             self.rotate();
         }
@@ -334,7 +334,7 @@ impl Writer {
         sealed
     }
 
-    pub fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         self.disk.flush();
         let last = self.chain.point().sequence.0 - 1;
         if 0 < last {
@@ -347,7 +347,7 @@ impl Writer {
     }
 
     /// Seals the active segment and goes on in a spare.
-    pub fn rotate(&mut self) {
+    pub(crate) fn rotate(&mut self) {
         let slot = loop {
             match self.segments.next_slot() {
                 NextSlot::Spare(slot) => break slot,
@@ -394,7 +394,7 @@ impl Writer {
     }
 
     /// Frees the oldest segment, whatever is in it.
-    pub fn free(&mut self) -> bool {
+    pub(crate) fn free(&mut self) -> bool {
         let Some(sequence) = self.segments.freeable(|_| None) else { return false };
         let header = self.segments.segment(sequence).expect("it is live").header;
         self.write_header(&header.freed());
@@ -403,7 +403,7 @@ impl Writer {
         true
     }
 
-    pub fn active(&self) -> SegmentHeader {
+    pub(crate) fn active(&self) -> SegmentHeader {
         self.segments.active().expect("there is one").header
     }
 
@@ -431,30 +431,30 @@ impl Writer {
 
 /// What a start found.
 #[derive(Debug)]
-pub struct Recovered {
-    pub plan: rustmq_wal::RecoveryPlan,
-    pub tail: SegmentHeader,
-    pub tail_end: ScanEnd,
-    pub older: Vec<(SegmentHeader, Older)>,
-    pub newest_was_activated: bool,
-    pub entries: Vec<Written>,
+pub(crate) struct Recovered {
+    pub(crate) plan: rustmq_wal::RecoveryPlan,
+    pub(crate) tail: SegmentHeader,
+    pub(crate) tail_end: ScanEnd,
+    pub(crate) older: Vec<(SegmentHeader, Older)>,
+    pub(crate) newest_was_activated: bool,
+    pub(crate) entries: Vec<Written>,
 }
 
 #[derive(Debug)]
-pub struct Older {
-    pub index: SegmentIndex,
-    pub blocks_end: u64,
+pub(crate) struct Older {
+    pub(crate) index: SegmentIndex,
+    pub(crate) blocks_end: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum RecoverError {
+pub(crate) enum RecoverError {
     Open(OpenError),
     Scan(ScanError),
     NotSealed(SegmentSequence),
 }
 
 /// Recovers a WAL from its files by the steps of `recovery`.
-pub fn recover(files: &Files, segment_bytes: u64) -> Result<Recovered, RecoverError> {
+pub(crate) fn recover(files: &Files, segment_bytes: u64) -> Result<Recovered, RecoverError> {
     let headers = files.iter().map(|(slot, file)| (*slot, SegmentHeader::decode(file)));
     let plan = plan(WAL, segment_bytes, headers).map_err(RecoverError::Open)?;
     let (newest, before) = plan.segments.split_last().expect("tests begin with a segment");
@@ -476,7 +476,7 @@ pub fn recover(files: &Files, segment_bytes: u64) -> Result<Recovered, RecoverEr
             assert_eq!(Some(footer), end.segment_end(), "footer and scan agree");
         }
         entries.append(&mut held);
-        match (footer.or(end.segment_end()), last) {
+        match (end.segment_end(), last) {
             (Some(segment_end), false) => {
                 check_join(&segment_end, &before[index + 1]).map_err(RecoverError::Open)?;
             }
@@ -511,7 +511,7 @@ fn footer_end(files: &Files, header: &SegmentHeader) -> Option<SegmentEnd> {
 }
 
 /// Scans one segment to its end.
-pub fn scan(
+pub(crate) fn scan(
     files: &Files,
     header: &SegmentHeader,
     durable_end: BlockSequence,

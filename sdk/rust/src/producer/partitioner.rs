@@ -2,9 +2,10 @@
 
 /// Chooses partitions for records that name none.
 ///
-/// A record with a key goes where its key hashes to, by the hash that Kafka's clients use, so that a program moved from
-/// there finds its keys where they were. Records without a key stay together on one partition until its batch is
-/// sent, then move on to the next: few large batches instead of many small ones, and all partitions in turn.
+/// A record with a key goes where its key hashes to, by the hash that Kafka's clients use, so that
+/// a program moved from there finds its keys where they were. Records without a key stay together
+/// on one partition until its batch is sent, then move on to the next: few large batches instead of
+/// many small ones, and all partitions in turn.
 #[derive(Debug)]
 pub(super) struct Partitioner {
     count: u32,
@@ -14,7 +15,8 @@ pub(super) struct Partitioner {
 }
 
 impl Partitioner {
-    /// `start` is where records without a key begin: it differs between producers, so that they do not move in step.
+    /// `start` is where records without a key begin: it differs between producers, so that they do
+    /// not move in step.
     pub(super) fn new(count: u32, start: u32) -> Partitioner {
         assert!(0 < count, "a topic has partitions");
         Partitioner { count, sticky: start % count, begun: false }

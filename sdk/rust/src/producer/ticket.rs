@@ -13,9 +13,11 @@ use crate::error::ClientError;
 pub struct RecordMetadata {
     /// Its partition.
     pub partition: PartitionId,
-    /// Its offset; [`RecordMetadata::OFFSET_UNKNOWN`] with [`Acks::None`](rustmq_protocol::Acks::None).
+    /// Its offset; [`RecordMetadata::OFFSET_UNKNOWN`] with
+    /// [`Acks::None`](rustmq_protocol::Acks::None).
     pub offset: Offset,
-    /// When the leader appended it, by the leader's clock; -1 with [`Acks::None`](rustmq_protocol::Acks::None).
+    /// When the leader appended it, by the leader's clock; -1 with
+    /// [`Acks::None`](rustmq_protocol::Acks::None).
     pub timestamp: TimestampMs,
 }
 
@@ -75,7 +77,8 @@ impl BatchAck {
     }
 }
 
-/// The fate of one batch, shared by the tickets of its records. Set once, by the task that delivers it.
+/// The fate of one batch, shared by the tickets of its records. Set once, by the task that delivers
+/// it.
 #[derive(Debug)]
 pub(super) struct BatchOutcome {
     partition: PartitionId,
@@ -133,13 +136,22 @@ impl BatchOutcome {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Wake;
+
     use super::*;
+
+    struct Quiet;
+
+    impl Wake for Quiet {
+        fn wake(self: Arc<Self>) {}
+    }
 
     #[test]
     fn a_ticket_leaves_one_waker_however_often_it_is_polled() {
         let outcome = Arc::new(BatchOutcome::new(PartitionId(3)));
         let mut ticket = Ticket::new(Arc::clone(&outcome), 0);
-        let mut context = Context::from_waker(Waker::noop());
+        let waker = Waker::from(Arc::new(Quiet));
+        let mut context = Context::from_waker(&waker);
         assert!(Pin::new(&mut ticket).poll(&mut context).is_pending());
         assert!(Pin::new(&mut ticket).poll(&mut context).is_pending());
         let OutcomeState::Waiting(wakers) = &*outcome.lock() else { panic!("nothing was set") };

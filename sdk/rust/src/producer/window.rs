@@ -1,5 +1,5 @@
-//! Batches of one partition that are sealed and not yet acknowledged: what is sent next, what again, what is given up.
-//! Pure: no clock, no I/O.
+//! Batches of one partition that are sealed and not yet acknowledged: what is sent next, what
+//! again, what is given up. Pure: no clock, no I/O.
 //!
 //! ```text
 //!            push            poll Send          handle_acked
@@ -9,31 +9,36 @@
 //!                     refused for a while, lost       refused for good, or out of time
 //! ```
 //!
-//! **Order.** Batches are sent in the order in which they were pushed. When one must be sent again, nothing is sent until
-//! every batch in flight is answered; then all that remain are sent again in order, with the same sequences. A broker
-//! that has appended one of them already says so and appends nothing.
+//! **Order.** Batches are sent in the order in which they were pushed. When one must be sent again,
+//! nothing is sent until every batch in flight is answered; then all that remain are sent again in
+//! order, with the same sequences. A broker that has appended one of them already says so and
+//! appends nothing.
 //!
-//! **Gaps.** A batch that is given up and is certainly not in the log leaves a gap in the sequences, and the broker would
-//! refuse every later batch. Those are certainly not in the log either, so they get a new producer id and sequences
-//! from 0 once they are at the front. Copies of them that may still be under way carry the old id and stay refused.
+//! **Gaps.** A batch that is given up and is certainly not in the log leaves a gap in the
+//! sequences, and the broker would refuse every later batch. Those are certainly not in the log
+//! either, so they get a new producer id and sequences from 0 once they are at the front. Copies of
+//! them that may still be under way carry the old id and stay refused.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use rustmq_protocol::{ErrorCode, ProducerEpoch, ProducerId, ProducerStamp, Sequence, stamp_producer};
+use rustmq_protocol::{
+    ErrorCode, ProducerEpoch, ProducerId, ProducerStamp, Sequence, stamp_producer,
+};
 
 use crate::backoff::Backoff;
 use crate::error::ClientError;
 
 /// Batches of one partition on their way, in order. Driven by the delivery task of the partition.
 ///
-/// Invariants: batches in flight are at the front of those that were not given up, and are `in_flight_max` at most;
-/// sequences ascend without gaps from one batch to the next, except before a batch marked `renumber`.
+/// Invariants: batches in flight are at the front of those that were not given up, and are
+/// `in_flight_max` at most; sequences ascend without gaps from one batch to the next, except before
+/// a batch marked `renumber`.
 #[derive(Debug)]
 pub(super) struct Window<T> {
     entries: VecDeque<Entry<T>>,
-    /// Ids that were sent and not answered, also of batches given up meanwhile.
+    /// Attempts that are not answered, also those of batches given up meanwhile.
     in_flight: Vec<u64>,
     in_flight_max: usize,
     numbering: Option<Numbering>,
@@ -43,7 +48,7 @@ pub(super) struct Window<T> {
     gap_at_end: bool,
     resume_at: Option<Instant>,
     backoff: Backoff,
-    id_next: u64,
+    attempt_next: u64,
 }
 
 /// The producer id of an idempotent producer, and the sequence of the next batch.
@@ -56,11 +61,12 @@ struct Numbering {
 
 #[derive(Debug)]
 struct Entry<T> {
-    id: u64,
     bytes: Bytes,
     record_count: u32,
+    /// Ascends from one batch to the next.
     expires_at: Instant,
-    in_flight: bool,
+    /// The attempt that is not answered.
+    attempt: Option<u64>,
     /// An attempt ended without saying whether the batch was appended.
     maybe_appended: bool,
     /// A gap lies before it: it needs a new producer id once it is at the front.
@@ -72,10 +78,11 @@ struct Entry<T> {
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum WindowEffect {
-    /// Send the batch; answer with `handle_acked`, `handle_refused`, `handle_lost` or `handle_unsent`.
+    /// Send the batch; answer with `handle_acked`, `handle_refused`, `handle_lost` or
+    /// `handle_unsent`.
     Send {
-        /// Names the attempt in the answer.
-        id: u64,
+        /// Names this attempt in the answer.
+        attempt: u64,
         /// The batch.
         bytes: Bytes,
     },
@@ -106,7 +113,7 @@ impl<T> Window<T> {
             gap_at_end: false,
             resume_at: None,
             backoff,
-            id_next: 0,
+            attempt_next: 0,
         }
     }
 
@@ -119,22 +126,27 @@ impl<T> Window<T> {
     }
 
     /// Takes a batch that was stamped by [`Window::stamp`].
-    pub(super) fn push(&mut self, bytes: Bytes, record_count: u32, expires_at: Instant, payload: T) {
+    pub(super) fn push(
+        &mut self,
+        bytes: Bytes,
+        record_count: u32,
+        expires_at: Instant,
+        payload: T,
+    ) {
         self.entries.push_back(Entry {
-            id: self.id_next,
             bytes,
             record_count,
             expires_at,
-            in_flight: false,
+            attempt: None,
             maybe_appended: false,
             renumber: std::mem::take(&mut self.gap_at_end),
             last_error: None,
             payload,
         });
-        self.id_next += 1;
     }
 
-    /// True if there is no batch that could be waited for, so that a batch not yet full is worth sending.
+    /// True if there is no batch that could be waited for, so that a batch not yet full is worth
+    /// sending.
     pub(super) fn is_idle(&self) -> bool {
         self.entries.is_empty() && self.in_flight.is_empty()
     }
@@ -149,6 +161,11 @@ impl<T> Window<T> {
         self.entries.iter().map(|entry| &entry.payload)
     }
 
+    /// When the first batch is out of time.
+    pub(super) fn expiry(&self) -> Option<Instant> {
+        self.entries.front().map(|entry| entry.expires_at)
+    }
+
     /// Sends nothing until everything in flight is answered: what follows may take another way.
     pub(super) fn drain(&mut self) {
         self.draining = !self.in_flight.is_empty();
@@ -156,20 +173,16 @@ impl<T> Window<T> {
 
     /// The next batch whose time is over; to be called until there is none.
     pub(super) fn poll_expired(&mut self, now: Instant) -> Option<GivenUp<T>> {
-        let index = self.entries.iter().position(|entry| entry.expires_at <= now)?;
-        let (in_flight, maybe_appended) = {
-            let entry = self.entries.get(index)?;
-            (entry.in_flight, entry.maybe_appended)
-        };
-        let definite = !in_flight && !maybe_appended;
-        let entry = self.give_up(index, definite)?;
+        let entry = self.entries.front().filter(|entry| entry.expires_at <= now)?;
+        let definite = entry.attempt.is_none() && !entry.maybe_appended;
+        let entry = self.give_up(0, definite)?;
         let last = entry.last_error.map(Box::new);
         Some((entry.payload, ClientError::DeliveryTimeout { definite, last }))
     }
 
     /// What to do next; to be called until it says to wait.
     pub(super) fn poll_effect(&mut self, now: Instant) -> WindowEffect {
-        let expiry = self.entries.iter().map(|entry| entry.expires_at).min();
+        let expiry = self.expiry();
         if self.in_flight.is_empty() {
             self.draining = false;
         }
@@ -182,7 +195,7 @@ impl<T> Window<T> {
             }
             self.resume_at = None;
         }
-        let Some(index) = self.entries.iter().position(|entry| !entry.in_flight) else {
+        let Some(index) = self.entries.iter().position(|entry| entry.attempt.is_none()) else {
             return WindowEffect::Wait(expiry);
         };
         let entry = &mut self.entries[index];
@@ -193,14 +206,16 @@ impl<T> Window<T> {
                 WindowEffect::Wait(expiry)
             };
         }
-        entry.in_flight = true;
-        self.in_flight.push(entry.id);
-        WindowEffect::Send { id: entry.id, bytes: entry.bytes.clone() }
+        let attempt = self.attempt_next;
+        self.attempt_next += 1;
+        entry.attempt = Some(attempt);
+        self.in_flight.push(attempt);
+        WindowEffect::Send { attempt, bytes: entry.bytes.clone() }
     }
 
     /// The broker has appended the batch, now or in an earlier attempt.
-    pub(super) fn handle_acked(&mut self, id: u64) -> Option<T> {
-        let index = self.answered(id)?;
+    pub(super) fn handle_acked(&mut self, attempt: u64) -> Option<T> {
+        let index = self.answered(attempt)?;
         self.backoff.reset();
         self.entries.remove(index).map(|entry| entry.payload)
     }
@@ -208,12 +223,12 @@ impl<T> Window<T> {
     /// The broker refused the batch, or could not say what became of it.
     pub(super) fn handle_refused(
         &mut self,
-        id: u64,
+        attempt: u64,
         code: ErrorCode,
         message: String,
         now: Instant,
     ) -> Option<GivenUp<T>> {
-        let index = self.answered(id)?;
+        let index = self.answered(attempt)?;
         let idempotent = self.numbering.is_some();
         let entry = self.entries.get_mut(index)?;
         entry.maybe_appended |= !code.is_definite();
@@ -228,8 +243,8 @@ impl<T> Window<T> {
                 return None;
             }
             if code == ErrorCode::OutOfOrderSequence {
-                // A batch given up before this one is not in the log. Had this one been appended, the broker would have
-                // recognised it instead.
+                // A batch given up before this one is not in the log. Had this one been appended,
+                // the broker would have recognised it instead.
                 entry.maybe_appended = false;
             }
             if !entry.maybe_appended {
@@ -248,17 +263,30 @@ impl<T> Window<T> {
     }
 
     /// The connection was lost or the answer did not come: the batch may be in the log.
-    pub(super) fn handle_lost(&mut self, id: u64, error: ClientError, now: Instant) {
-        let Some(index) = self.answered(id) else { return };
+    pub(super) fn handle_lost(&mut self, attempt: u64, error: ClientError, now: Instant) {
+        let Some(index) = self.answered(attempt) else { return };
         let entry = &mut self.entries[index];
         entry.maybe_appended = true;
         entry.last_error = Some(error);
         self.pause(now);
     }
 
+    /// No answer came for too long: whatever is in flight may be in the log. Answers that come
+    /// later are not looked at.
+    pub(super) fn handle_all_lost(&mut self, error: &ClientError, now: Instant) {
+        for attempt in self.in_flight.clone() {
+            self.handle_lost(attempt, error.clone(), now);
+        }
+    }
+
     /// The batch was never sent: there was no way to the leader.
-    pub(super) fn handle_unsent(&mut self, id: u64, error: ClientError, now: Instant) -> Option<GivenUp<T>> {
-        let index = self.answered(id)?;
+    pub(super) fn handle_unsent(
+        &mut self,
+        attempt: u64,
+        error: ClientError,
+        now: Instant,
+    ) -> Option<GivenUp<T>> {
+        let index = self.answered(attempt)?;
         let entry = self.entries.get_mut(index)?;
         if error.is_retriable() {
             entry.last_error = Some(error);
@@ -267,7 +295,9 @@ impl<T> Window<T> {
         }
         let definite = !entry.maybe_appended;
         let error = match error {
-            ClientError::Broker { code, message, .. } => ClientError::Broker { code, message, definite },
+            ClientError::Broker { code, message, .. } => {
+                ClientError::Broker { code, message, definite }
+            }
             error => error,
         };
         let entry = self.give_up(index, definite)?;
@@ -282,7 +312,9 @@ impl<T> Window<T> {
             let mut bytes = BytesMut::from(std::mem::take(&mut entry.bytes));
             stamp_producer(&mut bytes, numbering.take(entry.record_count));
             entry.bytes = bytes.freeze();
+            // They are behind the gap: not in the log under the old id, not sent under the new one.
             entry.renumber = false;
+            entry.maybe_appended = false;
         }
         self.numbering = Some(numbering);
         self.gap_at_end = false;
@@ -290,7 +322,11 @@ impl<T> Window<T> {
     }
 
     /// There is no new producer id at present.
-    pub(super) fn handle_no_producer(&mut self, error: ClientError, now: Instant) -> Option<GivenUp<T>> {
+    pub(super) fn handle_no_producer(
+        &mut self,
+        error: ClientError,
+        now: Instant,
+    ) -> Option<GivenUp<T>> {
         let entry = self.entries.front_mut()?;
         if error.is_retriable() {
             entry.last_error = Some(error);
@@ -300,12 +336,12 @@ impl<T> Window<T> {
         self.give_up(0, true).map(|entry| (entry.payload, error))
     }
 
-    /// Takes the batch out of flight; where it is, unless it was given up meanwhile.
-    fn answered(&mut self, id: u64) -> Option<usize> {
-        let place = self.in_flight.iter().position(|in_flight| *in_flight == id)?;
+    /// Takes the attempt out of flight; where its batch is, unless it was given up meanwhile.
+    fn answered(&mut self, attempt: u64) -> Option<usize> {
+        let place = self.in_flight.iter().position(|in_flight| *in_flight == attempt)?;
         self.in_flight.swap_remove(place);
-        let index = self.entries.iter().position(|entry| entry.id == id)?;
-        self.entries[index].in_flight = false;
+        let index = self.entries.iter().position(|entry| entry.attempt == Some(attempt))?;
+        self.entries[index].attempt = None;
         Some(index)
     }
 

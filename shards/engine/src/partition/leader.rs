@@ -145,7 +145,9 @@ impl Partition {
         if DAMAGED_RANGES_MAX <= self.damaged.len() {
             return Err(AppendError::Damaged);
         }
-        if let Check::Duplicate(mark) = self.producers.check(batch).map_err(AppendError::Sequence)? {
+        if let Check::Duplicate(mark) =
+            self.producers.check(batch).map_err(AppendError::Sequence)?
+        {
             return Ok(Append::Duplicate {
                 base_offset: mark.base_offset,
                 end_offset: Offset(mark.base_offset.0 + u64::from(mark.record_count)),

@@ -1,7 +1,7 @@
 //! The rules of a partition, driven by inputs and read by state.
 
 use rustmq_protocol::{
-    BatchBuilder, BatchHeader, LeaderEpoch, Offset, PartitionId, ProducerEpoch, ProducerId,
+    BatchBuilder, BatchHeader, LeaderEpoch, Offset, PartitionId, ProducerEpoch, ProducerId, Record,
     Sequence, TimestampMs, TopicId, TopicPartition,
 };
 
@@ -9,6 +9,9 @@ use super::*;
 use crate::limits::PRODUCER_BATCHES_REMEMBERED;
 
 const EPOCH: LeaderEpoch = LeaderEpoch(3);
+
+const RECORD: Record<'static> =
+    Record { timestamp: TimestampMs(0), key: None, value: Some(b"v"), headers: &[] };
 
 fn partition() -> Partition {
     let id = TopicPartition { topic: TopicId::from_bytes([7; 16]), partition: PartitionId(0) };
@@ -18,7 +21,9 @@ fn partition() -> Partition {
 fn batch(producer: u64, epoch: u16, sequence: u32, count: u32) -> BatchHeader {
     let mut builder = BatchBuilder::new(1 << 20);
     for _ in 0..count {
-        builder.try_push(&rustmq_protocol::Record { value: Some(b"v"), ..Default::default() }).unwrap();
+        builder
+            .try_push(&RECORD)
+            .unwrap();
     }
     let stamp = rustmq_protocol::ProducerStamp {
         id: ProducerId(producer),
@@ -68,7 +73,10 @@ fn a_stale_or_unknown_leader_epoch_is_refused() {
     let current = EPOCH;
     assert_eq!(p.append(now, LeaderEpoch(2), &b), Err(AppendError::FencedLeaderEpoch { current }));
     assert_eq!(p.append(now, LeaderEpoch(4), &b), Err(AppendError::UnknownLeaderEpoch { current }));
-    assert_eq!(p.check_fetch(LeaderEpoch(2), Offset(0)), Err(FetchError::FencedLeaderEpoch { current }));
+    assert_eq!(
+        p.check_fetch(LeaderEpoch(2), Offset(0)),
+        Err(FetchError::FencedLeaderEpoch { current })
+    );
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustmq_metadata::{Command, Image, apply, decode_command, decode_image, encode_command, encode_image};
+use rustmq_metadata::{
+    Command, Image, apply, decode_command, decode_image, encode_command, encode_image,
+};
 use rustmq_sys::buffer::BufferPool;
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
@@ -156,8 +158,8 @@ fn replay(snapshot: &[u8], commands: &[&[u8]]) -> Result<Image, String> {
     let mut image =
         decode_image(snapshot).map_err(|error| format!("the catalogue's snapshot: {error}"))?;
     for bytes in commands {
-        let command =
-            decode_command(bytes).map_err(|error| format!("a command of the catalogue: {error}"))?;
+        let command = decode_command(bytes)
+            .map_err(|error| format!("a command of the catalogue: {error}"))?;
         apply(&mut image, &command)
             .map_err(|error| format!("a command of the catalogue does not apply: {error}"))?;
     }

@@ -185,7 +185,9 @@ pub(crate) fn handle(shard: &Rc<Shard>, message: Message) {
 /// Records, once things are quiet, that the last command is durable.
 async fn mark_later(shard: Rc<Shard>) {
     runtime::sleep(MARK_AFTER).await;
-    let Some(catalogue) = &shard.catalogue else { return };
+    let Some(catalogue) = &shard.catalogue else {
+        return;
+    };
     catalogue.take_turn().await;
     let mut log = catalogue.log.borrow_mut().take().expect("who has the turn has the log");
     let marked = log.mark().await;
@@ -198,7 +200,9 @@ async fn mark_later(shard: Rc<Shard>) {
 
 /// Forgets deleted topics once no segment of any shard names them.
 async fn forget_loop(shard: Rc<Shard>) {
-    let Some(catalogue) = &shard.catalogue else { return };
+    let Some(catalogue) = &shard.catalogue else {
+        return;
+    };
     let pause = Duration::from_millis(shard.config.test.retention_check_ms);
     loop {
         runtime::sleep(pause).await;

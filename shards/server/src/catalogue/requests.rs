@@ -107,10 +107,7 @@ async fn delete_topic(
     Ok(Response::encoded(|out| response.encode(out)))
 }
 
-async fn init_producer(
-    catalogue: &Catalogue,
-    shard: &Rc<Shard>,
-) -> Result<Response, RequestError> {
+async fn init_producer(catalogue: &Catalogue, shard: &Rc<Shard>) -> Result<Response, RequestError> {
     catalogue.take_turn().await;
     let mut done = Ok(());
     if catalogue.producer_ids.borrow().is_empty() {

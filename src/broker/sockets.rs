@@ -1,0 +1,167 @@
+//! The UDP sockets of all shards, and the files that tell programs where they are.
+//!
+//! Sockets are bound in the order of shards before any shard starts, each for this process alone,
+//! so two brokers on the same ports collide at start and not later.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustmq_config::BrokerConfig;
+use rustmq_config::options::SHARD_PORT_OFFSET;
+use rustmq_protocol::{ShardEndpoint, ShardId};
+use rustmq_sys::udp::UdpSocket;
+
+use super::files;
+
+/// The bound sockets.
+pub(super) struct Sockets {
+    /// The port of the first contact.
+    pub(super) bootstrap_port: u16,
+    /// The port of each shard.
+    pub(super) shards: Vec<ShardEndpoint>,
+    /// What each shard serves: its own socket, and shard 0 the first contact too.
+    pub(super) by_shard: Vec<Vec<UdpSocket>>,
+}
+
+impl Sockets {
+    /// Binds the first contact's socket, then that of each shard.
+    pub(super) fn bind(config: &BrokerConfig, shard_count: u16) -> Result<Self> {
+        let (listen, port) = (config.broker.listen, config.broker.port);
+        let buffer_bytes = usize::try_from(config.network.socket_buffer_bytes)
+            .context("network.socket_buffer_bytes")?;
+        let bind = |port: u16, what: &str| {
+            let address = SocketAddr::new(listen, port);
+            let socket = UdpSocket::bind(address, buffer_bytes)
+                .map_err(|error| explain(error, address, what))?;
+            let bound = socket.local_addr().with_context(|| format!("binding {address}"))?;
+            anyhow::Ok((socket, bound.port()))
+        };
+        let (bootstrap, bootstrap_port) = bind(port, "first contact")?;
+        let (mut shards, mut by_shard) = (Vec::new(), Vec::new());
+        for shard in 0..shard_count {
+            let port = match port {
+                0 => 0,
+                // The configuration leaves room for the ports of all shards.
+                port => port.saturating_add(SHARD_PORT_OFFSET).saturating_add(shard),
+            };
+            let (socket, port) = bind(port, &format!("shard {shard}"))?;
+            shards.push(ShardEndpoint { shard: ShardId(shard), port });
+            by_shard.push(vec![socket]);
+        }
+        if let Some(first) = by_shard.first_mut() {
+            first.push(bootstrap);
+        }
+        Ok(Self { bootstrap_port, shards, by_shard })
+    }
+}
+
+/// `host:port`, with brackets around an IPv6 address.
+pub(super) fn host_and_port(host: &str, port: u16) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, port).to_string(),
+        Err(_) => format!("{host}:{port}"),
+    }
+}
+
+fn explain(error: io::Error, address: SocketAddr, what: &str) -> anyhow::Error {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another program, perhaps a broker, has this port: stop it, or choose other ports with \
+             --port (broker.port; shard i has port + 100 + i; 0 takes any free ports)"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "broker.listen is no address of this host: take one that it has, or 0.0.0.0"
+        }
+        io::ErrorKind::PermissionDenied => "choose a port from 1024 up (broker.port)",
+        _ => "see broker.listen and broker.port",
+    };
+    anyhow::Error::new(error).context(format!("binding UDP {address} ({what}): {advice}"))
+}
+
+/// The files `address` and `admin-address`, which are there while the broker serves.
+pub(super) struct AddressFiles {
+    clients: PathBuf,
+    admin: PathBuf,
+}
+
+impl AddressFiles {
+    /// Removes what a broker that was killed left behind.
+    pub(super) fn cleared(data_dir: &Path) -> Result<Self> {
+        let files = Self {
+            clients: data_dir.join("address"),
+            admin: data_dir.join("admin-address"),
+        };
+        files.remove()?;
+        Ok(files)
+    }
+
+    /// Says where the broker is. Whoever finds `address` finds `admin-address` too.
+    pub(super) fn write(&self, clients: &str, admin: &str) -> Result<()> {
+        files::replace(&self.admin, &format!("{admin}\n"))?;
+        files::replace(&self.clients, &format!("{clients}\n"))
+    }
+
+    /// Removes both.
+    pub(super) fn remove(&self) -> Result<()> {
+        files::remove(&self.clients)?;
+        files::remove(&self.admin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(port: u16) -> BrokerConfig {
+        let set = format!("broker.port={port}");
+        BrokerConfig::load(None, std::iter::empty(), &[set]).unwrap()
+    }
+
+    #[test]
+    fn port_zero_takes_free_ports_and_shard_zero_serves_the_first_contact() {
+        let sockets = Sockets::bind(&config(0), 3).unwrap();
+        let counts: Vec<_> = sockets.by_shard.iter().map(Vec::len).collect();
+        assert_eq!(counts, [2, 1, 1]);
+        let port = |shard: usize, index: usize| {
+            sockets.by_shard[shard][index].local_addr().unwrap().port()
+        };
+        assert_eq!(port(0, 1), sockets.bootstrap_port);
+        for (index, endpoint) in sockets.shards.iter().enumerate() {
+            assert_eq!(endpoint.shard, ShardId(index as u16));
+            assert_eq!(endpoint.port, port(index, 0));
+        }
+    }
+
+    #[test]
+    fn two_brokers_on_one_port_collide_and_the_port_is_named() {
+        let first = Sockets::bind(&config(0), 1).unwrap();
+        let taken = first.bootstrap_port;
+        // The configuration keeps ports this high for shards.
+        if 65_372 < taken {
+            return;
+        }
+        let error = format!("{:#}", Sockets::bind(&config(taken), 1).err().unwrap());
+        assert!(error.contains(&taken.to_string()), "{error}");
+        assert!(error.contains("--port"), "{error}");
+    }
+
+    #[test]
+    fn an_ipv6_host_has_brackets() {
+        assert_eq!(host_and_port("::1", 9092), "[::1]:9092");
+        assert_eq!(host_and_port("127.0.0.1", 9092), "127.0.0.1:9092");
+        assert_eq!(host_and_port("broker.example", 9092), "broker.example:9092");
+    }
+
+    #[test]
+    fn what_a_killed_broker_left_is_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = AddressFiles::cleared(dir.path()).unwrap();
+        files.write("127.0.0.1:9092", "127.0.0.1:9642").unwrap();
+        let text = std::fs::read_to_string(dir.path().join("address")).unwrap();
+        assert_eq!(text, "127.0.0.1:9092\n");
+        AddressFiles::cleared(dir.path()).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

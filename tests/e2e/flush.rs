@@ -1,0 +1,157 @@
+//! The device was told to flush for every block that was acknowledged.
+//!
+//! A killed process loses nothing that it handed to the kernel, so no kill shows whether anything
+//! was flushed. The device does: it counts the flushes it was asked for. The records are sent one
+//! after another to one shard, so each is a block of its own and no two share a flush. A build that
+//! leaves the flushes out has to be found out by the very same measurement.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use rustmq_client::{NewTopic, ProducerRecord};
+
+use crate::support::broker::{Backend, Node, on_both_backends};
+use crate::support::client;
+use crate::support::device::{Device, LoopFileSystem};
+use crate::support::machine;
+
+/// Records sent, each acknowledged before the next.
+const RECORDS: u64 = 300;
+
+/// Room for the catalogue and a log of 16 MiB.
+const FILE_SYSTEM_BYTES: u64 = 128 << 20;
+
+on_both_backends! {
+    /// On the disk where a data directory usually is. Others may flush it meanwhile, so the other
+    /// tests wait.
+    fn the_disk_was_flushed_for_every_acknowledged_block(backend: Backend) -> Result<()> {
+        let _machine = machine::alone();
+        let dir = machine::scratch_dir("flush-")?;
+        let device = Device::below(dir.path())?;
+        if !device.has_volatile_cache() {
+            let why = format!("{} has no volatile cache, it is sent no flushes", device.name());
+            machine::skip(&format!("flush on the disk, {}", backend.name()), &why);
+            return Ok(());
+        }
+        measure(&machine::executable(), backend, dir.path(), &device)?.check()
+    }
+}
+
+on_both_backends! {
+    /// On a device that nobody else uses: what it counts is the broker's alone.
+    fn a_device_of_its_own_was_flushed_for_every_acknowledged_block(
+        backend: Backend
+    ) -> Result<()> {
+        let _machine = machine::shared();
+        let Some(file_system) = file_system(&format!("flush on a device, {}", backend.name()))
+        else {
+            return Ok(());
+        };
+        let device = Device::below(&file_system.path())?;
+        measure(&machine::executable(), backend, &file_system.path(), &device)?.check()
+    }
+}
+
+on_both_backends! {
+    /// The control: without flushes the measurement must fail, else it shows nothing.
+    fn a_build_without_flushes_is_found_out(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let name = format!("flush, a build without flushes, {}", backend.name());
+        let Some(executable) = build_without_flushes(&name)? else { return Ok(()) };
+        let Some(file_system) = file_system(&name) else { return Ok(()) };
+        let device = Device::below(&file_system.path())?;
+        let measured = measure(&executable, backend, &file_system.path(), &device)?;
+        ensure!(measured.check().is_err(), "{measured:?} passes without a single flush");
+        Ok(())
+    }
+}
+
+/// What a load of acknowledged records did.
+#[derive(Debug)]
+struct Measured {
+    /// Blocks that the broker says it made durable.
+    blocks: u64,
+    /// Flushes that the device completed.
+    flushes: u64,
+}
+
+impl Measured {
+    fn check(&self) -> Result<()> {
+        let Measured { blocks, flushes } = self;
+        ensure!(
+            RECORDS <= *blocks,
+            "{RECORDS} records were acknowledged one by one, and {blocks} blocks are said to be \
+             flushed"
+        );
+        ensure!(blocks <= flushes, "{blocks} blocks and {flushes} flushes");
+        Ok(())
+    }
+}
+
+fn measure(
+    executable: &Path,
+    backend: Backend,
+    dir: &Path,
+    device: &Device,
+) -> Result<Measured> {
+    let node = Node::new(backend)?
+        .of_build(executable)
+        .in_dir(&dir.join("data"));
+    let broker = node.start()?;
+    let (blocks, flushes) = client::runtime()?.block_on(async {
+        let client = client::connect(node.data_dir()).await?;
+        client::bounded("a topic", client.create_topic(NewTopic::new("flushed", 1))).await??;
+        let producer = client.producer("flushed").build().await?;
+        let send = async |value: String| {
+            client::bounded("an acknowledgement", producer.send(ProducerRecord::value(value))).await?
+        };
+        // What comes with a first record is over.
+        send("first".to_owned()).await?;
+        let before = (broker.metric("rustmq_wal_flushed_blocks_total")?, device.flushes()?);
+        for number in 0..RECORDS {
+            send(format!("record {number}")).await?;
+        }
+        // In this order, so that a block counted has its flush counted.
+        let blocks = broker.metric("rustmq_wal_flushed_blocks_total")?;
+        let flushes = device.flushes()?;
+        client.close().await;
+        anyhow::Ok((blocks - before.0, flushes - before.1))
+    })?;
+    broker.kill_running()?;
+    Ok(Measured { blocks, flushes })
+}
+
+fn file_system(name: &str) -> Option<LoopFileSystem> {
+    match LoopFileSystem::mount(FILE_SYSTEM_BYTES) {
+        Ok(file_system) => Some(file_system),
+        Err(error) => {
+            machine::skip(name, &format!("{error:#}"));
+            None
+        }
+    }
+}
+
+/// The executable without flushes: the one that `RUSTMQ_WITHOUT_FLUSHES` names, or, where the run
+/// counts, one that is built now, in a directory of its own.
+fn build_without_flushes(name: &str) -> Result<Option<PathBuf>> {
+    if let Some(path) = std::env::var_os("RUSTMQ_WITHOUT_FLUSHES") {
+        return Ok(Some(path.into()));
+    }
+    if !machine::is_ci() {
+        let why = "it takes a build of its own; name one in RUSTMQ_WITHOUT_FLUSHES, or set CI=true";
+        machine::skip(name, why);
+        return Ok(None);
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("without-flushes");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--package", "rustmq", "--features", "rustmq-sys/fault-no-flush"])
+        .arg("--target-dir")
+        .arg(&target);
+    let output = cargo.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "building without flushes: {said}");
+    Ok(Some(target.join("debug/rustmq")))
+}

@@ -1,0 +1,160 @@
+//! No room in the log, none on the disk: new records are refused for now, reading goes on, and so
+//! does writing once there is room.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustmq_client::{ErrorCode, NewTopic};
+use rustmq_protocol::{ProduceResponse, ProducerStamp};
+
+use crate::support::broker::{Backend, Node, on_both_backends};
+use crate::support::cli::Cli;
+use crate::support::device::LoopFileSystem;
+use crate::support::raw::{self, Raw};
+use crate::support::{client, machine, reading};
+
+/// Bytes of each value: a hundred of them are more than any log here holds.
+const VALUE_BYTES: usize = 128 << 10;
+
+/// Records after which a log that still takes more is not full but endless.
+const RECORDS_MAX: usize = 2_000;
+
+on_both_backends! {
+    fn a_full_log_refuses_and_takes_records_again_after_a_deletion(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?
+            .set("wal.capacity_bytes", "8MiB")
+            .set("test.retention_check_ms", 50);
+        let mut broker = node.start()?;
+        let cli = Cli::new(node.data_dir());
+        for topic in ["big", "small"] {
+            cli.create_topic(topic, 1)?;
+        }
+        cli.produce("small", "before\n")?;
+        let count = fill(node.data_dir(), "big")?;
+        still_readable(node.data_dir(), "big", count)?;
+        // A start finds the log as full as it was.
+        broker.kill_running()?;
+        broker = node.start()?;
+        still_readable(node.data_dir(), "big", count)?;
+        fill(node.data_dir(), "big")?;
+        cli.ok(&["topic", "delete", "big"])?;
+        cli.produce("small", "after\n")?;
+        ensure!(cli.consume("small")? == "before\nafter\n", "{}", cli.consume("small")?);
+        broker.stop()
+    }
+}
+
+on_both_backends! {
+    fn a_full_log_takes_records_again_after_retention(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?
+            .set("wal.capacity_bytes", "8MiB")
+            .set("test.retention_check_ms", 50);
+        let broker = node.start()?;
+        let dir = node.data_dir();
+        client::runtime()?.block_on(async {
+            let client = client::connect(dir).await?;
+            let topic = NewTopic::new("short", 1).with_config("retention_ms", "5000");
+            client::bounded("a topic", client.create_topic(topic)).await??;
+            anyhow::Ok(client.close().await)
+        })?;
+        let count = fill(dir, "short")? as u64;
+        // A client with retries on does not even notice.
+        Cli::new(dir).produce("short", "later\n")?;
+        let read = client::runtime()?.block_on(async {
+            let client = client::connect(dir).await?;
+            reading::read(&client, "short", 0, 0).await
+        })?;
+        ensure!(0 < read.from, "the oldest records are still there");
+        let last = read.records.last().context("the record that came later")?;
+        ensure!(last.value == b"later", "{:?}", last.offset);
+        ensure!(count <= last.offset, "offset {} after {count} records", last.offset);
+        broker.stop()
+    }
+}
+
+on_both_backends! {
+    fn a_full_disk_refuses_and_takes_records_again_when_there_is_space(
+        backend: Backend
+    ) -> Result<()> {
+        let _machine = machine::shared();
+        let file_system = match LoopFileSystem::mount(72 << 20) {
+            Ok(file_system) => file_system,
+            Err(error) => {
+                machine::skip(&format!("full disk, {}", backend.name()), &format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        let node = Node::new(backend)?
+            .in_dir(&file_system.path().join("data"))
+            .set("wal.segment_bytes", "4MiB")
+            // Far more than the disk has.
+            .set("wal.capacity_bytes", "1GiB")
+            .set("test.retention_check_ms", 50);
+        let dir = node.data_dir().to_owned();
+        let mut broker = node.start()?;
+        let cli = Cli::new(&dir);
+        for topic in ["big", "small"] {
+            cli.create_topic(topic, 1)?;
+        }
+        // Something else takes a part of the disk.
+        let filler = file_system.path().join("filler");
+        fs::write(&filler, vec![1; 10 << 20])?;
+        let count = fill(&dir, "big")?;
+        still_readable(&dir, "big", count)?;
+        ensure!(broker.is_running()?, "the broker ended\n{}", broker.output());
+        // The catalogue has its space: topics are made and deleted on a full disk.
+        cli.create_topic("another", 1)?;
+        cli.ok(&["topic", "delete", "another"])?;
+        broker.kill_running()?;
+        broker = node.start()?;
+        still_readable(&dir, "big", count)?;
+        fs::remove_file(filler)?;
+        cli.produce("small", "after\n")?;
+        ensure!(cli.consume("small")? == "after\n", "{}", cli.consume("small")?);
+        broker.stop()
+    }
+}
+
+/// Appends until there is no room; how many records the topic then has.
+fn fill(dir: &Path, topic: &str) -> Result<usize> {
+    client::runtime()?.block_on(async {
+        let info = raw::topic(dir, topic).await?;
+        let mut raw = Raw::greeted(dir).await?;
+        let mut end = None;
+        for number in 0..RECORDS_MAX {
+            let value = format!("{number:09}{}", "x".repeat(VALUE_BYTES - 9));
+            let batch = raw::batch(&[&value], ProducerStamp::NONE);
+            let frame = raw::produce_frame(&info, 0, &batch)?;
+            let (header, body) = raw.ask_bytes(&frame).await?;
+            match header.error_code() {
+                ErrorCode::Ok => end = Some(ProduceResponse::decode(&body)?.base_offset.0 + 1),
+                ErrorCode::StorageFull => {
+                    ensure!(ErrorCode::StorageFull.is_retriable(), "clients give up");
+                    let said = raw::message(ErrorCode::StorageFull, &header, &body)?;
+                    ensure!(said.contains("full"), "{said:?}");
+                    return Ok(end.unwrap_or_default() as usize);
+                }
+                code => bail!("record {number} is answered {code}"),
+            }
+        }
+        bail!("{RECORDS_MAX} records fit")
+    })
+}
+
+/// Every record is served, from the first one on.
+fn still_readable(dir: &Path, topic: &str, count: usize) -> Result<()> {
+    let read = client::runtime()?.block_on(async {
+        let client = client::connect(dir).await?;
+        let read = reading::read(&client, topic, 0, 0).await?;
+        client.close().await;
+        anyhow::Ok(read)
+    })?;
+    ensure!(read.from == 0, "the log begins at {}", read.from);
+    ensure!(read.records.len() == count, "{} of {count} are there", read.records.len());
+    let whole = read.records.iter().all(|record| record.value.len() == VALUE_BYTES);
+    ensure!(whole, "a record changed");
+    Ok(())
+}

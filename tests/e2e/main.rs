@@ -1,0 +1,36 @@
+//! The shipped executable, from outside: started, spoken to over QUIC, killed, started again.
+//!
+//! Every test starts real brokers on real files, on ports of their own, and takes what it knows from
+//! what the executable prints, answers and stores. One program holds them all, so that the executable
+//! and this are linked once and the tests share the cores. No test asserts how long anything took;
+//! every wait has a bound, far above what is usual, at which it fails instead of hanging.
+//!
+//! - `main_job`: a file in, a kill, the same file out.
+//! - `kill`: killed at random moments under load; nothing acknowledged is lost, twice or moved.
+//! - `flush`: the device was told to flush for every block that was acknowledged.
+//! - `restart`: what a stop, clean or not, and a start keep.
+//! - `bad_client`, `bad_request`: peers and requests that are refused.
+//! - `bad_start`: surroundings in which a broker refuses to start, and says why.
+//! - `bad_files`: files of a newer version.
+//! - `full`: no room in the log, none on the disk.
+//! - `support`: what they stand on.
+
+mod support;
+
+mod main_job;
+
+mod kill;
+
+mod flush;
+
+mod restart;
+
+mod bad_client;
+
+mod bad_request;
+
+mod bad_start;
+
+mod bad_files;
+
+mod full;

@@ -1,0 +1,186 @@
+//! What a stop, clean or not, and a start keep.
+
+use anyhow::{Context, Result, ensure};
+use rustmq_client::{ClientError, ErrorCode, NewTopic, ProducerRecord};
+use rustmq_protocol::{
+    ProduceResponse, ProducerEpoch, ProducerId, ProducerStamp, RequestKind, Sequence,
+};
+
+use crate::support::broker::{Backend, Node, on_both_backends};
+use crate::support::cli::Cli;
+use crate::support::load::Load;
+use crate::support::raw::{self, Raw};
+use crate::support::{client, machine, reading};
+
+on_both_backends! {
+    /// Ctrl-C and SIGTERM under load: what was acknowledged is there, and the exit code is 0.
+    fn a_clean_stop_drains_and_keeps_everything(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?.shards(2).on_a_fixed_port()?;
+        let runtime = client::runtime()?;
+        let mut broker = node.start()?;
+        runtime.block_on(async {
+            let client = client::connect(node.data_dir()).await?;
+            client::bounded("a topic", client.create_topic(NewTopic::new("stops", 3))).await??;
+            anyhow::Ok(client.close().await)
+        })?;
+        let mut load = Load::start(node.data_dir(), "stops", 3, 1)?;
+        for signal in ["INT", "TERM"] {
+            let round = load.begin(1 << 20);
+            load.until_acknowledged(&round, 1 << 18)?;
+            let output = broker.output();
+            let status = broker.end_by(signal)?;
+            ensure!(status.code() == Some(0), "SIG{signal} ended it with {status}\n{output}");
+            let left = node.data_dir().join("address").exists();
+            ensure!(!left, "SIG{signal} left the address file of a broker that is gone");
+            broker = node.start()?;
+            load.until_idle()?;
+            runtime.block_on(async {
+                let client = client::connect(node.data_dir()).await?;
+                for partition in 0..3 {
+                    let read = reading::read(&client, "stops", partition, 0).await?;
+                    let found = load.history().check(partition, 0, &read.records);
+                    ensure!(found.is_empty(), "after SIG{signal}: {found:?}");
+                }
+                anyhow::Ok(client.close().await)
+            })?;
+        }
+        load.stop()?;
+        broker.stop()
+    }
+}
+
+on_both_backends! {
+    /// The answer was lost with the broker: the batch is sent again, and is in the log once.
+    fn a_batch_sent_again_after_a_kill_keeps_its_offset(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?;
+        let cli = Cli::new(node.data_dir());
+        let runtime = client::runtime()?;
+        let broker = node.start()?;
+        cli.create_topic("again", 1)?;
+        let first = runtime.block_on(async {
+            let mut raw = Raw::greeted(node.data_dir()).await?;
+            let producer = raw.producer_id().await?;
+            let offset = produce(&node, &mut raw, producer, 0, "one").await?;
+            anyhow::Ok((producer, offset))
+        });
+        let (producer, offset) = first?;
+        broker.kill_running()?;
+        let broker = node.start()?;
+        runtime.block_on(async {
+            let mut raw = Raw::greeted(node.data_dir()).await?;
+            let again = produce(&node, &mut raw, producer, 0, "one").await?;
+            ensure!(again == offset, "it was at {offset}, and now is at {again}");
+            let next = produce(&node, &mut raw, producer, 1, "two").await?;
+            ensure!(next == offset + 1, "the next one is at {next}");
+            anyhow::Ok(())
+        })?;
+        ensure!(cli.consume("again")? == "one\ntwo\n", "{:?}", cli.consume("again")?);
+        broker.stop()
+    }
+}
+
+on_both_backends! {
+    /// A deletion is durable, and a topic of the same name made later is another one.
+    fn a_deleted_topic_stays_deleted(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?.shards(2);
+        let cli = Cli::new(node.data_dir());
+        let runtime = client::runtime()?;
+        let broker = node.start()?;
+        for topic in ["goes", "stays"] {
+            cli.create_topic(topic, 2)?;
+            cli.produce(topic, "a\nb\n")?;
+        }
+        let old = runtime.block_on(raw::topic(node.data_dir(), "goes"))?;
+        cli.ok(&["topic", "delete", "goes"])?;
+        broker.kill_running()?;
+        let broker = node.start()?;
+        let list = String::from_utf8(cli.ok(&["topic", "list"])?)?;
+        ensure!(list.contains("stays") && !list.contains("goes"), "{list}");
+        cli.create_topic("goes", 2)?;
+        ensure!(cli.consume("goes")?.is_empty(), "records of the old topic are in the new one");
+        let batch = raw::batch(&["late"], ProducerStamp::NONE);
+        let frame = raw::produce_frame(&old, 0, &batch)?;
+        let refused = runtime.block_on(async {
+            let mut raw = Raw::greeted(node.data_dir()).await?;
+            raw.refused(&frame, ErrorCode::UnknownTopicId).await
+        });
+        refused.context("producing to the id of the deleted topic")?;
+        ensure!(cli.consume("stays")?.lines().count() == 2, "the other topic lost records");
+        broker.stop()
+    }
+}
+
+on_both_backends! {
+    /// More shards, fewer, and more than there are cores: each finds every record.
+    fn the_number_of_shards_may_change_at_every_start(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?.set("wal.capacity_bytes", "32MiB");
+        let cli = Cli::new(node.data_dir());
+        let mut expected = Vec::new();
+        for (round, shards) in [1, 3, 2, 4, 1].into_iter().enumerate() {
+            let broker = node.start_with_shards(shards)?;
+            let topic = format!("round-{round}");
+            cli.create_topic(&topic, 5)?;
+            let lines: String = (0..50).map(|line| format!("{round} {line}\n")).collect();
+            cli.produce(&topic, &lines)?;
+            expected.push((topic, lines));
+            for (topic, lines) in &expected {
+                let mut read: Vec<String> = cli.consume(topic)?.lines().map(str::to_owned).collect();
+                let mut sent: Vec<&str> = lines.lines().collect();
+                read.sort_unstable();
+                sent.sort_unstable();
+                ensure!(read == sent, "{topic} with {shards} shards: {read:?}");
+            }
+            broker.kill_running()?;
+        }
+        Ok(())
+    }
+}
+
+on_both_backends! {
+    /// A producer that loses its broker for good is told so, and in time.
+    fn a_producer_whose_broker_stays_away_is_told(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?;
+        let broker = node.start()?;
+        client::runtime()?.block_on(async {
+            let client = client::connect(node.data_dir()).await?;
+            client::bounded("a topic", client.create_topic(NewTopic::new("alone", 1))).await??;
+            let timeout = std::time::Duration::from_secs(3);
+            let producer = client.producer("alone").delivery_timeout(timeout).build().await?;
+            producer.send(ProducerRecord::value("there")).await?;
+            broker.kill_running()?;
+            let sent = client::bounded("a fate", producer.send(ProducerRecord::value("gone"))).await?;
+            let error = sent.err().context("a dead broker acknowledged a record")?;
+            ensure!(
+                matches!(error, ClientError::DeliveryTimeout { .. }),
+                "it was told {error}"
+            );
+            Ok(())
+        })
+    }
+}
+
+/// Sends a batch of one record; its offset.
+async fn produce(
+    node: &Node,
+    raw: &mut Raw,
+    producer: (ProducerId, ProducerEpoch),
+    sequence: u32,
+    value: &str,
+) -> Result<u64> {
+    let topic = raw::topic(node.data_dir(), "again").await?;
+    let stamp = ProducerStamp {
+        id: producer.0,
+        epoch: producer.1,
+        base_sequence: Sequence(sequence),
+    };
+    let frame = raw::produce_frame(&topic, 0, &raw::batch(&[value], stamp))?;
+    let (header, body) = raw.ask_bytes(&frame).await?;
+    ensure!(header.kind == RequestKind::Produce as u16, "{header:?}");
+    ensure!(header.error_code() == ErrorCode::Ok, "{}", header.error_code());
+    Ok(ProduceResponse::decode(&body)?.base_offset.0)
+}

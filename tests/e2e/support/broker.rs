@@ -1,0 +1,367 @@
+//! The executable as a running broker: started small, found by its files, killed at will.
+
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use super::process::{Process, wait_until};
+use super::{machine, ports};
+
+/// The interface to the kernel that a broker runs on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Backend {
+    Uring,
+    Epoll,
+}
+
+impl Backend {
+    /// As it is configured.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Backend::Uring => "uring",
+            Backend::Epoll => "epoll",
+        }
+    }
+
+    /// Whether it runs here; if not, the test is named.
+    pub(crate) fn runs(self, test: &str) -> bool {
+        if self == Backend::Uring
+            && let Err(why) = rustmq_sys::runtime::probe_uring()
+        {
+            machine::skip(test, &why);
+            return false;
+        }
+        true
+    }
+}
+
+/// One test under each backend: a module with the name of the fact, in it `uring` and `epoll`.
+macro_rules! on_both_backends {
+    ($(#[doc = $doc:literal])* fn $name:ident($backend:ident: Backend) -> Result<()> $body:block) => {
+        mod $name {
+            use super::*;
+
+            $(#[doc = $doc])*
+            fn run($backend: Backend) -> Result<()> $body
+
+            #[test]
+            fn uring() -> Result<()> {
+                let runs = Backend::Uring.runs(concat!(module_path!(), "::uring"));
+                if runs { run(Backend::Uring) } else { Ok(()) }
+            }
+
+            #[test]
+            fn epoll() -> Result<()> {
+                run(Backend::Epoll)
+            }
+        }
+    };
+}
+
+pub(crate) use on_both_backends;
+
+/// How a broker is started, and the directory it lives in: the same over all its starts.
+pub(crate) struct Node {
+    data_dir: PathBuf,
+    /// Where its output goes; removed with this.
+    scratch: TempDir,
+    executable: PathBuf,
+    backend: &'static str,
+    shards: u16,
+    port: u16,
+    sets: Vec<(String, String)>,
+    starts: Cell<u32>,
+}
+
+/// A broker that runs.
+pub(crate) struct Broker {
+    process: Process,
+    data_dir: PathBuf,
+}
+
+impl Node {
+    /// A small broker of one shard in a directory of its own: 16 MiB of log in segments of 1 MiB.
+    pub(crate) fn new(backend: Backend) -> Result<Node> {
+        let scratch = machine::scratch_dir("broker-")?;
+        let node = Node {
+            data_dir: scratch.path().join("data"),
+            scratch,
+            executable: machine::executable(),
+            backend: backend.name(),
+            shards: 1,
+            port: 0,
+            sets: Vec::new(),
+            starts: Cell::new(0),
+        };
+        Ok(node
+            .set("test.enabled", "true")
+            .set("wal.segment_bytes", "1MiB")
+            .set("wal.capacity_bytes", "16MiB")
+            .set("wal.block_bytes_max", "256KiB")
+            .set("wal.buffer_bytes", "16MiB")
+            .set("cache.hot_bytes", "16MiB")
+            .set("topics.record_bytes_max", "192KiB"))
+    }
+
+    /// The same with one more option; the last value of an option counts.
+    pub(crate) fn set(mut self, name: &str, value: impl ToString) -> Node {
+        self.sets.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// The same with this many shards.
+    pub(crate) fn shards(mut self, shards: u16) -> Node {
+        self.shards = shards;
+        self
+    }
+
+    /// The same on a port that stays over restarts, for clients that live through them.
+    pub(crate) fn on_a_fixed_port(mut self) -> Result<Node> {
+        self.port = ports::reserve()?;
+        Ok(self)
+    }
+
+    /// The same on this port.
+    pub(crate) fn on_port(mut self, port: u16) -> Node {
+        self.port = port;
+        self
+    }
+
+    /// The same in another directory, which is not removed.
+    pub(crate) fn in_dir(mut self, data_dir: &Path) -> Node {
+        self.data_dir = data_dir.to_owned();
+        self
+    }
+
+    /// The same with another build of the executable.
+    pub(crate) fn of_build(mut self, executable: &Path) -> Node {
+        self.executable = executable.to_owned();
+        self
+    }
+
+    /// The same with this value of `runtime.backend`.
+    pub(crate) fn on_runtime(mut self, backend: &'static str) -> Node {
+        self.backend = backend;
+        self
+    }
+
+    /// Where it stores everything.
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The command that starts it.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.executable);
+        command.args(self.arguments());
+        clear_environment(&mut command);
+        command
+    }
+
+    /// The arguments that start it.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let data_dir = self.data_dir.display().to_string();
+        let mut arguments: Vec<String> = ["dev", "--data-dir", &data_dir].map(str::to_owned).into();
+        let (shards, port) = (self.shards.to_string(), self.port.to_string());
+        let pairs = [
+            ("--runtime", self.backend),
+            ("--shards", &shards),
+            ("--port", &port),
+            ("--admin-port", "0"),
+        ];
+        for (name, value) in pairs {
+            arguments.extend([name.to_owned(), value.to_owned()]);
+        }
+        for (name, value) in &self.sets {
+            arguments.extend(["--set".to_owned(), format!("{name}={value}")]);
+        }
+        arguments
+    }
+
+    /// Starts the process and does not wait for it.
+    pub(crate) fn launch(&self) -> Result<Broker> {
+        self.launch_by(self.command())
+    }
+
+    /// Starts it by a command that ends in [`Node::command`].
+    pub(crate) fn launch_by(&self, command: Command) -> Result<Broker> {
+        let start = self.starts.get() + 1;
+        self.starts.set(start);
+        let process = Process::start(command, self.scratch.path(), &format!("start-{start}"))?;
+        Ok(Broker {
+            process,
+            data_dir: self.data_dir.clone(),
+        })
+    }
+
+    /// Starts it and waits until it serves.
+    pub(crate) fn start(&self) -> Result<Broker> {
+        let mut broker = self.launch()?;
+        broker.until_ready()?;
+        Ok(broker)
+    }
+
+    /// Starts it with another number of shards, for this once.
+    pub(crate) fn start_with_shards(&self, shards: u16) -> Result<Broker> {
+        let mut command = self.command();
+        // The last one counts.
+        command.args(["--set", &format!("broker.shards={shards}")]);
+        let mut broker = self.launch_by(command)?;
+        broker.until_ready()?;
+        Ok(broker)
+    }
+
+    /// Starts it where it must not start; what it said, after it has ended with code 1 or 2.
+    pub(crate) fn refusal(&self) -> Result<String> {
+        self.launch()?.refusal()
+    }
+}
+
+impl Broker {
+    /// Waits until it serves.
+    pub(crate) fn until_ready(&mut self) -> Result<()> {
+        let ready = wait_until(|| {
+            // `address` may be left over from a start that was killed; what this one printed is not.
+            if self
+                .process
+                .stdout()?
+                .split(|byte| *byte == b'\n')
+                .any(|line| line == b"ready")
+            {
+                return Ok(Some(()));
+            }
+            match self.process.ended()? {
+                None => Ok(None),
+                Some(status) => bail!("the broker ended ({status})\n{}", self.process.output()),
+            }
+        })?;
+        ready.with_context(|| format!("the broker is not ready\n{}", self.process.output()))
+    }
+
+    /// Waits until it has refused to start, and says so on standard error without a panic.
+    pub(crate) fn refusal(mut self) -> Result<String> {
+        let status = self.process.wait()?;
+        let said = self.process.stderr();
+        let code = status.code();
+        ensure!(
+            code == Some(1) || code == Some(2),
+            "it ended with {status}\n{}",
+            self.process.output()
+        );
+        ensure!(!said.contains("panicked"), "it panicked\n{said}");
+        ensure!(!said.trim().is_empty(), "it said nothing");
+        Ok(said)
+    }
+
+    /// Where clients find it.
+    pub(crate) fn address(&self) -> Result<String> {
+        self.file("address")
+    }
+
+    /// SIGKILL; when this returns, it is gone.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// SIGKILL, and whether it ran until then.
+    pub(crate) fn kill_running(mut self) -> Result<()> {
+        if let Some(status) = self.process.ended()? {
+            bail!("the broker ended by itself ({status})\n{}", self.process.output());
+        }
+        self.process.kill()
+    }
+
+    /// Sends a signal and waits for the end.
+    pub(crate) fn end_by(mut self, signal: &str) -> Result<ExitStatus> {
+        self.process.signal(signal)?;
+        self.process.wait()
+    }
+
+    /// Ends it cleanly.
+    pub(crate) fn stop(self) -> Result<()> {
+        let output = self.process.output();
+        let status = self.end_by("TERM")?;
+        ensure!(
+            status.code() == Some(0),
+            "a clean stop ended with {status}\n{output}"
+        );
+        Ok(())
+    }
+
+    /// The number of its process.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_running(&mut self) -> Result<bool> {
+        Ok(self.process.ended()?.is_none())
+    }
+
+    /// What it wrote, for people.
+    pub(crate) fn output(&self) -> String {
+        self.process.output()
+    }
+
+    /// The sum of a metric over its labels.
+    pub(crate) fn metric(&self, name: &str) -> Result<u64> {
+        self.metric_with(name, "")
+    }
+
+    /// The sum of a metric over those labels that contain this text.
+    pub(crate) fn metric_with(&self, name: &str, label: &str) -> Result<u64> {
+        let text = self.get("/metrics")?;
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let values: Vec<f64> = samples
+            .filter(|line| {
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            })
+            .filter(|line| line.contains(label))
+            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+            .collect();
+        ensure!(!values.is_empty(), "no metric {name} in\n{text}");
+        Ok(values.iter().sum::<f64>() as u64)
+    }
+
+    /// The body of a page for operators.
+    pub(crate) fn get(&self, path: &str) -> Result<String> {
+        let mut stream = TcpStream::connect(self.file("admin-address")?)?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        ensure!(head.contains(" 200 "), "{path}: {head}");
+        Ok(body.to_owned())
+    }
+
+    fn file(&self, name: &str) -> Result<String> {
+        let path = self.data_dir.join(name);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("reading {}", path.display()))?;
+        Ok(text.trim().to_owned())
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // Shown by the harness when the test fails.
+        println!("{}", self.process.output());
+    }
+}
+
+/// The surroundings of the tests are not those of the broker.
+pub(crate) fn clear_environment(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("RUSTMQ_") {
+            command.env_remove(name);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! What the tests stand on.
+//!
+//! - [`broker`]: the executable, running.
+//! - [`cli`]: the executable as a command that ends.
+//! - [`client`]: an SDK client, and the runtime it needs.
+//! - [`raw`]: a QUIC client that sends what no SDK would.
+//! - [`certificates`]: certificates that a broker has to refuse.
+//! - [`history`]: what was acknowledged against what is read.
+//! - [`load`]: a producer that lives through kills.
+//! - [`reading`]: a log read to its end.
+//! - [`device`]: file systems of a test's own, and counters of block devices.
+//! - [`machine`]: who may use the machine, and what it cannot do.
+//! - [`random`]: moments and sizes from a seed that a failure prints.
+
+pub(crate) mod broker;
+
+pub(crate) mod cli;
+
+pub(crate) mod client;
+
+pub(crate) mod raw;
+
+pub(crate) mod certificates;
+
+pub(crate) mod history;
+
+pub(crate) mod load;
+
+pub(crate) mod reading;
+
+pub(crate) mod device;
+
+pub(crate) mod machine;
+
+pub(crate) mod random;
+
+mod ports;
+
+pub(crate) mod process;

@@ -1,0 +1,260 @@
+//! A QUIC client that sends what no SDK would.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustmq_client::TopicInfo;
+use rustmq_protocol::{
+    Acks, BatchBuilder, CorrelationId, ErrorBody, ErrorCode, FrameHeader, Hello, HelloResponse,
+    InitProducerResponse, Produce, ProduceHead, ProducerEpoch, ProducerId, ProducerStamp, Record,
+    RequestKind, TimestampMs,
+};
+use tokio::time::timeout;
+
+use super::client;
+
+/// The longest that an answer is waited for.
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
+
+/// Bytes of a frame's header.
+const HEADER_BYTES: usize = rustmq_protocol::FRAME_HEADER_BYTES;
+
+/// What the client shows of itself.
+pub(crate) struct Identity {
+    /// The certificate chain, leaf first, and the key, all in PEM; none shows nothing.
+    pub(crate) certificate: Option<(String, String)>,
+    /// The protocol it asks for.
+    pub(crate) alpn: &'static [u8],
+}
+
+impl Identity {
+    /// The certificate and protocol that a broker in development mode expects.
+    pub(crate) fn of_dev_client(data_dir: &Path) -> Result<Identity> {
+        let certs = data_dir.join("certs");
+        let read = |name| std::fs::read_to_string(certs.join(name));
+        Ok(Identity {
+            certificate: Some((read("client.crt")?, read("client.key")?)),
+            alpn: b"rustmq/1",
+        })
+    }
+}
+
+/// A connection with one open stream.
+pub(crate) struct Raw {
+    // Keeps the socket open.
+    _endpoint: Endpoint,
+    pub(crate) connection: Connection,
+    send: SendStream,
+    receive: RecvStream,
+}
+
+/// An answer: its header and its body.
+pub(crate) type Answer = (FrameHeader, Vec<u8>);
+
+/// Dials the broker. TLS 1.3 lets a client believe that it is connected before its certificate was
+/// looked at, so success means little: [`refusal`] waits for what the broker says.
+pub(crate) async fn dial(
+    data_dir: &Path,
+    identity: &Identity,
+) -> Result<(Endpoint, Result<Connection, ConnectionError>)> {
+    let address = std::fs::read_to_string(data_dir.join("address"))?;
+    let address = address.trim().parse()?;
+    let mut endpoint = Endpoint::client((std::net::Ipv4Addr::LOCALHOST, 0).into())?;
+    endpoint.set_default_client_config(tls(data_dir, identity)?);
+    let connecting = endpoint.connect(address, "localhost")?;
+    let connected = timeout(ANSWER_WAIT, connecting).await;
+    Ok((endpoint, connected.context("neither connected nor refused")?))
+}
+
+/// Dials the broker, which has to refuse; what it said.
+pub(crate) async fn refusal(data_dir: &Path, identity: &Identity) -> Result<String> {
+    let (_endpoint, connected) = dial(data_dir, identity).await?;
+    let error = match connected {
+        Err(error) => error,
+        Ok(connection) => timeout(ANSWER_WAIT, connection.closed())
+            .await
+            .context("the broker let the client in")?,
+    };
+    ensure!(
+        !matches!(error, ConnectionError::TimedOut),
+        "the broker did not say why: {error}"
+    );
+    Ok(error.to_string())
+}
+
+impl Raw {
+    /// Connects and opens a stream.
+    pub(crate) async fn connect(data_dir: &Path) -> Result<Raw> {
+        let identity = Identity::of_dev_client(data_dir)?;
+        let (endpoint, connected) = dial(data_dir, &identity).await?;
+        let connection = connected?;
+        let (send, receive) = connection.open_bi().await?;
+        Ok(Raw {
+            _endpoint: endpoint,
+            connection,
+            send,
+            receive,
+        })
+    }
+
+    /// Connects and says hello.
+    pub(crate) async fn greeted(data_dir: &Path) -> Result<Raw> {
+        let mut raw = Raw::connect(data_dir).await?;
+        let mut frame = Vec::new();
+        hello(1, 1, &mut frame);
+        let (header, body) = raw.ask_bytes(&frame).await?;
+        ensure!(header.error_code() == ErrorCode::Ok, "hello: {header:?}");
+        HelloResponse::decode(&body)?;
+        Ok(raw)
+    }
+
+    /// A producer id of its own.
+    pub(crate) async fn producer_id(&mut self) -> Result<(ProducerId, ProducerEpoch)> {
+        let (header, body) = self.ask(RequestKind::InitProducer, |_| {}).await?;
+        ensure!(header.error_code() == ErrorCode::Ok, "{}", header.error_code());
+        let answer = InitProducerResponse::decode(&body)?;
+        Ok((answer.producer_id, answer.producer_epoch))
+    }
+
+    /// Sends a well-formed frame with this body and takes the answer.
+    pub(crate) async fn ask(
+        &mut self,
+        kind: RequestKind,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Answer> {
+        let mut frame = Vec::new();
+        FrameHeader::request(kind, CorrelationId(7)).encode_frame(&mut frame, body);
+        self.ask_bytes(&frame).await
+    }
+
+    /// Sends bytes and takes the answer.
+    pub(crate) async fn ask_bytes(&mut self, bytes: &[u8]) -> Result<Answer> {
+        self.send(bytes).await?;
+        self.answer().await
+    }
+
+    /// Sends bytes.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        let sent = timeout(ANSWER_WAIT, self.send.write_all(bytes)).await;
+        Ok(sent.context("the broker does not read")??)
+    }
+
+    /// Takes the next answer.
+    pub(crate) async fn answer(&mut self) -> Result<Answer> {
+        let answer = async {
+            let mut header = [0; HEADER_BYTES];
+            self.receive.read_exact(&mut header).await?;
+            let header = FrameHeader::decode(&header)?;
+            let mut body = vec![0; header.body_bytes()];
+            self.receive.read_exact(&mut body).await?;
+            Ok::<Answer, anyhow::Error>((header, body))
+        };
+        timeout(ANSWER_WAIT, answer).await.context("no answer")?
+    }
+
+    /// Sends bytes that have to be refused with this code; the message.
+    pub(crate) async fn refused(&mut self, bytes: &[u8], code: ErrorCode) -> Result<String> {
+        let (header, body) = self.ask_bytes(bytes).await?;
+        message(code, &header, &body)
+    }
+
+    /// Waits until the broker ends the stream or the connection.
+    pub(crate) async fn until_ended(mut self) -> Result<()> {
+        let mut rest = [0; 1024];
+        let ended = async { while let Ok(Some(_)) = self.receive.read(&mut rest).await {} };
+        timeout(ANSWER_WAIT, ended).await.context("the stream stays open")
+    }
+}
+
+/// The frame that opens a connection, for these versions.
+pub(crate) fn hello(version_min: u8, version_max: u8, out: &mut Vec<u8>) {
+    let hello = Hello {
+        version_min,
+        version_max,
+        client_name: "raw".to_owned(),
+    };
+    FrameHeader::request(RequestKind::Hello, CorrelationId(0))
+        .encode_frame(out, |out| hello.encode(out));
+}
+
+/// A topic as its broker describes it.
+pub(crate) async fn topic(data_dir: &Path, name: &str) -> Result<TopicInfo> {
+    let client = client::connect(data_dir).await?;
+    let topic = client::bounded("metadata", client.describe_topic(name)).await??;
+    client.close().await;
+    Ok(topic)
+}
+
+/// A batch of these values.
+pub(crate) fn batch(values: &[&str], producer: ProducerStamp) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(1 << 20);
+    for value in values {
+        let record = Record {
+            timestamp: TimestampMs(1_700_000_000_000),
+            key: None,
+            value: Some(value.as_bytes()),
+            headers: &[],
+        };
+        builder.try_push(&record).expect("a batch holds a few values");
+    }
+    builder.finish(producer).to_vec()
+}
+
+/// A produce request for a partition, acknowledged when it is durable.
+pub(crate) fn produce_frame(topic: &TopicInfo, partition: u32, batch: &[u8]) -> Result<Vec<u8>> {
+    let info = topic.partitions.get(partition as usize).context("the partition")?;
+    let head = ProduceHead {
+        topic: topic.id,
+        partition: info.partition,
+        leader_epoch: info.leader_epoch,
+        acks: Acks::All,
+        timeout_ms: 10_000,
+    };
+    let mut frame = Vec::new();
+    let produce = Produce { head, batch };
+    FrameHeader::request(RequestKind::Produce, CorrelationId(1))
+        .encode_frame(&mut frame, |out| produce.encode(out));
+    Ok(frame)
+}
+
+/// The message of an answer that has to have this code.
+pub(crate) fn message(code: ErrorCode, header: &FrameHeader, body: &[u8]) -> Result<String> {
+    let found = header.error_code();
+    if found == ErrorCode::Ok {
+        bail!("answered OK, expected {code}");
+    }
+    let message = ErrorBody::decode(body)?.message;
+    ensure!(found == code, "answered {found}: {message:?}, expected {code}");
+    ensure!(!message.is_empty(), "{code} without a word");
+    Ok(message)
+}
+
+fn tls(data_dir: &Path, identity: &Identity) -> Result<quinn::ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for ca in CertificateDer::pem_file_iter(data_dir.join("certs/ca.crt"))? {
+        roots.add(ca?)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots);
+    let mut config = match &identity.certificate {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let chain = CertificateDer::pem_slice_iter(chain.as_bytes());
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+            builder.with_client_auth_cert(chain.collect::<Result<_, _>>()?, key)?
+        }
+    };
+    config.alpn_protocols = vec![identity.alpn.to_vec()];
+    Ok(quinn::ClientConfig::new(Arc::new(
+        QuicClientConfig::try_from(config)?,
+    )))
+}
