@@ -450,12 +450,12 @@ fn skipped_bytes(rest: &str, before: Option<char>) -> usize {
     if rest.starts_with("/*") {
         return block_comment_bytes(rest);
     }
-    if rest.starts_with('"') {
-        return 1 + escaped_bytes(&rest[1..], b'"');
+    if let Some(text) = rest.strip_prefix('"') {
+        return 1 + escaped_bytes(text, b'"');
     }
-    if rest.starts_with('\'') {
+    if let Some(text) = rest.strip_prefix('\'') {
         let is_char = rest.starts_with("'\\") || rest.chars().nth(2) == Some('\'');
-        return if is_char { 1 + escaped_bytes(&rest[1..], b'\'') } else { 0 };
+        return if is_char { 1 + escaped_bytes(text, b'\'') } else { 0 };
     }
     if rest.starts_with('r') && !before.is_some_and(|c| is_word(c) && c != 'b') {
         let hashes = rest[1..].bytes().take_while(|byte| *byte == b'#').count();

@@ -16,10 +16,18 @@ pub use loom::thread;
 #[cfg(not(loom))]
 pub use std::thread;
 
+/// 4: how often a scenario takes the processor from a thread that could go on. All known lost wake-ups
+/// of such protocols need two or three; each one more takes five times as long.
+/// `LOOM_MAX_PREEMPTIONS` sets another bound.
+#[cfg(loom)]
+pub const PREEMPTIONS_MAX: usize = 4;
+
 /// Runs a scenario in every interleaving.
 #[cfg(loom)]
 pub fn explore(scenario: impl Fn() + Sync + Send + 'static) {
-    loom::model(scenario);
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = model.preemption_bound.or(Some(PREEMPTIONS_MAX));
+    model.check(scenario);
 }
 
 /// Runs a scenario [`ROUNDS`] times.

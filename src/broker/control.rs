@@ -351,3 +351,6 @@ impl fmt::Display for Status {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -36,18 +36,12 @@ impl CorePlan {
 
 impl fmt::Display for CorePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (shards, cores) = (self.shards.len(), self.cores);
         let pinned: Vec<usize> = self.shards.iter().copied().flatten().collect();
-        match (self.control, pinned.is_empty()) {
-            (Some(control), _) => {
-                write!(f, "control on {control}, {shards} shards pinned to {}", Ranges(&pinned))
-            }
-            (None, false) => {
-                write!(f, "{shards} shards pinned to {}, control not pinned", Ranges(&pinned))
-            }
-            (None, true) => {
-                write!(f, "nothing pinned: {shards} shards and the control thread on {cores} cores")
-            }
+        let (pinned, shards, cores) = (Ranges(&pinned), self.shards.len(), self.cores);
+        match (self.control, pinned.0.is_empty()) {
+            (Some(control), _) => write!(f, "control on {control}, shards on {pinned}"),
+            (None, false) => write!(f, "shards on {pinned}, control not pinned"),
+            (None, true) => write!(f, "nothing is pinned: shards: {shards}, cores: {cores}"),
         }
     }
 }
@@ -109,7 +103,7 @@ mod tests {
         let plan = CorePlan::new(&[0, 2, 4, 5, 6], 3);
         assert_eq!(plan.control, Some(0));
         assert_eq!(plan.shards, [Some(2), Some(4), Some(5)]);
-        assert_eq!(plan.to_string(), "control on 0, 3 shards pinned to 2,4-5");
+        assert_eq!(plan.to_string(), "control on 0, shards on 2,4-5");
     }
 
     #[test]
@@ -117,7 +111,7 @@ mod tests {
         let plan = CorePlan::new(&[3, 4], 2);
         assert_eq!(plan.control, None);
         assert_eq!(plan.shards, [Some(3), Some(4)]);
-        assert_eq!(plan.to_string(), "2 shards pinned to 3-4, control not pinned");
+        assert_eq!(plan.to_string(), "shards on 3-4, control not pinned");
     }
 
     #[test]
@@ -127,7 +121,7 @@ mod tests {
             assert_eq!(plan.control, None);
             assert_eq!(plan.shards, [None; 3]);
             assert_eq!(plan.shard_count(), 3);
-            assert!(plan.to_string().starts_with("nothing pinned"));
+            assert!(plan.to_string().starts_with("nothing is pinned"));
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use rustmq_client::{Client, ClientConfig, Pem, RouteMode, TlsConfig};
+use rustmq_client::{Client, ClientConfig, ClientError, Pem, RouteMode, TlsConfig};
 
 /// Where a broker listens unless it is told otherwise.
 const ADDRESS_DEFAULT: &str = "127.0.0.1:9092";
@@ -42,7 +42,12 @@ impl ConnectArgs {
         let mut config = ClientConfig::new(vec![self.address()?], self.tls()?);
         config.client_name = concat!("rustmq ", env!("CARGO_PKG_VERSION")).to_owned();
         config.route = route;
-        Ok(Client::connect(config).await?)
+        let connected = Client::connect(config).await;
+        connected.map_err(|error| match error {
+            ClientError::Connect { .. } => anyhow::Error::from(error)
+                .context("no broker was reached; start one with `rustmq dev` or give --connect"),
+            error => error.into(),
+        })
     }
 
     fn address(&self) -> anyhow::Result<String> {

@@ -14,7 +14,7 @@ use rustmq_client::{
 
 use crate::cli::connect::ConnectArgs;
 use crate::cli::format::{Fields, Format};
-use crate::cli::output::Output;
+use crate::cli::output::{Output, reader_gone};
 use crate::cli::start::From;
 
 /// Bytes of text that are written together while records keep coming. What there is, is written as
@@ -58,7 +58,11 @@ pub(crate) async fn run(args: &ConsumeArgs) -> anyhow::Result<()> {
 
     let stop = Stop::new(args, &starts, ends);
     let output = Output::stdout();
-    let read = copy(consumer, &args.format, stop, &output).await;
+    let read = tokio::select! {
+        read = copy(consumer, &args.format, stop, &output) => read,
+        // While there is nothing to write, nothing else would tell.
+        () = reader_gone() => Ok(()),
+    };
     output.finish()?;
     client.close().await;
     read.with_context(topic)

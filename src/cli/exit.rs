@@ -3,6 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use rustmq_client::error::ConfigError;
 use rustmq_client::{ClientError, ErrorCode};
 
 /// Printed at the end of every `--help`.
@@ -52,6 +53,7 @@ impl Exit {
             | ClientError::ConnectionLost
             | ClientError::RequestTimeout => Exit::Unreachable,
             ClientError::DeliveryTimeout { .. } => Exit::Unacknowledged,
+            ClientError::Config(ConfigError::Address { .. }) => Exit::Usage,
             error if code(error).is_some() => Exit::Refused,
             _ => Exit::Failed,
         }

@@ -1,10 +1,13 @@
 //! Stdout, written by a thread of its own: a slow pipe must not stop the connection's keep-alives.
 
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
 use clap::ValueEnum;
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
 /// Pieces of output that wait for a slow reader. At the limit the command waits.
@@ -22,6 +25,22 @@ pub(crate) enum TextOrJson {
 pub(crate) struct Output {
     pieces: Sender<Vec<u8>>,
     writer: JoinHandle<io::Result<()>>,
+}
+
+/// Waits until whoever reads stdout has gone away; for ever where that cannot be told, as of a file.
+pub(crate) async fn reader_gone() {
+    let stdout = io::stdout().as_fd().try_clone_to_owned();
+    // A file is refused here: nobody reads it while it is written. The flags of stdout stay as they
+    // are, because nothing is written this way.
+    let watched = stdout.and_then(pipe::Sender::from_owned_fd_unchecked);
+    if let Ok(watched) = watched {
+        while let Ok(ready) = watched.ready(Interest::ERROR).await {
+            if ready.is_error() {
+                return;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// Nothing more can be written. [`Output::finish`] tells whether that is an error.

@@ -9,10 +9,10 @@ use crate::support::cli::Cli;
 use crate::support::raw::{self, Identity};
 use crate::support::{client, machine};
 
-/// What a peer shows must be refused with one of these words; then the broker is well.
+/// What a peer shows must be refused with these words; then the broker is well.
 fn refused(
     show: impl FnOnce(&Node) -> Result<Option<(String, String)>>,
-    words: &[&str],
+    words: &str,
 ) -> Result<()> {
     let certificate = |node: &Node| {
         Ok(Identity {
@@ -23,17 +23,13 @@ fn refused(
     refused_as(certificate, words)
 }
 
-fn refused_as(show: impl FnOnce(&Node) -> Result<Identity>, words: &[&str]) -> Result<()> {
+fn refused_as(show: impl FnOnce(&Node) -> Result<Identity>, words: &str) -> Result<()> {
     let _machine = machine::shared();
     let node = Node::new(Backend::Epoll)?;
     let mut broker: Broker = node.start()?;
     let identity = show(&node)?;
     let said = client::runtime()?.block_on(raw::refusal(node.data_dir(), &identity))?;
-    let lower = said.to_lowercase();
-    ensure!(
-        words.iter().any(|word| lower.contains(word)),
-        "the peer was told {said:?}, expected one of {words:?}"
-    );
+    ensure!(said.contains(words), "the peer was told {said:?}, expected {words:?}");
     ensure!(broker.is_running()?, "the broker ended");
     Cli::new(node.data_dir()).check_health("after")?;
     broker.stop()
@@ -41,20 +37,18 @@ fn refused_as(show: impl FnOnce(&Node) -> Result<Identity>, words: &[&str]) -> R
 
 #[test]
 fn a_client_without_a_certificate_is_refused() -> Result<()> {
-    refused(|_| Ok(None), &["certificate required", "certificaterequired"])
+    refused(|_| Ok(None), "sent no certificates")
 }
 
 #[test]
 fn a_client_with_a_self_signed_certificate_is_refused() -> Result<()> {
-    refused(|_| self_signed().map(Some), &["unknown ca", "unknownca", "unknown issuer"])
+    refused(|_| self_signed().map(Some), "UnknownIssuer")
 }
 
 #[test]
 fn a_client_of_a_foreign_authority_of_the_same_name_is_refused() -> Result<()> {
-    refused(
-        |_| Authority::foreign()?.sign(|_| {}).map(Some),
-        &["unknown ca", "unknownca", "unknown issuer", "decrypt error", "decrypterror"],
-    )
+    // Its name leads to the broker's own authority, whose key has not signed it.
+    refused(|_| Authority::foreign()?.sign(|_| {}).map(Some), "BadSignature")
 }
 
 #[test]
@@ -64,7 +58,7 @@ fn a_client_with_an_expired_certificate_is_refused() -> Result<()> {
             .sign(|params| params.not_after = date_time_ymd(2021, 1, 1))?;
         Ok(Some(signed))
     };
-    refused(expired, &["expired"])
+    refused(expired, "expired")
 }
 
 #[test]
@@ -74,7 +68,7 @@ fn a_client_whose_certificate_is_not_valid_yet_is_refused() -> Result<()> {
             .sign(|params| params.not_before = date_time_ymd(2110, 1, 1))?;
         Ok(Some(signed))
     };
-    refused(future, &["expired", "not valid yet", "bad certificate", "badcertificate"])
+    refused(future, "not valid yet")
 }
 
 #[test]
@@ -85,7 +79,7 @@ fn a_client_with_a_certificate_for_servers_is_refused() -> Result<()> {
         })?;
         Ok(Some(signed))
     };
-    refused(server, &["unsupported certificate", "unsupportedcertificate", "bad certificate", "purpose"])
+    refused(server, "client authentication")
 }
 
 #[test]
@@ -97,7 +91,7 @@ fn a_client_whose_certificate_names_nobody_is_refused() -> Result<()> {
         })?;
         Ok(Some(signed))
     };
-    refused(nameless, &["name", "principal", "san"])
+    refused(nameless, "name")
 }
 
 #[test]
@@ -109,7 +103,7 @@ fn a_client_of_another_protocol_is_refused() -> Result<()> {
             ..identity
         })
     };
-    refused_as(other, &["application protocol", "applicationprotocol"])
+    refused_as(other, "known protocol")
 }
 
 #[test]

@@ -191,8 +191,9 @@ fn a_partition_that_the_topic_lacks_is_refused() -> Result<()> {
         topic.partitions.first_mut().context("a partition")?.partition = PartitionId(77);
         let mut raw = Raw::greeted(dir).await?;
         let batch = raw::batch(&["a value"], ProducerStamp::NONE);
-        let said = raw.refused(&raw::produce_frame(&topic, 0, &batch)?, ErrorCode::UnknownPartition);
-        ensure!(said.await?.contains('1'), "how many there are is not said");
+        let frame = raw::produce_frame(&topic, 0, &batch)?;
+        let said = raw.refused(&frame, ErrorCode::UnknownPartition).await?;
+        ensure!(said.contains('1'), "how many there are is not said: {said:?}");
         Ok(())
     })
 }

@@ -104,7 +104,8 @@ fn measure(
         client::bounded("a topic", client.create_topic(NewTopic::new("flushed", 1))).await??;
         let producer = client.producer("flushed").build().await?;
         let send = async |value: String| {
-            client::bounded("an acknowledgement", producer.send(ProducerRecord::value(value))).await?
+            let sent = producer.send(ProducerRecord::value(value));
+            anyhow::Ok(client::bounded("an acknowledgement", sent).await??)
         };
         // What comes with a first record is over.
         send("first".to_owned()).await?;

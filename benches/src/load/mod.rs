@@ -1,1 +1,38 @@
+//! The load generator: what a client of the shipped executable sees, and what it can be held against.
+//!
+//! One run goes through all cases in every round, so that the references and the broker meet the
+//! same minutes of the same host. A case during which others used the processors is thrown away,
+//! counted and run again.
+//!
+//! ```text
+//!   client core                        shard's core
+//!   client thread, pacer  ── QUIC ──▶  broker's shard  ──▶  disk
+//!   broker's control thread            or: the echo server, or: the device reference
+//! ```
+//!
+//! In reading order: [`machine`] says where this runs, [`meter`] who used the processors,
+//! [`device`] and [`echo`] are the references, [`broker`] is the executable as a child process,
+//! [`tls`] and [`wire`] are the client, [`drive`] sends in closed and open loop, [`cases`] are the
+//! questions, [`rounds`] asks them in turn, and [`report`] prints the answers.
 
+pub mod machine;
+
+pub mod meter;
+
+pub mod device;
+
+pub mod echo;
+
+pub mod broker;
+
+pub mod tls;
+
+pub mod wire;
+
+pub mod drive;
+
+pub mod cases;
+
+pub mod rounds;
+
+pub mod report;

@@ -21,9 +21,10 @@ pub enum Stage {
     ProduceReceive,
     /// Produce: from the first entry in a block until the block is written.
     ProduceQueue,
-    /// From a block's submission until the device has its bytes.
+    /// Sealing a block (checksums, directory) and handing it to the device; with blocks flushed at
+    /// intervals also the write itself.
     WalWrite,
-    /// From then until the device has made them durable.
+    /// From then until the block is durable: the write and the flush, which the kernel does as one.
     WalFlush,
     /// Produce: from the end of the wait until the answer is with the session.
     ProduceReply,

@@ -10,11 +10,10 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustmq_protocol::TopicPartition;
 use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
-use rustmq_sys::clock;
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
 use rustmq_sys::runtime::{self, Class};
@@ -55,14 +54,6 @@ pub(crate) struct Policy {
     pub(crate) flush_always: bool,
     /// A full WAL drops its oldest records instead of refusing new ones.
     pub(crate) delete_oldest: bool,
-}
-
-/// When a block reached which point.
-pub(crate) struct WriteTimes {
-    /// The device had the bytes.
-    pub(crate) written: Instant,
-    /// It has made them durable, too.
-    pub(crate) flushed: bool,
 }
 
 /// The files of one WAL and where its chain of blocks stands.
@@ -203,26 +194,25 @@ impl SegmentFiles {
         sealed
     }
 
-    /// Writes a sealed block to the active segment; it is durable when this returns, unless blocks
+    /// Writes a sealed block to the active segment; and says whether it is durable: it is, unless blocks
     /// are flushed at intervals and this one is not a mark of its own.
     pub(crate) async fn write(
         &self,
         memory: Slice,
         sealed: &SealedBlock,
         flags: BlockFlags,
-    ) -> Result<WriteTimes, ShardError> {
+    ) -> Result<bool, ShardError> {
         let file = self.active_file();
         let marks = flags != BlockFlags::NONE;
         if !self.policy.flush_always && !marks {
             let written = file.write(memory, sealed.position).await;
             written.map_err(|error| self.device_error("writing to", &error))?;
-            return Ok(WriteTimes { written: clock::refresh(), flushed: false });
+            return Ok(false);
         }
         let written = file.write_durable(memory, sealed.position).await;
         written.map_err(|error| self.device_error("making durable in", &error))?;
-        let written = clock::refresh();
         self.chain.borrow_mut().handle_flushed(sealed.sequence);
-        Ok(WriteTimes { written, flushed: true })
+        Ok(true)
     }
 
     /// Flushes everything that was written.

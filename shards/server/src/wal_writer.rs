@@ -265,6 +265,8 @@ impl WalWriter {
             return true;
         }
         if !open.builder.is_empty() {
+            self.commit.borrow_mut().handle_crowded();
+            self.changed.notify();
             return false;
         }
         let region = BlockBuilder::region_bytes_for(wanted, DIRECTORY_CAPACITY_MIN);
@@ -311,20 +313,23 @@ impl WalWriter {
         while !self.fits_segment() {
             self.files.rotate(shard).await?;
         }
-        let sealed = self.seal(shard, flags);
         let begun = clock::refresh();
+        let sealed = self.seal(shard, flags);
+        let handed_over = clock::refresh();
         let block = sealed.memory.slice(sealed.block.range.clone());
-        let times = self.files.write(block, &sealed.block, flags).await?;
+        let flushed = self.files.write(block, &sealed.block, flags).await?;
         let ended = clock::refresh();
         {
             let mut metrics = shard.metrics.borrow_mut();
             if let Some(first_put) = sealed.first_put {
                 metrics.record(Stage::ProduceQueue, begun.saturating_duration_since(first_put));
             }
-            metrics.record(Stage::WalWrite, times.written - begun);
-            if times.flushed {
-                metrics.record(Stage::WalFlush, ended - times.written);
+            if flushed {
+                metrics.record(Stage::WalWrite, handed_over - begun);
+                metrics.record(Stage::WalFlush, ended - handed_over);
                 metrics.counters.blocks_flushed += 1;
+            } else {
+                metrics.record(Stage::WalWrite, ended - begun);
             }
             metrics.counters.blocks_written += 1;
             metrics.counters.entries_written += sealed.builder.entries().len() as u64;
@@ -335,7 +340,7 @@ impl WalWriter {
         self.durable.set(sealed.ticket);
         self.wake_durable();
         self.room.wake_all();
-        Ok(times.flushed.then(|| (ended - begun).as_nanos() as u64))
+        Ok(flushed.then(|| (ended - handed_over).as_nanos() as u64))
     }
 
     /// Marks are left out of a WAL that has no page left for them.

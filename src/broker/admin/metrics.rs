@@ -237,4 +237,4 @@ impl Distribution {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(in crate::broker) mod tests;

@@ -4,7 +4,7 @@
 
 mod connections;
 mod hdr;
-mod metrics;
+pub(super) mod metrics;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -125,6 +125,18 @@ fn busy() -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::control::tests::{block_on, control};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    async fn request(address: SocketAddr, what: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{what} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
 
     #[test]
     fn a_port_in_use_is_named_with_what_to_do() {
@@ -133,5 +145,46 @@ mod tests {
         let port = first.address().port();
         let error = format!("{:#}", Admin::bind(port).err().unwrap());
         assert!(error.contains(&port.to_string()) && error.contains("--admin-port"), "{error}");
+    }
+
+    #[test]
+    fn probes_follow_the_shards_and_strange_requests_are_refused() {
+        block_on(async {
+            let (mut control, mut shards) = control(1);
+            let admin = Admin::bind(0).unwrap();
+            let address = admin.address();
+            admin.serve(control.handle()).unwrap();
+            let answer = request(address, "GET /readyz").await;
+            assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+            assert!(answer.ends_with("starting: 0 of 1 shards serve\n"), "{answer}");
+            assert!(request(address, "GET /livez").await.starts_with("HTTP/1.1 200"));
+
+            shards.serve();
+            control.until_serving().await.unwrap();
+            assert!(request(address, "GET /readyz").await.starts_with("HTTP/1.1 200"));
+
+            for path in ["/", "/metrics/", "/metrics/hdr", "/livez/x"] {
+                let answer = request(address, &format!("GET {path}")).await;
+                assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
+            }
+            let answer = request(address, "GET /metrics/hdr/nothing").await;
+            assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("wal_flush"), "{answer}");
+            assert!(request(address, "POST /metrics").await.starts_with("HTTP/1.1 405"));
+        });
+    }
+
+    #[test]
+    fn metrics_without_a_control_thread_are_refused() {
+        block_on(async {
+            let (control, _shards) = control(1);
+            let admin = Admin::bind(0).unwrap();
+            let address = admin.address();
+            admin.serve(control.handle()).unwrap();
+            drop(control);
+            for path in ["/metrics", "/metrics/hdr/produce"] {
+                let answer = request(address, &format!("GET {path}")).await;
+                assert!(answer.starts_with("HTTP/1.1 503"), "{path}: {answer}");
+            }
+        });
     }
 }

@@ -1,6 +1,6 @@
 //! The executable as a running broker: started small, found by its files, killed at will.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,7 @@ pub(crate) struct Node {
     shards: u16,
     port: u16,
     sets: Vec<(String, String)>,
-    starts: Cell<u32>,
+    starts: AtomicU32,
 }
 
 /// A broker that runs.
@@ -97,7 +97,7 @@ impl Node {
             shards: 1,
             port: 0,
             sets: Vec::new(),
-            starts: Cell::new(0),
+            starts: AtomicU32::new(0),
         };
         Ok(node
             .set("test.enabled", "true")
@@ -191,8 +191,7 @@ impl Node {
 
     /// Starts it by a command that ends in [`Node::command`].
     pub(crate) fn launch_by(&self, command: Command) -> Result<Broker> {
-        let start = self.starts.get() + 1;
-        self.starts.set(start);
+        let start = self.starts.fetch_add(1, Ordering::Relaxed) + 1;
         let process = Process::start(command, self.scratch.path(), &format!("start-{start}"))?;
         Ok(Broker {
             process,
@@ -264,12 +263,7 @@ impl Broker {
         self.file("address")
     }
 
-    /// SIGKILL; when this returns, it is gone.
-    pub(crate) fn kill(mut self) -> Result<()> {
-        self.process.kill()
-    }
-
-    /// SIGKILL, and whether it ran until then.
+    /// SIGKILL; it must have run until then, and is gone when this returns.
     pub(crate) fn kill_running(mut self) -> Result<()> {
         if let Some(status) = self.process.ended()? {
             bail!("the broker ended by itself ({status})\n{}", self.process.output());

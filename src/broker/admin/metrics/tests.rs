@@ -4,7 +4,7 @@ use rustmq_server::metrics::{Counters, Gauges, LATENCY_NS_MAX};
 use rustmq_sys::runtime::Stats;
 
 /// What a shard measured that did nothing yet.
-pub(in crate::broker::admin) fn snapshot(shard: u16) -> ShardSnapshot {
+pub(in crate::broker) fn snapshot(shard: u16) -> ShardSnapshot {
     let histogram = || Histogram::new_with_bounds(1, LATENCY_NS_MAX, 2).unwrap();
     ShardSnapshot {
         shard: ShardId(shard),

@@ -1,0 +1,94 @@
+//! `load`: what a client of the shipped executable sees, beside what the disk and QUIC take by
+//! themselves, in one run and one table. See `benches/README.md`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+use rustmq_benches::load::broker;
+use rustmq_benches::load::cases::{Bench, Case};
+use rustmq_benches::load::drive::Period;
+use rustmq_benches::load::machine::{Cores, Machine};
+use rustmq_benches::load::report::{self, Run};
+use rustmq_benches::load::rounds;
+
+/// Latency and throughput of a broker, beside its references
+#[derive(Parser, Debug)]
+struct Args {
+    /// Rounds; every case runs once in each
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Seconds of each case in each round
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Shape of the report
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Directory on the disk to be measured; what is stored there is removed at the end
+    /// [default: that of this program]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// The broker's executable [default: rustmq beside this program]
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// Per cent of the processors that others may use; a case with more is thrown away and run again
+    #[arg(long, default_value_t = 12.0)]
+    foreign_max: f64,
+    /// Only cases whose names contain this; may be repeated
+    #[arg(long)]
+    only: Vec<String>,
+    /// Sets an option of the broker; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A table
+    Text,
+    /// One JSON object
+    Json,
+}
+
+/// Time before each measurement, for connections to find their pace.
+const WARM_UP: Duration = Duration::from_millis(300);
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    ensure!(0.0 < args.seconds, "--seconds {}: it must be above 0", args.seconds);
+    ensure!(0 < args.rounds, "--rounds 0: at least 1");
+    let binary = match args.binary {
+        Some(binary) => binary,
+        None => broker::beside_this_program()?,
+    };
+    let parent = match args.dir {
+        Some(dir) => dir,
+        None => std::env::current_exe()?.parent().context("this program has no folder")?.to_owned(),
+    };
+    let wanted = |case: &Case| {
+        args.only.is_empty() || args.only.iter().any(|part| case.name().contains(part))
+    };
+    let cases: Vec<Case> = Case::ALL.into_iter().filter(wanted).collect();
+    let dir = tempfile::Builder::new().prefix("load-").tempdir_in(&parent)?;
+
+    eprintln!("examining the machine");
+    let machine = Machine::examine(dir.path())?;
+    let cores = Cores::choose();
+    eprintln!("starting the brokers and filling the WAL");
+    let mut bench = Bench::start(&binary, dir.path(), cores, &args.sets)?;
+    let period = Period { warm_up: WARM_UP, measured: Duration::from_secs_f64(args.seconds) };
+    let foreign_max = args.foreign_max / 100.0;
+    let results = rounds::run(&mut bench, &cases, args.rounds, period, foreign_max, |line| {
+        eprintln!("{line}");
+    })?;
+    drop(bench);
+
+    let run =
+        Run { machine, cores, rounds: args.rounds, seconds: args.seconds, foreign_max };
+    match args.format {
+        Format::Text => print!("{}", report::text(&run, &results)),
+        Format::Json => println!("{:#}", report::json(&run, &results)),
+    }
+    Ok(())
+}

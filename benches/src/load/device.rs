@@ -1,0 +1,105 @@
+//! The disk by itself: durable writes of 4 KiB, one after another, to a file written before.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use rustmq_sys::buffer::{BufferPool, Slice};
+use rustmq_sys::doorbell::Doorbell;
+use rustmq_sys::runtime::{self, Backend, RuntimeConfig};
+use rustmq_sys::{cpu, fs};
+
+use super::drive::Tally;
+
+/// Size of the file that is written over and over: one segment of a WAL.
+const FILE_BYTES: u64 = 64 << 20;
+
+/// Size of a write: the smallest block of a WAL.
+const WRITE_BYTES: usize = 4096;
+
+/// Bytes of each write that fills the file.
+const FILL_BYTES: usize = 1 << 20;
+
+/// Makes the file and writes all of it, so that no write of the measurement allocates.
+pub fn prepare(path: &Path) -> Result<()> {
+    let pool = BufferPool::new(FILL_BYTES, FILL_BYTES);
+    let mut buffer = pool.try_get(FILL_BYTES).context("no memory for a buffer")?;
+    buffer.fill(0xa5);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).custom_flags(libc::O_DIRECT);
+    let file = options.open(path).with_context(|| format!("making {}", path.display()))?;
+    for position in (0..FILE_BYTES).step_by(FILL_BYTES) {
+        file.write_all_at(&buffer, position)?;
+    }
+    file.sync_all()?;
+    Ok(())
+}
+
+/// Blocking system calls that return when the bytes are durable (`O_DSYNC`, the same to the kernel
+/// as `pwritev2` with `RWF_DSYNC`).
+pub fn blocking(path: &Path, core: Option<usize>, time: Duration) -> Result<Tally> {
+    on_core(core, || {
+        let block = block()?;
+        let mut options = OpenOptions::new();
+        let file = options.write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(path)?;
+        let mut tally = Tally::new();
+        let (start, mut position) = (Instant::now(), 0);
+        while start.elapsed() < time {
+            let sent = Instant::now();
+            file.write_all_at(&block, position)?;
+            tally.record(sent.elapsed());
+            position = (position + WRITE_BYTES as u64) % FILE_BYTES;
+        }
+        tally.elapsed = start.elapsed();
+        Ok(tally)
+    })
+}
+
+/// The same through the runtime that the shards run on: a write linked to a flush.
+pub fn ring(path: &Path, core: Option<usize>, time: Duration) -> Result<Tally> {
+    on_core(core, || {
+        let config =
+            RuntimeConfig { backend: Backend::Uring, core, flush_delay: None, ring_entries: 256 };
+        let path = path.to_owned();
+        runtime::run(config, Doorbell::new()?, async move {
+            let block = block()?;
+            let file = fs::open(path).await?;
+            let mut tally = Tally::new();
+            let (start, mut position) = (Instant::now(), 0);
+            while start.elapsed() < time {
+                let sent = Instant::now();
+                file.write_durable(block.clone(), position).await?;
+                tally.record(sent.elapsed());
+                position = (position + WRITE_BYTES as u64) % FILE_BYTES;
+            }
+            tally.elapsed = start.elapsed();
+            Ok(tally)
+        })
+        .context("io_uring")?
+    })
+}
+
+fn block() -> Result<Slice> {
+    let pool = BufferPool::new(WRITE_BYTES, WRITE_BYTES);
+    let mut buffer = pool.try_get(WRITE_BYTES).context("no memory for a block")?;
+    buffer.fill(0x5a);
+    Ok(buffer.freeze())
+}
+
+/// Runs on a thread of its own, on this core.
+pub(super) fn on_core<T: Send>(
+    core: Option<usize>,
+    run: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if let Some(core) = core {
+                cpu::pin_current(core).with_context(|| format!("pinning to core {core}"))?;
+            }
+            run()
+        });
+        thread.join().map_err(|_| anyhow!("the measuring thread panicked"))?
+    })
+}

@@ -1,0 +1,206 @@
+//! Every case in every round, and what the rounds say together.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use super::cases::{Bench, Case};
+use super::drive::Period;
+use super::meter::Meter;
+
+/// Attempts at one case in one round; after that the round has no value for it.
+const TRIES_MAX: u32 = 4;
+
+/// One number of a case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Figure {
+    /// Requests or writes a second.
+    RequestsPerS,
+    /// Records a second.
+    RecordsPerS,
+    /// Megabytes of values a second.
+    MbPerS,
+    /// Latency: half are faster.
+    P50Us,
+    /// Latency: 99 % are faster.
+    P99Us,
+    /// Latency: 99.9 % are faster.
+    P999Us,
+    /// The longest latency.
+    MaxUs,
+    /// Batches acknowledged for each flush of the device.
+    BatchesPerFlush,
+    /// Processor time of the broker for each request, all its threads together.
+    BrokerCpuUs,
+    /// Open loop: requests were handed to QUIC at most so late, but for 1 %.
+    LateP99Us,
+    /// The p50 beside that of the disk and QUIC together, which a produce has to wait for.
+    RatioToFloor,
+}
+
+impl Figure {
+    /// Its name in the report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Figure::RequestsPerS => "requests/s",
+            Figure::RecordsPerS => "records/s",
+            Figure::MbPerS => "MB/s",
+            Figure::P50Us => "p50 us",
+            Figure::P99Us => "p99 us",
+            Figure::P999Us => "p999 us",
+            Figure::MaxUs => "max us",
+            Figure::BatchesPerFlush => "batches/flush",
+            Figure::BrokerCpuUs => "broker cpu us",
+            Figure::LateP99Us => "late p99 us",
+            Figure::RatioToFloor => "/ (disk + echo)",
+        }
+    }
+}
+
+/// What one run of a case came to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sample {
+    figures: BTreeMap<Figure, f64>,
+}
+
+impl Sample {
+    /// Notes a number.
+    pub fn set(&mut self, figure: Figure, value: f64) {
+        self.figures.insert(figure, value);
+    }
+
+    /// The number, if the case has it.
+    pub fn get(&self, figure: Figure) -> Option<f64> {
+        self.figures.get(&figure).copied()
+    }
+}
+
+/// A number over all rounds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Spread {
+    /// The one in the middle.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The greatest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// None without values.
+    pub fn of(mut values: Vec<f64>) -> Option<Spread> {
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = match values.len() % 2 {
+            1 => values[middle],
+            _ => f64::midpoint(values[middle - 1], values[middle]),
+        };
+        Some(Spread { median, min, max })
+    }
+}
+
+/// One case over all rounds.
+#[derive(Debug, Clone, Default)]
+pub struct Series {
+    /// By round; none where every attempt was disturbed.
+    samples: Vec<Option<Sample>>,
+    /// Attempts thrown away.
+    pub thrown_away: u32,
+}
+
+impl Series {
+    /// Rounds that count.
+    pub fn clean(&self) -> usize {
+        self.samples.iter().flatten().count()
+    }
+
+    /// A number over the rounds that have it.
+    pub fn spread(&self, figure: Figure) -> Option<Spread> {
+        Spread::of(self.samples.iter().flatten().filter_map(|sample| sample.get(figure)).collect())
+    }
+}
+
+/// All cases over all rounds.
+pub type Results = BTreeMap<Case, Series>;
+
+/// Asks every case in every round. An attempt with more than `foreign_max` of the processors used by
+/// others is thrown away. `tell` hears how far it is.
+pub fn run(
+    bench: &mut Bench,
+    cases: &[Case],
+    rounds: u32,
+    period: Period,
+    foreign_max: f64,
+    mut tell: impl FnMut(&str),
+) -> Result<Results> {
+    let mut results = Results::new();
+    for round in 1..=rounds {
+        for case in cases {
+            tell(&format!("round {round} of {rounds}: {}", case.name()));
+            let series = results.entry(*case).or_default();
+            let mut kept = None;
+            for _ in 0..TRIES_MAX {
+                let meter = Meter::start(&bench.processes())?;
+                let sample = bench.run(*case, period)?;
+                if meter.read()?.foreign <= foreign_max {
+                    kept = Some(sample);
+                    break;
+                }
+                series.thrown_away += 1;
+            }
+            series.samples.push(kept);
+        }
+    }
+    relate(&mut results);
+    Ok(results)
+}
+
+/// Holds the produce of one against what it has to wait for, round by round: the host drifts.
+fn relate(results: &mut Results) {
+    let p50 = |results: &Results, case, round: usize| {
+        results.get(&case)?.samples.get(round)?.as_ref()?.get(Figure::P50Us)
+    };
+    let rounds = results.get(&Case::ProduceAlone).map_or(0, |series| series.samples.len());
+    for round in 0..rounds {
+        let disk = p50(results, Case::DeviceRing, round);
+        let echo = p50(results, Case::Echo, round);
+        let produce = p50(results, Case::ProduceAlone, round);
+        let (Some(disk), Some(echo), Some(produce)) = (disk, echo, produce) else { continue };
+        let series = results.get_mut(&Case::ProduceAlone);
+        if let Some(Some(sample)) = series.and_then(|series| series.samples.get_mut(round)) {
+            sample.set(Figure::RatioToFloor, produce / (disk + echo));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_of_the_sorted_values() {
+        let spread = Spread::of(vec![3.0, 1.0, 2.0]).unwrap();
+        assert_eq!((spread.median, spread.min, spread.max), (2.0, 1.0, 3.0));
+        assert_eq!(Spread::of(vec![4.0, 1.0]).unwrap().median, 2.5);
+        assert_eq!(Spread::of(Vec::new()), None);
+    }
+
+    #[test]
+    fn the_ratio_is_taken_within_a_round_and_left_out_where_one_is_missing() {
+        let sample = |p50| {
+            let mut sample = Sample::default();
+            sample.set(Figure::P50Us, p50);
+            Some(sample)
+        };
+        let series = |samples| Series { samples, thrown_away: 0 };
+        let mut results = Results::from([
+            (Case::DeviceRing, series(vec![sample(100.0), None])),
+            (Case::Echo, series(vec![sample(50.0), sample(50.0)])),
+            (Case::ProduceAlone, series(vec![sample(300.0), sample(300.0)])),
+        ]);
+        relate(&mut results);
+        let ratio = results[&Case::ProduceAlone].spread(Figure::RatioToFloor).unwrap();
+        assert_eq!((ratio.median, ratio.min, ratio.max), (2.0, 2.0, 2.0));
+    }
+}
