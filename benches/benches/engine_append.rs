@@ -10,9 +10,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use rustmq_benches::fixtures::{PARTITION, VALUE_BYTES, batch};
 use rustmq_engine::partition::PartitionState;
 use rustmq_engine::{Append, Partition};
-use rustmq_protocol::{
-    BatchHeader, LeaderEpoch, ProducerEpoch, ProducerId, Sequence, TimestampMs,
-};
+use rustmq_protocol::{BatchHeader, LeaderEpoch, ProducerEpoch, ProducerId, Sequence, TimestampMs};
 
 const EPOCH: LeaderEpoch = LeaderEpoch(1);
 const NOW: TimestampMs = TimestampMs(1_700_000_000_000);

@@ -110,11 +110,8 @@ pub struct ProducerStamp {
 
 impl ProducerStamp {
     /// The stamp of a producer that asks for no duplicate check.
-    pub const NONE: ProducerStamp = ProducerStamp {
-        id: ProducerId::NONE,
-        epoch: ProducerEpoch(0),
-        base_sequence: Sequence(0),
-    };
+    pub const NONE: ProducerStamp =
+        ProducerStamp { id: ProducerId::NONE, epoch: ProducerEpoch(0), base_sequence: Sequence(0) };
 }
 
 impl BatchHeader {
@@ -220,12 +217,7 @@ impl RawHeader {
     }
 
     fn check(self) -> Result<BatchHeader, BatchError> {
-        let RawHeader {
-            mut header,
-            version,
-            attributes,
-            padding,
-        } = self;
+        let RawHeader { mut header, version, attributes, padding } = self;
         if version != BATCH_FORMAT_VERSION {
             return Err(BatchError::UnknownFormatVersion { version });
         }
@@ -243,9 +235,7 @@ impl RawHeader {
             return Err(BatchError::RecordCountOutOfBounds { count });
         }
         if header.base_offset.checked_add(u64::from(count)).is_none() {
-            return Err(BatchError::OffsetOverflow {
-                base_offset: header.base_offset,
-            });
+            return Err(BatchError::OffsetOverflow { base_offset: header.base_offset });
         }
         let actual = length - BATCH_HEADER_BYTES as u32;
         if header.attributes.compression == Compression::None && header.records_bytes != actual {
@@ -271,19 +261,14 @@ pub fn verify(bytes: &[u8], record_bytes_max: usize) -> Result<BatchHeader, Batc
             read_record(&mut reader, index).map_err(|error| BatchError::Record { index, error })?;
         let payload_bytes = record.payload_bytes;
         if payload_bytes > record_bytes_max {
-            let error = RecordError::TooLarge {
-                bytes: payload_bytes,
-                max: record_bytes_max,
-            };
+            let error = RecordError::TooLarge { bytes: payload_bytes, max: record_bytes_max };
             return Err(BatchError::Record { index, error });
         }
         max_timestamp =
             max_timestamp.max(header.base_timestamp.0.wrapping_add(record.timestamp_delta));
     }
     if reader.left() != 0 {
-        return Err(BatchError::TrailingBytes {
-            left: reader.left(),
-        });
+        return Err(BatchError::TrailingBytes { left: reader.left() });
     }
     if header.max_timestamp.0 != max_timestamp {
         return Err(BatchError::MaxTimestampMismatch {
@@ -299,17 +284,11 @@ pub fn verify(bytes: &[u8], record_bytes_max: usize) -> Result<BatchHeader, Batc
 pub fn verify_crc(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     let header = BatchHeader::decode(bytes)?;
     if header.length as usize != bytes.len() {
-        return Err(BatchError::LengthMismatch {
-            declared: header.length,
-            actual: bytes.len(),
-        });
+        return Err(BatchError::LengthMismatch { declared: header.length, actual: bytes.len() });
     }
     let computed = checksum(bytes);
     if header.crc != computed {
-        return Err(BatchError::CrcMismatch {
-            declared: header.crc,
-            computed,
-        });
+        return Err(BatchError::CrcMismatch { declared: header.crc, computed });
     }
     Ok(header)
 }
@@ -360,16 +339,9 @@ pub fn records(batch: &[u8]) -> Result<Records<'_>, BatchError> {
     let header = BatchHeader::decode(batch)?;
     refuse_compressed(&header)?;
     let Some(records) = batch.get(BATCH_HEADER_BYTES..header.length as usize) else {
-        return Err(BatchError::LengthMismatch {
-            declared: header.length,
-            actual: batch.len(),
-        });
+        return Err(BatchError::LengthMismatch { declared: header.length, actual: batch.len() });
     };
-    Ok(Records {
-        header,
-        index: 0,
-        reader: Reader::new(records),
-    })
+    Ok(Records { header, index: 0, reader: Reader::new(records) })
 }
 
 /// Iterator over the records of one batch. It ends after the first error.
@@ -401,10 +373,7 @@ impl<'a> Iterator for Records<'a> {
                 Some(Ok(RecordView {
                     offset: Offset(self.header.base_offset.0 + u64::from(index)),
                     timestamp: TimestampMs(
-                        self.header
-                            .base_timestamp
-                            .0
-                            .wrapping_add(raw.timestamp_delta),
+                        self.header.base_timestamp.0.wrapping_add(raw.timestamp_delta),
                     ),
                     key: raw.key,
                     value: raw.value,
@@ -446,10 +415,7 @@ impl<'a> Iterator for Batches<'a> {
             Err(error) => return Some(Err(error)),
         };
         let Some((batch, after)) = rest.split_at_checked(header.length as usize) else {
-            let error = BatchError::LengthMismatch {
-                declared: header.length,
-                actual: rest.len(),
-            };
+            let error = BatchError::LengthMismatch { declared: header.length, actual: rest.len() };
             return Some(Err(error));
         };
         self.rest = after;

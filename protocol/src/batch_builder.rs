@@ -53,16 +53,10 @@ impl fmt::Display for PushError {
         match self {
             PushError::Full => f.write_str("the batch is full, the next one has room"),
             PushError::TooLarge { bytes, max } => {
-                write!(
-                    f,
-                    "key, value and headers have {bytes} bytes, at most {max} are allowed"
-                )
+                write!(f, "key, value and headers have {bytes} bytes, at most {max} are allowed")
             }
             PushError::TooManyHeaders { count } => {
-                write!(
-                    f,
-                    "{count} headers, at most {HEADERS_PER_RECORD_MAX} are allowed"
-                )
+                write!(f, "{count} headers, at most {HEADERS_PER_RECORD_MAX} are allowed")
             }
         }
     }
@@ -89,19 +83,13 @@ impl BatchBuilder {
     pub fn try_push(&mut self, record: &Record<'_>) -> Result<(), PushError> {
         let payload_bytes = record.payload_bytes();
         if payload_bytes > RECORD_BYTES_MAX {
-            return Err(PushError::TooLarge {
-                bytes: payload_bytes,
-                max: RECORD_BYTES_MAX,
-            });
+            return Err(PushError::TooLarge { bytes: payload_bytes, max: RECORD_BYTES_MAX });
         }
         if record.headers.len() > HEADERS_PER_RECORD_MAX as usize {
-            return Err(PushError::TooManyHeaders {
-                count: record.headers.len(),
-            });
+            return Err(PushError::TooManyHeaders { count: record.headers.len() });
         }
         if self.is_empty() {
-            self.bytes
-                .reserve(self.bytes_target.max(BATCH_HEADER_BYTES));
+            self.bytes.reserve(self.bytes_target.max(BATCH_HEADER_BYTES));
             self.bytes.resize(BATCH_HEADER_BYTES, 0);
             self.base_timestamp = record.timestamp;
             self.max_timestamp = record.timestamp;
@@ -166,7 +154,5 @@ impl BatchBuilder {
 }
 
 fn front(batch: &mut BytesMut) -> &mut [u8; BATCH_HEADER_BYTES] {
-    batch
-        .first_chunk_mut()
-        .expect("room for the header was made with the first record")
+    batch.first_chunk_mut().expect("room for the header was made with the first record")
 }

@@ -55,10 +55,7 @@ impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DecodeError::Truncated { needed, left } => {
-                write!(
-                    f,
-                    "a field of {needed} bytes begins {left} bytes before the end"
-                )
+                write!(f, "a field of {needed} bytes begins {left} bytes before the end")
             }
             DecodeError::TrailingBytes { left } => {
                 write!(f, "{left} bytes follow the last field, none are allowed")
@@ -102,10 +99,7 @@ impl<'a> Reader<'a> {
     #[inline]
     pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
         let Some((taken, rest)) = self.rest.split_at_checked(count) else {
-            return Err(DecodeError::Truncated {
-                needed: count,
-                left: self.rest.len(),
-            });
+            return Err(DecodeError::Truncated { needed: count, left: self.rest.len() });
         };
         self.rest = rest;
         Ok(taken)
@@ -115,10 +109,7 @@ impl<'a> Reader<'a> {
     #[inline]
     pub fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], DecodeError> {
         let Some((taken, rest)) = self.rest.split_first_chunk::<N>() else {
-            return Err(DecodeError::Truncated {
-                needed: N,
-                left: self.rest.len(),
-            });
+            return Err(DecodeError::Truncated { needed: N, left: self.rest.len() });
         };
         self.rest = rest;
         Ok(taken)
@@ -191,10 +182,7 @@ impl<'a> Reader<'a> {
     pub fn text(&mut self, bytes_max: usize) -> Result<&'a str, DecodeError> {
         let bytes = usize::from(self.u16()?);
         if bytes > bytes_max {
-            return Err(DecodeError::TooLong {
-                bytes,
-                max: bytes_max,
-            });
+            return Err(DecodeError::TooLong { bytes, max: bytes_max });
         }
         std::str::from_utf8(self.bytes(bytes)?).map_err(|_| DecodeError::NotUtf8)
     }
@@ -208,10 +196,7 @@ impl<'a> Reader<'a> {
         }
         let needed = count as usize * element_bytes_min;
         if needed > self.rest.len() {
-            return Err(DecodeError::Truncated {
-                needed,
-                left: self.rest.len(),
-            });
+            return Err(DecodeError::Truncated { needed, left: self.rest.len() });
         }
         Ok(count as usize)
     }
@@ -219,11 +204,7 @@ impl<'a> Reader<'a> {
     /// Skips `N` bytes of padding.
     #[inline]
     pub fn padding<const N: usize>(&mut self) -> Result<(), DecodeError> {
-        if *self.array::<N>()? == [0; N] {
-            Ok(())
-        } else {
-            Err(DecodeError::PaddingNotZero)
-        }
+        if *self.array::<N>()? == [0; N] { Ok(()) } else { Err(DecodeError::PaddingNotZero) }
     }
 
     /// Everything that has not been read.
@@ -247,10 +228,7 @@ impl<'a> Reader<'a> {
 /// If the text is longer than [`STRING_BYTES_MAX`]: callers check what they let in, the peer would
 /// refuse it anyway.
 pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
-    assert!(
-        text.len() <= STRING_BYTES_MAX,
-        "text on the wire is bounded by who lets it in"
-    );
+    assert!(text.len() <= STRING_BYTES_MAX, "text on the wire is bounded by who lets it in");
     out.extend_from_slice(&(text.len() as u16).to_le_bytes());
     out.extend_from_slice(text.as_bytes());
 }
@@ -301,10 +279,7 @@ mod tests {
     fn a_reader_never_passes_the_end() {
         let mut reader = Reader::new(&[1, 2, 3]);
         assert_eq!(reader.u16(), Ok(0x0201));
-        assert_eq!(
-            reader.u32(),
-            Err(DecodeError::Truncated { needed: 4, left: 1 })
-        );
+        assert_eq!(reader.u32(), Err(DecodeError::Truncated { needed: 4, left: 1 }));
         assert_eq!(reader.finish(), Err(DecodeError::TrailingBytes { left: 1 }));
     }
 
@@ -313,17 +288,11 @@ mod tests {
         let bytes = [255, 0, 0, 0, 7, 7];
         assert_eq!(
             Reader::new(&bytes).count(10, 1),
-            Err(DecodeError::TooMany {
-                count: 255,
-                max: 10
-            })
+            Err(DecodeError::TooMany { count: 255, max: 10 })
         );
         assert_eq!(
             Reader::new(&bytes).count(300, 1),
-            Err(DecodeError::Truncated {
-                needed: 255,
-                left: 2
-            })
+            Err(DecodeError::Truncated { needed: 255, left: 2 })
         );
         assert_eq!(Reader::new(&[2, 0, 0, 0, 7, 7]).count(300, 1), Ok(2));
     }
@@ -335,20 +304,14 @@ mod tests {
             Reader::new(b"\x03\x00abc").text(2),
             Err(DecodeError::TooLong { bytes: 3, max: 2 })
         );
-        assert_eq!(
-            Reader::new(b"\x01\x00\xff").text(2),
-            Err(DecodeError::NotUtf8)
-        );
+        assert_eq!(Reader::new(b"\x01\x00\xff").text(2), Err(DecodeError::NotUtf8));
     }
 
     #[test]
     fn cut_text_ends_between_characters() {
         let mut out = Vec::new();
         put_text_cut(&mut out, &"é".repeat(STRING_BYTES_MAX));
-        assert_eq!(
-            Reader::new(&out).text(STRING_BYTES_MAX).map(str::len),
-            Ok(STRING_BYTES_MAX)
-        );
+        assert_eq!(Reader::new(&out).text(STRING_BYTES_MAX).map(str::len), Ok(STRING_BYTES_MAX));
         out.clear();
         put_text_cut(&mut out, &format!("x{}", "é".repeat(STRING_BYTES_MAX)));
         assert_eq!(
@@ -360,20 +323,14 @@ mod tests {
     #[test]
     fn varints_that_do_not_fit_their_type_are_refused() {
         let eleven = [0xff; 11];
-        assert_eq!(
-            Reader::new(&eleven).varint_i64(),
-            Err(DecodeError::VarintTooLong)
-        );
+        assert_eq!(Reader::new(&eleven).varint_i64(), Err(DecodeError::VarintTooLong));
         let two_bits_in_the_tenth = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x03];
         assert_eq!(
             Reader::new(&two_bits_in_the_tenth).varint_i64(),
             Err(DecodeError::VarintTooLong)
         );
         let thirty_three_bits = [0xff, 0xff, 0xff, 0xff, 0x1f];
-        assert_eq!(
-            Reader::new(&thirty_three_bits).varint_i32(),
-            Err(DecodeError::VarintTooLong)
-        );
+        assert_eq!(Reader::new(&thirty_three_bits).varint_i32(), Err(DecodeError::VarintTooLong));
         assert_eq!(
             Reader::new(&[0x80]).varint_i32(),
             Err(DecodeError::Truncated { needed: 1, left: 0 })

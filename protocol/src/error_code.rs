@@ -166,18 +166,9 @@ mod tests {
     #[test]
     fn names_are_distinct_and_meanings_are_sentences() {
         for (index, code) in ErrorCode::ALL.iter().enumerate() {
-            assert!(
-                code.name()
-                    .bytes()
-                    .all(|c| c.is_ascii_uppercase() || c == b'_'),
-                "{code}"
-            );
+            assert!(code.name().bytes().all(|c| c.is_ascii_uppercase() || c == b'_'), "{code}");
             assert!(code.meaning().ends_with('.'), "{code}");
-            assert!(
-                ErrorCode::ALL[index + 1..]
-                    .iter()
-                    .all(|other| other.name() != code.name())
-            );
+            assert!(ErrorCode::ALL[index + 1..].iter().all(|other| other.name() != code.name()));
         }
     }
 
@@ -185,15 +176,7 @@ mod tests {
     fn a_limit_quoted_in_a_meaning_is_the_limit() {
         use crate::limits::{PARTITIONS_PER_TOPIC_MAX, TOPIC_NAME_BYTES_MAX};
         let partitions = PARTITIONS_PER_TOPIC_MAX.to_string();
-        assert!(
-            ErrorCode::InvalidPartitionCount
-                .meaning()
-                .contains(&partitions)
-        );
-        assert!(
-            ErrorCode::InvalidTopicName
-                .meaning()
-                .contains(&TOPIC_NAME_BYTES_MAX.to_string())
-        );
+        assert!(ErrorCode::InvalidPartitionCount.meaning().contains(&partitions));
+        assert!(ErrorCode::InvalidTopicName.meaning().contains(&TOPIC_NAME_BYTES_MAX.to_string()));
     }
 }

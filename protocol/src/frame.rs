@@ -115,16 +115,10 @@ impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FrameError::TooShort { length } => {
-                write!(
-                    f,
-                    "a frame of {length} bytes, at least {FRAME_HEADER_BYTES} are allowed"
-                )
+                write!(f, "a frame of {length} bytes, at least {FRAME_HEADER_BYTES} are allowed")
             }
             FrameError::TooLarge { length } => {
-                write!(
-                    f,
-                    "a frame of {length} bytes, at most {FRAME_BYTES_MAX} are allowed"
-                )
+                write!(f, "a frame of {length} bytes, at most {FRAME_BYTES_MAX} are allowed")
             }
             FrameError::UnknownFlags { flags } => {
                 write!(f, "flags {flags:#04x}, only bits 0 and 1 are allowed")
@@ -164,11 +158,7 @@ impl FrameHeader {
     /// The same, telling that the partition is owned by `shard`.
     #[must_use]
     pub fn moved_to(self, shard: ShardId) -> FrameHeader {
-        FrameHeader {
-            flags: self.flags.with(FrameFlags::MOVED),
-            shard,
-            ..self
-        }
+        FrameHeader { flags: self.flags.with(FrameFlags::MOVED), shard, ..self }
     }
 
     /// The same with the length of a frame whose body has `bytes`.
@@ -177,37 +167,14 @@ impl FrameHeader {
     /// If the frame would exceed [`FRAME_BYTES_MAX`]: who builds a body keeps it below.
     #[must_use]
     pub fn with_body_bytes(self, bytes: usize) -> FrameHeader {
-        assert!(
-            bytes <= FRAME_BYTES_MAX - FRAME_HEADER_BYTES,
-            "a body fits into a frame"
-        );
-        FrameHeader {
-            length: (FRAME_HEADER_BYTES + bytes) as u32,
-            ..self
-        }
+        assert!(bytes <= FRAME_BYTES_MAX - FRAME_HEADER_BYTES, "a body fits into a frame");
+        FrameHeader { length: (FRAME_HEADER_BYTES + bytes) as u32, ..self }
     }
 
     /// Reads a header. The length is held against the limits of the protocol, the version is not
     /// looked at.
     pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<FrameHeader, FrameError> {
-        let &[
-            l0,
-            l1,
-            l2,
-            l3,
-            k0,
-            k1,
-            version,
-            flags,
-            c0,
-            c1,
-            c2,
-            c3,
-            e0,
-            e1,
-            s0,
-            s1,
-        ] = bytes;
+        let &[l0, l1, l2, l3, k0, k1, version, flags, c0, c1, c2, c3, e0, e1, s0, s1] = bytes;
         let length = u32::from_le_bytes([l0, l1, l2, l3]);
         if (length as usize) < FRAME_HEADER_BYTES {
             return Err(FrameError::TooShort { length });
@@ -234,9 +201,7 @@ impl FrameHeader {
         let [e0, e1] = self.status.to_le_bytes();
         let [s0, s1] = self.shard.0.to_le_bytes();
         let (version, flags) = (self.version, self.flags.bits());
-        [
-            l0, l1, l2, l3, k0, k1, version, flags, c0, c1, c2, c3, e0, e1, s0, s1,
-        ]
+        [l0, l1, l2, l3, k0, k1, version, flags, c0, c1, c2, c3, e0, e1, s0, s1]
     }
 
     /// Appends a whole frame: this header with the right length, and the body that `body` appends.
@@ -248,9 +213,7 @@ impl FrameHeader {
         out.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
         body(out);
         let header = self.with_body_bytes(out.len() - start - FRAME_HEADER_BYTES);
-        let place = out
-            .get_mut(start..)
-            .and_then(|frame| frame.first_chunk_mut());
+        let place = out.get_mut(start..).and_then(|frame| frame.first_chunk_mut());
         *place.expect("room for the header was made above") = header.encode();
     }
 
@@ -305,10 +268,7 @@ impl RequestKind {
 
     /// The kind with this number.
     pub fn from_u16(number: u16) -> Option<RequestKind> {
-        RequestKind::ALL
-            .iter()
-            .copied()
-            .find(|kind| *kind as u16 == number)
+        RequestKind::ALL.iter().copied().find(|kind| *kind as u16 == number)
     }
 }
 
@@ -343,10 +303,8 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// What this code speaks.
-    pub const SUPPORTED: VersionRange = VersionRange {
-        min: PROTOCOL_VERSION_MIN,
-        max: PROTOCOL_VERSION_MAX,
-    };
+    pub const SUPPORTED: VersionRange =
+        VersionRange { min: PROTOCOL_VERSION_MIN, max: PROTOCOL_VERSION_MAX };
 
     /// True if `version` is one of them.
     pub fn contains(self, version: u8) -> bool {
@@ -381,10 +339,7 @@ impl UnsupportedVersionBody {
     pub fn decode(bytes: &[u8]) -> Result<UnsupportedVersionBody, DecodeError> {
         let mut reader = Reader::new(bytes);
         let message = reader.text(STRING_BYTES_MAX)?.to_owned();
-        let supported = VersionRange {
-            min: reader.u8()?,
-            max: reader.u8()?,
-        };
+        let supported = VersionRange { min: reader.u8()?, max: reader.u8()? };
         reader.finish()?;
         Ok(UnsupportedVersionBody { message, supported })
     }
@@ -399,26 +354,17 @@ mod tests {
         let header = FrameHeader::request(RequestKind::Produce, CorrelationId(1));
         let mut bytes = header.encode();
         bytes[..4].copy_from_slice(&15u32.to_le_bytes());
-        assert_eq!(
-            FrameHeader::decode(&bytes),
-            Err(FrameError::TooShort { length: 15 })
-        );
+        assert_eq!(FrameHeader::decode(&bytes), Err(FrameError::TooShort { length: 15 }));
         let length = FRAME_BYTES_MAX as u32;
         bytes[..4].copy_from_slice(&length.to_le_bytes());
-        assert_eq!(
-            FrameHeader::decode(&bytes).map(|header| header.length),
-            Ok(length)
-        );
+        assert_eq!(FrameHeader::decode(&bytes).map(|header| header.length), Ok(length));
         bytes[..4].copy_from_slice(&(length + 1).to_le_bytes());
         let error = FrameError::TooLarge { length: length + 1 };
         assert_eq!(FrameHeader::decode(&bytes), Err(error));
         assert_eq!(error.code(), ErrorCode::FrameTooLarge);
         bytes = header.encode();
         bytes[7] = 4;
-        assert_eq!(
-            FrameHeader::decode(&bytes),
-            Err(FrameError::UnknownFlags { flags: 4 })
-        );
+        assert_eq!(FrameHeader::decode(&bytes), Err(FrameError::UnknownFlags { flags: 4 }));
     }
 
     #[test]
@@ -442,11 +388,7 @@ mod tests {
         assert_eq!(response.kind, request.kind);
         assert_eq!(response.correlation, request.correlation);
         assert_eq!(response.error_code(), ErrorCode::NotLeader);
-        assert!(
-            response
-                .flags
-                .contains(FrameFlags::RESPONSE.with(FrameFlags::MOVED))
-        );
+        assert!(response.flags.contains(FrameFlags::RESPONSE.with(FrameFlags::MOVED)));
         assert_eq!(response.shard, ShardId(3));
         assert_eq!(response.body_bytes(), 0);
     }
@@ -470,10 +412,7 @@ mod tests {
     #[test]
     fn a_long_message_is_cut_and_what_follows_a_message_is_not_looked_at() {
         let mut out = Vec::new();
-        ErrorBody {
-            message: "x".repeat(STRING_BYTES_MAX + 1),
-        }
-        .encode(&mut out);
+        ErrorBody { message: "x".repeat(STRING_BYTES_MAX + 1) }.encode(&mut out);
         out.extend_from_slice(b"more");
         let read = ErrorBody::decode(&out).unwrap();
         assert_eq!(read.message.len(), STRING_BYTES_MAX);

@@ -43,10 +43,7 @@ pub struct RecordHeader<'a> {
 impl Record<'_> {
     /// Bytes of key, value and headers: what the limits on the size of a record count.
     pub fn payload_bytes(&self) -> usize {
-        let headers = self
-            .headers
-            .iter()
-            .map(|header| header.key.len() + bytes_of(header.value));
+        let headers = self.headers.iter().map(|header| header.key.len() + bytes_of(header.value));
         bytes_of(self.key) + bytes_of(self.value) + headers.sum::<usize>()
     }
 
@@ -93,9 +90,7 @@ fn bytes_of(field: Option<&[u8]>) -> usize {
 const NONE_BYTES: usize = 1;
 
 fn field_bytes(field: Option<&[u8]>) -> usize {
-    field.map_or(NONE_BYTES, |bytes| {
-        varint_bytes(bytes.len() as i64) + bytes.len()
-    })
+    field.map_or(NONE_BYTES, |bytes| varint_bytes(bytes.len() as i64) + bytes.len())
 }
 
 fn put_varint(out: &mut BytesMut, value: i64) {
@@ -131,10 +126,7 @@ pub struct RecordView<'a> {
 impl<'a> RecordView<'a> {
     /// The headers in the order in which they were written.
     pub fn headers(&self) -> RecordHeaders<'a> {
-        RecordHeaders {
-            left: self.header_count,
-            reader: Reader::new(self.header_bytes),
-        }
+        RecordHeaders { left: self.header_count, reader: Reader::new(self.header_bytes) }
     }
 }
 
@@ -218,20 +210,14 @@ impl fmt::Display for RecordError {
                 )
             }
             RecordError::HeaderCount { count } => {
-                write!(
-                    f,
-                    "{count} headers, from 0 to {HEADERS_PER_RECORD_MAX} are allowed"
-                )
+                write!(f, "{count} headers, from 0 to {HEADERS_PER_RECORD_MAX} are allowed")
             }
             RecordError::HeaderKeyNotUtf8 => f.write_str("the key of a header is not UTF-8"),
             RecordError::OffsetDelta { delta, expected } => {
                 write!(f, "the offset delta is {delta}, it must be {expected}")
             }
             RecordError::TooLarge { bytes, max } => {
-                write!(
-                    f,
-                    "key, value and headers have {bytes} bytes, at most {max} are allowed"
-                )
+                write!(f, "key, value and headers have {bytes} bytes, at most {max} are allowed")
             }
         }
     }
@@ -267,10 +253,7 @@ pub(crate) fn read_record<'a>(
     let timestamp_delta = body.varint_i64()?;
     let delta = body.varint_i32()?;
     if u32::try_from(delta) != Ok(index) {
-        return Err(RecordError::OffsetDelta {
-            delta,
-            expected: index,
-        });
+        return Err(RecordError::OffsetDelta { delta, expected: index });
     }
     let key = read_field(&mut body)?;
     let value = read_field(&mut body)?;
@@ -286,14 +269,7 @@ pub(crate) fn read_record<'a>(
         payload_bytes += header.key.len() + bytes_of(header.value);
     }
     body.finish()?;
-    Ok(RawRecord {
-        timestamp_delta,
-        key,
-        value,
-        header_count,
-        header_bytes,
-        payload_bytes,
-    })
+    Ok(RawRecord { timestamp_delta, key, value, header_count, header_bytes, payload_bytes })
 }
 
 #[inline]
@@ -309,8 +285,5 @@ fn read_field<'a>(reader: &mut Reader<'a>) -> Result<Option<&'a [u8]>, RecordErr
 fn read_header<'a>(reader: &mut Reader<'a>) -> Result<RecordHeader<'a>, RecordError> {
     let key = read_field(reader)?.ok_or(RecordError::NegativeLength { length: -1 })?;
     let key = std::str::from_utf8(key).map_err(|_| RecordError::HeaderKeyNotUtf8)?;
-    Ok(RecordHeader {
-        key,
-        value: read_field(reader)?,
-    })
+    Ok(RecordHeader { key, value: read_field(reader)? })
 }

@@ -83,13 +83,7 @@ mod tests {
 
     #[test]
     fn letters_digits_dots_underscores_and_hyphens_are_allowed() {
-        for name in [
-            "a",
-            "Orders.2024_eu-west",
-            "...",
-            "_x",
-            &"x".repeat(TOPIC_NAME_BYTES_MAX),
-        ] {
+        for name in ["a", "Orders.2024_eu-west", "...", "_x", &"x".repeat(TOPIC_NAME_BYTES_MAX)] {
             assert_eq!(validate_topic_name(name), Ok(()), "{name}");
         }
     }
@@ -103,17 +97,8 @@ mod tests {
         );
         assert_eq!(validate_topic_name("."), Err(TopicNameError::Dots));
         assert_eq!(validate_topic_name(".."), Err(TopicNameError::Dots));
-        assert_eq!(
-            validate_topic_name("a b"),
-            Err(TopicNameError::Character { character: ' ' })
-        );
-        assert_eq!(
-            validate_topic_name("é"),
-            Err(TopicNameError::Character { character: 'é' })
-        );
-        assert_eq!(
-            validate_topic_name("__offsets"),
-            Err(TopicNameError::Reserved)
-        );
+        assert_eq!(validate_topic_name("a b"), Err(TopicNameError::Character { character: ' ' }));
+        assert_eq!(validate_topic_name("é"), Err(TopicNameError::Character { character: 'é' }));
+        assert_eq!(validate_topic_name("__offsets"), Err(TopicNameError::Reserved));
     }
 }

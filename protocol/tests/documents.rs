@@ -19,20 +19,13 @@ fn every_error_code_stands_in_the_document_as_in_the_code() {
         assert!(WIRE.lines().any(|line| line == row), "missing: {row}");
     }
     let rows = WIRE.matches("` | yes | ").count() + WIRE.matches("` | no | ").count();
-    assert_eq!(
-        rows,
-        ErrorCode::ALL.len(),
-        "no row for a code that is not there"
-    );
+    assert_eq!(rows, ErrorCode::ALL.len(), "no row for a code that is not there");
 }
 
 #[test]
 fn every_kind_stands_in_the_document_as_in_the_code() {
     for kind in RequestKind::ALL {
         let row = format!("| {} | {kind:?} |", *kind as u16);
-        assert!(
-            WIRE.lines().any(|line| line.starts_with(&row)),
-            "missing: {row}"
-        );
+        assert!(WIRE.lines().any(|line| line.starts_with(&row)), "missing: {row}");
     }
 }

@@ -18,10 +18,7 @@ fn config() -> impl Strategy<Value = Vec<(String, String)>> {
 }
 
 fn flush() -> impl Strategy<Value = FlushMode> {
-    prop_oneof![
-        Just(FlushMode::Always),
-        any::<u32>().prop_map(|ms| FlushMode::Interval { ms })
-    ]
+    prop_oneof![Just(FlushMode::Always), any::<u32>().prop_map(|ms| FlushMode::Interval { ms })]
 }
 
 fn error_code() -> impl Strategy<Value = ErrorCode> {
@@ -29,24 +26,17 @@ fn error_code() -> impl Strategy<Value = ErrorCode> {
 }
 
 fn broker() -> impl Strategy<Value = BrokerInfo> {
-    (
-        any::<u32>(),
-        text(),
-        any::<u16>(),
-        vec(any::<(u16, u16)>(), 0..4),
-    )
-        .prop_map(|(id, host, port, shards)| BrokerInfo {
+    (any::<u32>(), text(), any::<u16>(), vec(any::<(u16, u16)>(), 0..4)).prop_map(
+        |(id, host, port, shards)| BrokerInfo {
             id: BrokerId(id),
             host,
             port,
             shards: shards
                 .into_iter()
-                .map(|(shard, port)| ShardEndpoint {
-                    shard: ShardId(shard),
-                    port,
-                })
+                .map(|(shard, port)| ShardEndpoint { shard: ShardId(shard), port })
                 .collect(),
-        })
+        },
+    )
 }
 
 fn topic() -> impl Strategy<Value = TopicInfo> {

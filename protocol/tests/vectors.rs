@@ -37,12 +37,8 @@ fn hex_byte(digits: &[u8]) -> u8 {
 }
 
 fn vector(file: &'static str, name: &str) -> Vec<u8> {
-    let found = vectors(file)
-        .into_iter()
-        .find(|(candidate, _)| *candidate == name);
-    found
-        .unwrap_or_else(|| panic!("{name} is not in the file"))
-        .1
+    let found = vectors(file).into_iter().find(|(candidate, _)| *candidate == name);
+    found.unwrap_or_else(|| panic!("{name} is not in the file")).1
 }
 
 /// Checks that the frame of this name has this header, and that body and value are each other's
@@ -52,11 +48,7 @@ macro_rules! frame {
         let bytes = vector(FRAMES, $name);
         let (header, body) = bytes.split_first_chunk().unwrap();
         let expected: FrameHeader = $header;
-        assert_eq!(
-            FrameHeader::decode(header),
-            Ok(expected.with_body_bytes(body.len())),
-            $name
-        );
+        assert_eq!(FrameHeader::decode(header), Ok(expected.with_body_bytes(body.len())), $name);
         let value = $value;
         assert_eq!($type::decode(body).as_ref(), Ok(&value), $name);
         let mut out = Vec::new();
@@ -83,12 +75,7 @@ fn frames_encode_and_decode_to_their_vectors() {
     let config = vec![("retention_ms".to_owned(), "1000".to_owned())];
     let partition = PartitionId(1);
     let leader_epoch = LeaderEpoch(5);
-    let list = |at| ListOffsets {
-        topic: TOPIC,
-        partition,
-        leader_epoch,
-        at,
-    };
+    let list = |at| ListOffsets { topic: TOPIC, partition, leader_epoch, at };
     let info = |partition, shard| PartitionInfo {
         partition: PartitionId(partition),
         leader: BrokerId(3),
@@ -100,11 +87,7 @@ fn frames_encode_and_decode_to_their_vectors() {
             "hello_request",
             request(Kind::Hello, 7),
             Hello,
-            Hello {
-                version_min: 1,
-                version_max: 1,
-                client_name: "demo".to_owned()
-            }
+            Hello { version_min: 1, version_max: 1, client_name: "demo".to_owned() }
         ),
         frame!(
             "hello_response",
@@ -127,9 +110,7 @@ fn frames_encode_and_decode_to_their_vectors() {
             "metadata_all_request",
             request(Kind::Metadata, 8),
             Metadata,
-            Metadata {
-                topics: TopicSelection::All
-            }
+            Metadata { topics: TopicSelection::All }
         ),
         frame!(
             "metadata_request",
@@ -150,14 +131,8 @@ fn frames_encode_and_decode_to_their_vectors() {
                     host: "127.0.0.1".to_owned(),
                     port: 9092,
                     shards: vec![
-                        ShardEndpoint {
-                            shard: ShardId(0),
-                            port: 9192
-                        },
-                        ShardEndpoint {
-                            shard: ShardId(1),
-                            port: 9193
-                        },
+                        ShardEndpoint { shard: ShardId(0), port: 9192 },
+                        ShardEndpoint { shard: ShardId(1), port: 9193 },
                     ],
                 }],
                 topics: vec![
@@ -182,29 +157,19 @@ fn frames_encode_and_decode_to_their_vectors() {
             "create_topic_request",
             request(Kind::CreateTopic, 9),
             CreateTopic,
-            CreateTopic {
-                name: "orders".to_owned(),
-                partitions: 2,
-                replication_factor: 1,
-                config,
-            }
+            CreateTopic { name: "orders".to_owned(), partitions: 2, replication_factor: 1, config }
         ),
         frame!(
             "create_topic_response",
             response(Kind::CreateTopic, 9),
             CreateTopicResponse,
-            CreateTopicResponse {
-                id: TOPIC,
-                partitions: 2
-            }
+            CreateTopicResponse { id: TOPIC, partitions: 2 }
         ),
         frame!(
             "delete_topic_request",
             request(Kind::DeleteTopic, 10),
             DeleteTopic,
-            DeleteTopic {
-                name: "orders".to_owned()
-            }
+            DeleteTopic { name: "orders".to_owned() }
         ),
         frame!(
             "delete_topic_response",
@@ -212,22 +177,13 @@ fn frames_encode_and_decode_to_their_vectors() {
             DeleteTopicResponse,
             DeleteTopicResponse { id: TOPIC }
         ),
-        frame!(
-            "list_topics_request",
-            request(Kind::ListTopics, 11),
-            ListTopics,
-            ListTopics {}
-        ),
+        frame!("list_topics_request", request(Kind::ListTopics, 11), ListTopics, ListTopics {}),
         frame!(
             "list_topics_response",
             response(Kind::ListTopics, 11),
             ListTopicsResponse,
             ListTopicsResponse {
-                topics: vec![ListedTopic {
-                    name: "orders".to_owned(),
-                    id: TOPIC,
-                    partitions: 2
-                }]
+                topics: vec![ListedTopic { name: "orders".to_owned(), id: TOPIC, partitions: 2 }]
             }
         ),
         frame!(
@@ -330,9 +286,7 @@ fn frames_encode_and_decode_to_their_vectors() {
             "error_response",
             request(Kind::Produce, 16).response(ErrorCode::NotLeader),
             ErrorBody,
-            ErrorBody {
-                message: "partition 1 is led by broker 4".to_owned()
-            }
+            ErrorBody { message: "partition 1 is led by broker 4".to_owned() }
         ),
         frame!(
             "unsupported_version_response",
@@ -365,28 +319,13 @@ fn one_record(base_offset: Offset, leader_epoch: LeaderEpoch) -> Vec<u8> {
 
 #[test]
 fn batches_build_to_their_vectors_and_read_back() {
-    assert_eq!(
-        one_record(Offset(42), LeaderEpoch(5)),
-        vector(BATCHES, "one_record")
-    );
+    assert_eq!(one_record(Offset(42), LeaderEpoch(5)), vector(BATCHES, "one_record"));
 
     let headers = [
-        RecordHeader {
-            key: "trace",
-            value: Some(b"\x01\x02"),
-        },
-        RecordHeader {
-            key: "empty",
-            value: Some(b""),
-        },
-        RecordHeader {
-            key: "none",
-            value: None,
-        },
-        RecordHeader {
-            key: "é",
-            value: Some(b"x"),
-        },
+        RecordHeader { key: "trace", value: Some(b"\x01\x02") },
+        RecordHeader { key: "empty", value: Some(b"") },
+        RecordHeader { key: "none", value: None },
+        RecordHeader { key: "é", value: Some(b"x") },
     ];
     let record = |delta: i64, key, value, headers| Record {
         timestamp: TimestampMs(1_700_000_000_000 + delta),
@@ -444,9 +383,9 @@ fn refused_batches_are_refused_for_the_reason_in_their_name() {
             BatchError::OffsetOverflow { .. } => "offset_overflow",
             BatchError::RecordsBytesMismatch { .. } => "records_bytes_mismatch",
             BatchError::CrcMismatch { .. } => "crc_mismatch",
-            BatchError::UnsupportedCompression {
-                compression: Compression::Lz4,
-            } => "unsupported_compression",
+            BatchError::UnsupportedCompression { compression: Compression::Lz4 } => {
+                "unsupported_compression"
+            }
             BatchError::TrailingBytes { .. } => "trailing_bytes",
             BatchError::MaxTimestampMismatch { .. } => "max_timestamp_mismatch",
             BatchError::Record { error, .. } => match error {
@@ -455,10 +394,7 @@ fn refused_batches_are_refused_for_the_reason_in_their_name() {
                 RecordError::NegativeLength { length: -2 } => "record_negative_length",
                 RecordError::HeaderCount { count: -1 } => "record_header_count",
                 RecordError::HeaderKeyNotUtf8 => "record_header_key_not_utf8",
-                RecordError::OffsetDelta {
-                    delta: 1,
-                    expected: 0,
-                } => "record_offset_delta",
+                RecordError::OffsetDelta { delta: 1, expected: 0 } => "record_offset_delta",
                 RecordError::TooLarge { bytes: 6, max: 5 } => "record_too_large",
                 _ => "another",
             },

@@ -34,7 +34,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustmq_config::BrokerConfig;
 use rustmq_protocol::{BrokerId, ShardId};
 use rustmq_server::mesh::{self, MeshPort};
@@ -72,7 +72,9 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
     let keys = identity::load_or_create(&data_dir.join("node.keys"))?;
 
     let plan = CorePlan::new(&cores, config.shard_count(cores.len()));
-    check_host(&config, &plan)?;
+    if let Some(bytes) = cores::host_memory_bytes() {
+        cores::check_memory(&config, plan.shard_count(), bytes)?;
+    }
     let backend = backend::choose(config.runtime.backend, probe_uring)?;
     let sockets = Sockets::bind(&config, plan.shard_count())?;
     let admin = Admin::bind(config.admin.port)?;
@@ -129,7 +131,8 @@ fn load_config(args: &DevArgs) -> Result<BrokerConfig> {
     for (name, value) in std::env::vars_os() {
         let Some(name) = name.to_str().filter(|name| name.starts_with("RUSTMQ_")) else { continue };
         let value = value.into_string();
-        let value = value.map_err(|value| anyhow::anyhow!("{name} = {value:?} is no UTF-8 text"))?;
+        let value =
+            value.map_err(|value| anyhow::anyhow!("{name} = {value:?} is no UTF-8 text"))?;
         variables.push((name.to_owned(), value));
     }
     Ok(BrokerConfig::load(args.config.as_deref(), variables.into_iter(), &args.sets())?)
@@ -154,16 +157,6 @@ fn lock(data_dir: &Path) -> Result<()> {
     // After one shard's failure the others write until the process is gone. To let go earlier
     // would let the next broker in beside them.
     Box::leak(Box::new(lock));
-    Ok(())
-}
-
-/// What the configuration asks of this host, now that its cores are known.
-fn check_host(config: &BrokerConfig, plan: &CorePlan) -> Result<()> {
-    let shards = plan.shard_count();
-    ensure!(0 < shards, "a broker has at least one shard");
-    if let Some(bytes) = cores::host_memory_bytes() {
-        cores::check_memory(config, shards, bytes)?;
-    }
     Ok(())
 }
 

@@ -63,7 +63,8 @@ struct Ports<'a>(&'a [ShardEndpoint]);
 
 impl fmt::Display for Ports<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let in_a_row = self.0.windows(2).all(|pair| pair[0].port.checked_add(1) == Some(pair[1].port));
+        let in_a_row =
+            self.0.windows(2).all(|pair| pair[0].port.checked_add(1) == Some(pair[1].port));
         let count = self.0.len();
         match self.0 {
             [] => write!(f, "none"),
@@ -102,7 +103,7 @@ mod tests {
     #[test]
     fn everything_fits_on_one_screen_and_the_last_line_says_ready() {
         for flush in ["always", "interval"] {
-            let sets = [format!("wal.flush={flush}"), "broker.data_dir=/tmp/a b".to_owned()];
+            let sets = [format!("wal.flush={flush}"), "broker.data_dir=/var/a b".to_owned()];
             let config = BrokerConfig::load(None, std::iter::empty(), &sets).unwrap();
             let screen = Screen {
                 config: &config,
@@ -121,7 +122,7 @@ mod tests {
                 "2, on ports 9192-9193",
                 "epoll: io_uring is denied",
                 "http://127.0.0.1:9642/metrics",
-                "rustmq produce hello --data-dir '/tmp/a b'",
+                "rustmq produce hello --data-dir '/var/a b'",
             ] {
                 assert!(text.contains(part), "{part} is missing in\n{text}");
             }

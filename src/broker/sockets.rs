@@ -89,10 +89,8 @@ pub(super) struct AddressFiles {
 impl AddressFiles {
     /// Removes what a broker that was killed left behind.
     pub(super) fn cleared(data_dir: &Path) -> Result<Self> {
-        let files = Self {
-            clients: data_dir.join("address"),
-            admin: data_dir.join("admin-address"),
-        };
+        let files =
+            Self { clients: data_dir.join("address"), admin: data_dir.join("admin-address") };
         files.remove()?;
         Ok(files)
     }

@@ -37,8 +37,13 @@ pub(crate) struct ConsumeArgs {
     until_end: bool,
     /// How a record is written: %v value, %k key, %t topic, %p partition, %o offset, %T timestamp in
     /// ms, %h headers, %%, \n, \t, \r, \\
-    #[arg(short = 'f', long = "format", value_name = "FORMAT", default_value = r"%v\n",
-        allow_hyphen_values = true)]
+    #[arg(
+        short = 'f',
+        long = "format",
+        value_name = "FORMAT",
+        default_value = r"%v\n",
+        allow_hyphen_values = true
+    )]
     format: Format,
     /// Reads this partition alone
     #[arg(long, value_name = "N")]
@@ -173,9 +178,7 @@ async fn copy(
 }
 
 /// The next record, if it is here already.
-async fn next_ready(
-    consumer: &mut Consumer,
-) -> Poll<Option<Result<ConsumerRecord, ClientError>>> {
+async fn next_ready(consumer: &mut Consumer) -> Poll<Option<Result<ConsumerRecord, ClientError>>> {
     std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut *consumer).poll_next(context))).await
 }
 
@@ -233,7 +236,10 @@ mod tests {
     use super::*;
 
     fn offsets(offsets: &[(u32, u64)]) -> Offsets {
-        offsets.iter().map(|(partition, offset)| (PartitionId(*partition), Offset(*offset))).collect()
+        offsets
+            .iter()
+            .map(|(partition, offset)| (PartitionId(*partition), Offset(*offset)))
+            .collect()
     }
 
     #[test]

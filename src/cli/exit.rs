@@ -42,9 +42,7 @@ impl Exit {
         if error.is::<Unacknowledged>() {
             return Exit::Unacknowledged;
         }
-        error
-            .downcast_ref::<ClientError>()
-            .map_or(Exit::Failed, Exit::of_client)
+        error.downcast_ref::<ClientError>().map_or(Exit::Failed, Exit::of_client)
     }
 
     fn of_client(error: &ClientError) -> Exit {

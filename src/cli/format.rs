@@ -125,10 +125,7 @@ fn push_number(out: &mut Vec<u8>, number: impl fmt::Display) {
     write!(out, "{number}").expect("a Vec takes everything");
 }
 
-fn push_headers<'h>(
-    out: &mut Vec<u8>,
-    headers: impl Iterator<Item = (&'h str, Option<&'h [u8]>)>,
-) {
+fn push_headers<'h>(out: &mut Vec<u8>, headers: impl Iterator<Item = (&'h str, Option<&'h [u8]>)>) {
     for (index, (name, value)) in headers.enumerate() {
         if 0 < index {
             out.push(b',');
@@ -163,7 +160,10 @@ mod tests {
     #[test]
     fn each_directive_writes_its_field_and_text_stays_as_it_is() {
         assert_eq!(written(r"%v\n", FIELDS), b"v\xfe\n");
-        assert_eq!(written(r"%t[%p]@%o %T %k=%v\t\r\\%%", FIELDS), b"orders[3]@42 -5 k=v\xfe\t\r\\%");
+        assert_eq!(
+            written(r"%t[%p]@%o %T %k=%v\t\r\\%%", FIELDS),
+            b"orders[3]@42 -5 k=v\xfe\t\r\\%"
+        );
         assert_eq!(written("%h", FIELDS), b"a=1,b=,c=\xff");
         assert_eq!(written("no field\u{e9}", FIELDS), "no field\u{e9}".as_bytes());
         assert_eq!(written("", FIELDS), b"");

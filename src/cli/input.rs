@@ -42,7 +42,7 @@ impl Input {
         let name = path.display().to_string();
         let file = File::open(path).with_context(|| format!("reading {name}"))?;
         let metadata = file.metadata().with_context(|| format!("reading {name}"))?;
-        let bytes = metadata.is_file().then(|| metadata.len());
+        let bytes = metadata.is_file().then_some(metadata.len());
         Ok(Input::spawn(file, name, bytes))
     }
 
@@ -65,10 +65,7 @@ impl Input {
     }
 }
 
-fn read_lines(
-    mut source: impl Read,
-    sender: &Sender<anyhow::Result<Lines>>,
-) -> anyhow::Result<()> {
+fn read_lines(mut source: impl Read, sender: &Sender<anyhow::Result<Lines>>) -> anyhow::Result<()> {
     let mut splitter = LineSplitter::new(RECORD_BYTES_MAX);
     let mut buffer = vec![0; READ_BYTES];
     loop {

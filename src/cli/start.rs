@@ -91,7 +91,8 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused_with_what_is_allowed() {
-        for text in ["", "begin", "+1", "--1", "-", "@", "1.5", "@yesterday", "@2026-01-31", "-+1"] {
+        for text in ["", "begin", "+1", "--1", "-", "@", "1.5", "@yesterday", "@2026-01-31", "-+1"]
+        {
             let error = text.parse::<From>().unwrap_err();
             assert!(error.to_string().contains("allowed are start, end"), "{text}");
         }

@@ -40,6 +40,13 @@ pub fn scope(tag: Tag) -> Scope {
     }
 }
 
+/// Runs `work` in a scope.
+#[inline]
+pub fn within<T>(tag: Tag, work: impl FnOnce() -> T) -> T {
+    let _scope = scope(tag);
+    work()
+}
+
 #[cfg(feature = "count-allocations")]
 impl Drop for Scope {
     fn drop(&mut self) {

@@ -4,7 +4,7 @@
 //! reads or writes. A future dropped early leaves its buffer with the runtime until the kernel is
 //! done with it. Positions, lengths and addresses are whole blocks of [`ALIGN`] bytes.
 //!
-//! All of it needs the thread of a running [`runtime`](crate::runtime).
+//! All of it needs the thread of a running [`runtime`].
 
 use std::fmt;
 use std::io;

@@ -16,7 +16,7 @@
 //! | [`clock`] | the one clock: read once a turn |
 //! | [`cpu`] | which cores there are, pinning |
 //! | [`runtime`] | executor of one thread over io_uring or epoll |
-//! | [`file`] and [`fs`] | durable writes, reads, and the calls on names |
+//! | [`mod@file`] and [`fs`] | durable writes, reads, and the calls on names |
 //! | [`udp`] | datagram trains in and out |
 //! | [`alloc`] | who asks for memory, counted for tests |
 //! | [`lock`], [`random`], [`probe`] | directory lock, random bytes, facts about the host |

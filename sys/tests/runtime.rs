@@ -720,6 +720,20 @@ fn every_durable_write_and_every_flush_flushes_the_device() {
 }
 
 #[test]
+fn what_may_cross_threads_does() {
+    fn crosses<T: Send>() {}
+    fn is_shared<T: Send + Sync>() {}
+    crosses::<UdpSocket>();
+    crosses::<rustmq_sys::buffer::Buffer>();
+    crosses::<ReceiveBuffers>();
+    is_shared::<rustmq_sys::buffer::Slice>();
+    is_shared::<BufferPool>();
+    is_shared::<Doorbell>();
+    is_shared::<rustmq_sys::doorbell::Bell>();
+    is_shared::<File>();
+}
+
+#[test]
 fn names_of_backends_are_read_and_written() {
     for backend in [Backend::Uring, Backend::Epoll] {
         assert_eq!(backend.to_string().parse(), Ok(backend));

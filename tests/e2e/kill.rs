@@ -68,8 +68,9 @@ on_both_backends! {
 
 /// One broker through all its lives.
 struct Run {
-    node: Node,
+    /// Before the node, whose files hold what it said.
     broker: Option<Broker>,
+    node: Node,
     random: Random,
     kills: u32,
     acknowledged: usize,
@@ -97,7 +98,7 @@ impl Run {
             load.until_acknowledged(&round, target)?;
             sleep(Duration::from_micros(self.random.below(3_000)));
             self.kill_and_start()?;
-            load.until_idle()?;
+            load.until_idle().with_context(|| self.state())?;
             runtime.block_on(self.check(topic, &load, &round))?;
         }
         self.acknowledged += load.stop()?;
@@ -107,6 +108,14 @@ impl Run {
             client.close().await;
             Ok(())
         })
+    }
+
+    /// For a failure.
+    fn state(&self) -> String {
+        let state = self.broker.as_ref().map(Broker::state).unwrap_or_default();
+        let counters = state.lines().filter(|line| !line.starts_with('#') && !line.contains("bucket"));
+        let counters: Vec<&str> = counters.collect();
+        format!("after kill {}\n{}", self.kills, counters.join("\n"))
     }
 
     fn kill_and_start(&mut self) -> Result<()> {

@@ -84,8 +84,7 @@ fn main() -> Result<()> {
     })?;
     drop(bench);
 
-    let run =
-        Run { machine, cores, rounds: args.rounds, seconds: args.seconds, foreign_max };
+    let run = Run { machine, cores, rounds: args.rounds, seconds: args.seconds, foreign_max };
     match args.format {
         Format::Text => print!("{}", report::text(&run, &results)),
         Format::Json => println!("{:#}", report::json(&run, &results)),

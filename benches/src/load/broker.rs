@@ -51,8 +51,7 @@ impl Broker {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("starting {}", binary.display()))?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut broker =
-            Broker { child, dir: dir.to_owned(), address: nowhere, admin: nowhere };
+        let mut broker = Broker { child, dir: dir.to_owned(), address: nowhere, admin: nowhere };
         broker.wait_until_ready()?;
         Ok(broker)
     }
@@ -148,7 +147,8 @@ mod tests {
 
     #[test]
     fn a_metric_is_summed_over_its_labels_and_not_mixed_up_with_longer_names() {
-        let text = "# TYPE a counter\na{shard=\"0\"} 3\na{shard=\"1\"} 4\na_b{shard=\"0\"} 100\nc 5\n";
+        let text =
+            "# TYPE a counter\na{shard=\"0\"} 3\na{shard=\"1\"} 4\na_b{shard=\"0\"} 100\nc 5\n";
         assert_eq!(sum_of(text, "a"), Some(7.0));
         assert_eq!(sum_of(text, "c"), Some(5.0));
         assert_eq!(sum_of(text, "d"), None);

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use quinn::Endpoint;
-use rustmq_sys::cpu;
 use tokio::runtime;
 
 use super::broker::Broker;
@@ -78,17 +77,13 @@ impl Case {
             window,
         };
         match self {
-            Case::DeviceRing | Case::DeviceBlocking => shape(1, 0, device_bytes(), 1),
+            Case::DeviceRing | Case::DeviceBlocking => shape(1, 1, device::WRITE_BYTES, 1),
             Case::Echo | Case::ProduceAlone => shape(1, 1, 1 << 10, 1),
             Case::ProduceEight | Case::SlowFlush | Case::OpenLoop => shape(8, 1, 1 << 10, 1),
             Case::ProduceEightBatches => shape(8, 10, 1 << 10, 1),
             Case::ProduceLarge => shape(1, 1, 64 << 10, 8),
         }
     }
-}
-
-const fn device_bytes() -> usize {
-    4096
 }
 
 /// Producers, and what each of them sends.
@@ -204,9 +199,9 @@ impl Bench {
     ) -> Result<Sample> {
         let shape = case.shape();
         let rate = match case {
-            Case::OpenLoop => {
-                Some(self.closed_loop_rate.context("no closed loop came before the open one")? / 2.0)
-            }
+            Case::OpenLoop => Some(
+                self.closed_loop_rate.context("no closed loop came before the open one")? / 2.0,
+            ),
             _ => None,
         };
         let flushed = "rustmq_wal_flushed_blocks_total";
@@ -297,7 +292,8 @@ async fn producers(
     Ok(producers)
 }
 
-fn client_endpoint(certs: &Path) -> Result<Endpoint> {
+/// A socket from which connections are opened.
+pub fn client_endpoint(certs: &Path) -> Result<Endpoint> {
     let mut endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     endpoint.set_default_client_config(tls::client(certs)?);
     Ok(endpoint)
@@ -307,9 +303,9 @@ fn sample(tally: &Tally, shape: Shape) -> Sample {
     let mut sample = Sample::default();
     let seconds = tally.elapsed.as_secs_f64();
     let rate = tally.latency.len() as f64 / seconds;
-    let payload_bytes = shape.records.max(1) * shape.value_bytes;
+    let payload_bytes = shape.records * shape.value_bytes;
     sample.set(Figure::RequestsPerS, rate);
-    sample.set(Figure::RecordsPerS, rate * shape.records.max(1) as f64);
+    sample.set(Figure::RecordsPerS, rate * shape.records as f64);
     sample.set(Figure::MbPerS, rate * payload_bytes as f64 / 1e6);
     let quantile = |quantile: f64| tally.latency.value_at_quantile(quantile) as f64 / 1e3;
     sample.set(Figure::P50Us, quantile(0.5));

@@ -17,7 +17,7 @@ use super::drive::Tally;
 const FILE_BYTES: u64 = 64 << 20;
 
 /// Size of a write: the smallest block of a WAL.
-const WRITE_BYTES: usize = 4096;
+pub const WRITE_BYTES: usize = 4096;
 
 /// Bytes of each write that fills the file.
 const FILL_BYTES: usize = 1 << 20;

@@ -38,12 +38,7 @@ pub struct Tally {
 impl Tally {
     /// Nothing yet.
     pub fn new() -> Tally {
-        Tally {
-            latency: histogram(),
-            elapsed: Duration::ZERO,
-            answers: 0,
-            late: histogram(),
-        }
+        Tally { latency: histogram(), elapsed: Duration::ZERO, answers: 0, late: histogram() }
     }
 
     /// One answer.
@@ -93,11 +88,7 @@ pub struct Period {
 }
 
 /// Every producer keeps `window` requests in flight.
-pub async fn closed_loop(
-    producers: Vec<Producer>,
-    window: usize,
-    period: Period,
-) -> Result<Tally> {
+pub async fn closed_loop(producers: Vec<Producer>, window: usize, period: Period) -> Result<Tally> {
     let begin = Instant::now() + period.warm_up;
     let end = begin + period.measured;
     let mut tasks = JoinSet::new();
@@ -156,7 +147,7 @@ async fn one_by_one(producer: Producer, begin: Instant, end: Instant) -> Result<
             link.sender.finish()?;
             return Ok(tally);
         }
-        link.sender.send(frame.next().1).await?;
+        link.sender.send(frame.next_batch().1).await?;
         link.receiver.receive().await?.context("the stream ended")?;
         match begin <= sent {
             true => tally.record(sent.elapsed()),
@@ -233,7 +224,7 @@ async fn send(
     in_flight: &InFlight,
     since: Instant,
 ) -> Result<()> {
-    let (correlation, bytes) = frame.next();
+    let (correlation, bytes) = frame.next_batch();
     in_flight.lock().push_back((correlation, since));
     sender.send(bytes).await
 }

@@ -55,14 +55,17 @@ impl Machine {
         let known = |fact: Option<bool>, yes: &str, no: &str| {
             fact.map_or("unknown", |fact| if fact { yes } else { no }).to_owned()
         };
-        let disk = storage.device.map_or("not one disk".to_owned(), |device| {
-            format!(
-                "{}, cache {}, FUA {}",
-                device.name,
-                known(device.volatile_cache, "volatile (write back)", "write through"),
-                known(device.force_unit_access, "yes", "no"),
-            )
-        });
+        let disk = storage.device.map_or_else(
+            || "not one disk".to_owned(),
+            |device| {
+                format!(
+                    "{}, cache {}, FUA {}",
+                    device.name,
+                    known(device.volatile_cache, "volatile (write back)", "write through"),
+                    known(device.force_unit_access, "yes", "no"),
+                )
+            },
+        );
         Ok(Machine {
             kernel: host.kernel.unwrap_or_else(|| "unknown".to_owned()),
             processor: model.unwrap_or("unknown").to_owned(),

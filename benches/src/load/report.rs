@@ -40,8 +40,14 @@ pub struct Run {
 /// The text: machine, table, notes.
 pub fn text(run: &Run, results: &Results) -> String {
     let mut out = run.machine.to_string();
-    let core = |core: Option<usize>| core.map_or("not pinned".to_owned(), |core| core.to_string());
-    let _ = writeln!(out, "cores      client {}, shard {}", core(run.cores.client), core(run.cores.server));
+    let core =
+        |core: Option<usize>| core.map_or_else(|| "not pinned".to_owned(), |core| core.to_string());
+    let _ = writeln!(
+        out,
+        "cores      client {}, shard {}",
+        core(run.cores.client),
+        core(run.cores.server)
+    );
     let _ = writeln!(
         out,
         "rounds     {} of {} s for each case, interleaved; thrown away above {:.0} % foreign load\n",
@@ -73,8 +79,7 @@ pub fn json(run: &Run, results: &Results) -> Value {
         let mut figures = Map::new();
         for figure in COLUMNS.iter().chain(&NOTES).chain(&[Figure::RequestsPerS]) {
             if let Some(spread) = series.spread(*figure) {
-                let value =
-                    json!({"median": spread.median, "min": spread.min, "max": spread.max});
+                let value = json!({"median": spread.median, "min": spread.min, "max": spread.max});
                 figures.insert(figure.name().to_owned(), value);
             }
         }
@@ -105,7 +110,7 @@ fn header() -> Vec<String> {
 fn row(case: Case, series: &Series) -> Vec<String> {
     let mut row = vec![case.name().to_owned()];
     row.extend(COLUMNS.iter().map(|figure| {
-        series.spread(*figure).map_or("-".to_owned(), |spread| spread_text(&spread))
+        series.spread(*figure).map_or_else(|| "-".to_owned(), |spread| spread_text(&spread))
     }));
     row.push(format!("{} ({})", series.clean(), series.thrown_away));
     row
@@ -156,10 +161,9 @@ mod tests {
         let cells = |one: &str, two: &str| vec![one.to_owned(), two.to_owned()];
         table(&mut out, &[cells("a", "bb"), cells("ccc", "d")]);
         assert_eq!(out, "| a   | bb |\n|-----|----|\n| ccc | d  |\n");
-        assert_eq!((number(1.234), number(12.34), number(1234.5)), (
-            "1.23".to_owned(),
-            "12.3".to_owned(),
-            "1234".to_owned()
-        ));
+        assert_eq!(
+            (number(1.234), number(12.34), number(1234.5)),
+            ("1.23".to_owned(), "12.3".to_owned(), "1234".to_owned())
+        );
     }
 }

@@ -37,6 +37,14 @@ pub fn client(certs: &Path) -> Result<quinn::ClientConfig> {
 
 /// A server that admits the same clients as the broker: TLS in both directions.
 pub fn server(certs: &Path) -> Result<quinn::ServerConfig> {
+    let tls = QuicServerConfig::try_from(server_tls(certs)?)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+    config.transport_config(Arc::new(transport()));
+    Ok(config)
+}
+
+/// The TLS of such a server.
+pub fn server_tls(certs: &Path) -> Result<rustls::ServerConfig> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(certs)?.into(), provider())
         .build()
         .context("verifying clients")?;
@@ -45,9 +53,7 @@ pub fn server(certs: &Path) -> Result<quinn::ServerConfig> {
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![certificate(certs, "server.crt")?], key(certs, "server.key")?)?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-    config.transport_config(Arc::new(transport()));
-    Ok(config)
+    Ok(tls)
 }
 
 fn transport() -> TransportConfig {
@@ -77,7 +83,8 @@ fn roots(certs: &Path) -> Result<RootCertStore> {
 fn certificate(certs: &Path, name: &str) -> Result<CertificateDer<'static>> {
     let path = certs.join(name);
     let pem = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    CertificateDer::from_pem_slice(&pem).with_context(|| format!("understanding {}", path.display()))
+    CertificateDer::from_pem_slice(&pem)
+        .with_context(|| format!("understanding {}", path.display()))
 }
 
 fn key(certs: &Path, name: &str) -> Result<PrivateKeyDer<'static>> {

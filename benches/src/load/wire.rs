@@ -23,7 +23,10 @@ const TIMEOUT_MS: u32 = 30_000;
 
 /// Opens a connection to the broker or to the echo server.
 pub async fn connect(endpoint: &Endpoint, address: SocketAddr) -> Result<Connection> {
-    endpoint.connect(address, "localhost")?.await.with_context(|| format!("connecting to {address}"))
+    endpoint
+        .connect(address, "localhost")?
+        .await
+        .with_context(|| format!("connecting to {address}"))
 }
 
 /// One bidirectional stream.
@@ -226,7 +229,7 @@ impl ProduceFrame {
     }
 
     /// The producer's next batch, and the correlation that its answer will have.
-    pub fn next(&mut self) -> (CorrelationId, &[u8]) {
+    pub fn next_batch(&mut self) -> (CorrelationId, &[u8]) {
         self.header.correlation.0 = self.header.correlation.0.wrapping_add(1);
         let (header, body) = self.bytes.split_at_mut(FRAME_HEADER_BYTES);
         header.copy_from_slice(&self.header.encode());
@@ -257,7 +260,7 @@ mod tests {
         let target = Target::echo("127.0.0.1:1".parse().unwrap());
         let mut frame = ProduceFrame::new(&target, NO_BROKER, 10, 100);
         for index in 0..3 {
-            let (correlation, bytes) = frame.next();
+            let (correlation, bytes) = frame.next_batch();
             assert_eq!(correlation, CorrelationId(index + 1));
             let header = FrameHeader::decode(bytes.first_chunk().unwrap()).unwrap();
             assert_eq!(header.length as usize, bytes.len());

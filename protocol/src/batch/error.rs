@@ -93,10 +93,7 @@ impl fmt::Display for BatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BatchError::HeaderTruncated { bytes } => {
-                write!(
-                    f,
-                    "{bytes} bytes, a batch has at least {BATCH_HEADER_BYTES}"
-                )
+                write!(f, "{bytes} bytes, a batch has at least {BATCH_HEADER_BYTES}")
             }
             BatchError::LengthOutOfBounds { length } => write!(
                 f,
@@ -107,32 +104,20 @@ impl fmt::Display for BatchError {
                 write!(f, "the length says {declared} bytes, there are {actual}")
             }
             BatchError::UnknownFormatVersion { version } => {
-                write!(
-                    f,
-                    "format version {version}, only {BATCH_FORMAT_VERSION} is allowed"
-                )
+                write!(f, "format version {version}, only {BATCH_FORMAT_VERSION} is allowed")
             }
             BatchError::UnknownAttributes { attributes } => {
-                write!(
-                    f,
-                    "attributes {attributes:#06x}, only 0, 1 and 2 are allowed"
-                )
+                write!(f, "attributes {attributes:#06x}, only 0, 1 and 2 are allowed")
             }
             BatchError::PaddingNotZero => f.write_str("a reserved field of the header is not zero"),
             BatchError::RecordCountOutOfBounds { count } => {
-                write!(
-                    f,
-                    "{count} records, from 1 to {RECORDS_PER_BATCH_MAX} are allowed"
-                )
+                write!(f, "{count} records, from 1 to {RECORDS_PER_BATCH_MAX} are allowed")
             }
             BatchError::OffsetOverflow { base_offset } => {
                 write!(f, "the offsets from {base_offset} on pass the greatest one")
             }
             BatchError::RecordsBytesMismatch { declared, actual } => {
-                write!(
-                    f,
-                    "the header says {declared} bytes of records, there are {actual}"
-                )
+                write!(f, "the header says {declared} bytes of records, there are {actual}")
             }
             BatchError::CrcMismatch { declared, computed } => {
                 write!(

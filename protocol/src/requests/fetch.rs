@@ -41,10 +41,7 @@ pub struct Fetch {
 impl Fetch {
     /// The partition with its topic.
     pub fn topic_partition(&self) -> TopicPartition {
-        TopicPartition {
-            topic: self.topic,
-            partition: self.partition,
-        }
+        TopicPartition { topic: self.topic, partition: self.partition }
     }
 
     /// Appends the body.
@@ -133,10 +130,7 @@ impl<'a> FetchResponse<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<FetchResponse<'a>, DecodeError> {
         let mut reader = Reader::new(bytes);
         let head = FetchResponseHead::decode(reader.array()?)?;
-        Ok(FetchResponse {
-            head,
-            batches: reader.rest(),
-        })
+        Ok(FetchResponse { head, batches: reader.rest() })
     }
 }
 
@@ -172,10 +166,7 @@ pub enum OffsetAt {
 impl ListOffsets {
     /// The partition with its topic.
     pub fn topic_partition(&self) -> TopicPartition {
-        TopicPartition {
-            topic: self.topic,
-            partition: self.partition,
-        }
+        TopicPartition { topic: self.topic, partition: self.partition }
     }
 
     /// Appends the body.
@@ -208,18 +199,10 @@ impl ListOffsets {
             (0 | 1, _) => return Err(DecodeError::PaddingNotZero),
             (2, timestamp) => OffsetAt::Timestamp(TimestampMs(timestamp)),
             _ => {
-                return Err(DecodeError::UnknownValue {
-                    field: "at",
-                    value: u64::from(at),
-                });
+                return Err(DecodeError::UnknownValue { field: "at", value: u64::from(at) });
             }
         };
-        Ok(ListOffsets {
-            topic,
-            partition,
-            leader_epoch,
-            at,
-        })
+        Ok(ListOffsets { topic, partition, leader_epoch, at })
     }
 }
 

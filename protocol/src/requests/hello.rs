@@ -19,10 +19,7 @@ pub struct Hello {
 impl Hello {
     /// The versions that the client speaks.
     pub fn versions(&self) -> VersionRange {
-        VersionRange {
-            min: self.version_min,
-            max: self.version_max,
-        }
+        VersionRange { min: self.version_min, max: self.version_max }
     }
 
     /// Appends the body.
@@ -134,10 +131,7 @@ impl FlushMode {
             (0, 0) => Ok(FlushMode::Always),
             (0, _) => Err(DecodeError::PaddingNotZero),
             (1, ms) => Ok(FlushMode::Interval { ms }),
-            _ => Err(DecodeError::UnknownValue {
-                field: "flush mode",
-                value: u64::from(mode),
-            }),
+            _ => Err(DecodeError::UnknownValue { field: "flush mode", value: u64::from(mode) }),
         }
     }
 }

@@ -166,10 +166,7 @@ impl BrokerInfo {
             host: reader.text(STRING_BYTES_MAX)?.to_owned(),
             port: reader.u16()?,
             shards: read_list(reader, u32::from(SHARDS_PER_BROKER_MAX), 4, |reader| {
-                Ok(ShardEndpoint {
-                    shard: ShardId(reader.u16()?),
-                    port: reader.u16()?,
-                })
+                Ok(ShardEndpoint { shard: ShardId(reader.u16()?), port: reader.u16()? })
             })?,
         })
     }

@@ -91,10 +91,7 @@ pub struct ProduceHead {
 impl ProduceHead {
     /// The partition with its topic.
     pub fn topic_partition(&self) -> TopicPartition {
-        TopicPartition {
-            topic: self.topic,
-            partition: self.partition,
-        }
+        TopicPartition { topic: self.topic, partition: self.partition }
     }
 
     /// The head as it is on the wire.
@@ -123,22 +120,13 @@ impl ProduceHead {
             1 => Acks::Leader,
             2 => Acks::All,
             value => {
-                return Err(DecodeError::UnknownValue {
-                    field: "acks",
-                    value: u64::from(value),
-                });
+                return Err(DecodeError::UnknownValue { field: "acks", value: u64::from(value) });
             }
         };
         reader.padding::<3>()?;
         let timeout_ms = reader.u32()?;
         reader.finish()?;
-        Ok(ProduceHead {
-            topic,
-            partition,
-            leader_epoch,
-            acks,
-            timeout_ms,
-        })
+        Ok(ProduceHead { topic, partition, leader_epoch, acks, timeout_ms })
     }
 }
 
@@ -162,10 +150,7 @@ impl<'a> Produce<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<Produce<'a>, DecodeError> {
         let mut reader = Reader::new(bytes);
         let head = ProduceHead::decode(reader.array()?)?;
-        Ok(Produce {
-            head,
-            batch: reader.rest(),
-        })
+        Ok(Produce { head, batch: reader.rest() })
     }
 }
 

@@ -86,9 +86,7 @@ impl DeleteTopic {
     /// Reads the body.
     pub fn decode(bytes: &[u8]) -> Result<DeleteTopic, DecodeError> {
         let mut reader = Reader::new(bytes);
-        let request = DeleteTopic {
-            name: reader.text(STRING_BYTES_MAX)?.to_owned(),
-        };
+        let request = DeleteTopic { name: reader.text(STRING_BYTES_MAX)?.to_owned() };
         reader.finish()?;
         Ok(request)
     }
@@ -110,9 +108,7 @@ impl DeleteTopicResponse {
     /// Reads the body.
     pub fn decode(bytes: &[u8]) -> Result<DeleteTopicResponse, DecodeError> {
         let mut reader = Reader::new(bytes);
-        let response = DeleteTopicResponse {
-            id: TopicId::from_bytes(*reader.array()?),
-        };
+        let response = DeleteTopicResponse { id: TopicId::from_bytes(*reader.array()?) };
         reader.finish()?;
         Ok(response)
     }

@@ -1,7 +1,7 @@
 //! Sends many records without waiting for each, while a second task reads them as a stream.
 //!
 //! ```text
-//! cargo run --release -p rustmq-client --example pipeline -- --data-dir data
+//! cargo run --release -p rustmq-client --example pipeline -- --data-dir rustmq-data
 //! ```
 
 use std::collections::VecDeque;
@@ -81,12 +81,12 @@ fn report(what: &str, begun: Instant) {
     );
 }
 
-/// `--data-dir DIR`, or `RUSTMQ_DATA_DIR`, or `data`.
+/// `--data-dir DIR`, or `RUSTMQ_DATA_DIR`, or `rustmq-data`.
 fn data_dir() -> Result<String, String> {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("--data-dir") => arguments.next().ok_or_else(|| "--data-dir needs a value".to_owned()),
         Some(other) => Err(format!("unknown argument {other}; --data-dir DIR is allowed")),
-        None => Ok(std::env::var("RUSTMQ_DATA_DIR").unwrap_or_else(|_| "data".to_owned())),
+        None => Ok(std::env::var("RUSTMQ_DATA_DIR").unwrap_or_else(|_| "rustmq-data".to_owned())),
     }
 }

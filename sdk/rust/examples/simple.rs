@@ -1,7 +1,7 @@
 //! Creates a topic, sends a few records and reads them back.
 //!
 //! ```text
-//! cargo run -p rustmq-client --example simple -- --data-dir data
+//! cargo run -p rustmq-client --example simple -- --data-dir rustmq-data
 //! ```
 
 use rustmq_client::{Client, ClientConfig, ErrorCode, NewTopic, ProducerRecord, Start};
@@ -43,12 +43,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// `--data-dir DIR`, or `RUSTMQ_DATA_DIR`, or `data`.
+/// `--data-dir DIR`, or `RUSTMQ_DATA_DIR`, or `rustmq-data`.
 fn data_dir() -> Result<String, String> {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("--data-dir") => arguments.next().ok_or_else(|| "--data-dir needs a value".to_owned()),
         Some(other) => Err(format!("unknown argument {other}; --data-dir DIR is allowed")),
-        None => Ok(std::env::var("RUSTMQ_DATA_DIR").unwrap_or_else(|_| "data".to_owned())),
+        None => Ok(std::env::var("RUSTMQ_DATA_DIR").unwrap_or_else(|_| "rustmq-data".to_owned())),
     }
 }

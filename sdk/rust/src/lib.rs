@@ -14,7 +14,7 @@
 //! # async fn example() -> Result<(), rustmq_client::ClientError> {
 //! use rustmq_client::{Client, ClientConfig, NewTopic, ProducerRecord, Start};
 //!
-//! let client = Client::connect(ClientConfig::from_dev_dir("data")?).await?;
+//! let client = Client::connect(ClientConfig::from_dev_dir("rustmq-data")?).await?;
 //! client.create_topic(NewTopic::new("orders", 4)).await?;
 //!
 //! let producer = client.producer("orders").build().await?;

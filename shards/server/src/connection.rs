@@ -141,6 +141,12 @@ impl Connection {
         true
     }
 
+    /// Is there something left to read that may be read?
+    pub(crate) fn wants_turn(&self) -> bool {
+        let paused = self.session.as_ref().is_none_or(|session| session.is_paused());
+        !self.readable.is_empty() && !paused && self.assembling_bytes < ASSEMBLING_BYTES_MAX
+    }
+
     /// Is every request answered, and every answer with the transport?
     pub(crate) fn is_quiet(&self) -> bool {
         self.session

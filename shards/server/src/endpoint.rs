@@ -427,6 +427,7 @@ impl State {
         }
         let socket = &endpoint.sockets[connection.socket];
         let mut outlet = SocketOutlet { socket, spare: &mut self.spare };
+        again |= connection.wants_turn();
         again |= connection.transmit(now, socket.max_gso_segments(), &mut outlet);
         if connection.refused.is_some() {
             endpoint.wake_writer.notify();

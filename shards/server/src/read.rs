@@ -84,12 +84,11 @@ pub(crate) async fn first_at_or_after(
         may_hold.map(|(sequence, _)| sequence).collect()
     };
     for sequence in segments {
-        let points = wal.files.points(sequence, id).await.map_err(unreadable)?;
-        let Some(points) = points else { continue };
-        let readable = points_from(&points, log_start);
-        let Some(point) = find_timestamp(readable, at) else {
-            continue;
+        let pick = |points: &[IndexPoint]| {
+            find_timestamp(points_from(points, log_start), at).copied()
         };
+        let point = wal.files.pick_points(sequence, id, pick).await.map_err(unreadable)?;
+        let Some(point) = point.flatten() else { continue };
         if high_watermark <= point.base_offset {
             return Ok(None);
         }
@@ -108,6 +107,8 @@ pub(crate) async fn first_at_or_after(
 
 fn from_cache(shard: &Shard, tag: u32, offset: Offset, bytes_max: usize) -> Option<Found> {
     let cache = shard.cache.borrow();
+    // When slow consumers pin most of the block memory, what they get is a copy outside of it.
+    let pressed = shard.wal_of(tag).is_ok_and(|wal| wal.is_pressed());
     let mut found = Found::default();
     let mut next = None;
     for batch in cache.from(tag, offset)? {
@@ -117,7 +118,11 @@ fn from_cache(shard: &Shard, tag: u32, offset: Offset, bytes_max: usize) -> Opti
             break;
         }
         next = Some(batch.end_offset);
-        found.push(batch.bytes.clone(), batch.end_offset.0 - batch.base_offset.0);
+        let bytes = match pressed {
+            true => Bytes::copy_from_slice(&batch.bytes),
+            false => batch.bytes.clone(),
+        };
+        found.push(bytes, batch.end_offset.0 - batch.base_offset.0);
     }
     Some(found)
 }
@@ -143,21 +148,20 @@ async fn from_wal(
             None => return Ok(None),
         }
     };
-    let points = wal.files.points(segment.header.sequence, id).await.map_err(unreadable)?;
-    let Some(points) = points else {
-        return Ok(None);
+    let pick = |points: &[IndexPoint]| {
+        one_read(points_from(points, offset), high_watermark, bytes_max).to_vec()
     };
-    let run = one_read(points_from(&points, offset), high_watermark, bytes_max);
+    let run = wal.files.pick_points(segment.header.sequence, id, pick).await.map_err(unreadable)?;
+    let Some(run) = run else { return Ok(None) };
     let (Some(first), Some(last)) = (run.first(), run.last()) else {
         return Ok(None);
     };
     let range = u64::from(first.position)..u64::from(last.position) + u64::from(last.length);
     let start = range.start;
     let read = wal.files.read(segment.header.slot, range).await;
-    let (memory, at) = read.map_err(unreadable)?;
-    let bytes = memory.into_bytes();
+    let (bytes, at) = read.map_err(unreadable)?;
     let mut found = Found::default();
-    for point in run {
+    for point in &run {
         let entry_at = at + (u64::from(point.position) - start) as usize;
         let expect = EntryExpect {
             generation: segment.header.generation,

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustmq_protocol::TopicPartition;
 use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
 use rustmq_sys::file::File;
@@ -19,7 +20,7 @@ use rustmq_sys::fs;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_wal::footer;
 use rustmq_wal::{
-    BlockBuilder, BlockFlags, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta, FooterTrailer, Generation,
+    BLOCK_ALIGN, BlockBuilder, BlockFlags, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta, FooterTrailer, Generation,
     IndexPoint, NextSegment, NextSlot, SEGMENT_HEADER_BYTES, SealedBlock, SegmentEnd,
     SegmentHeader, SegmentIndex, SegmentSequence, SegmentState, Segments, Slot, WalId,
     encode_footer, footer_bytes,
@@ -32,9 +33,11 @@ use crate::notify::{Notify, WaitList};
 use crate::random;
 use crate::shard::{Shard, ShardError};
 
-/// Kept free at the end of the last segment of a full WAL: for the log starts that make room again,
-/// and for the marks of some dozens of restarts meanwhile.
-pub(crate) const RESERVED_BYTES: usize = 128 * 1024;
+/// Kept free at the end of the last segment of a full WAL, a sixteenth of it within these bounds: for
+/// the log starts that make room again, and a page for each restart meanwhile. A start that finds no
+/// page left is refused, and says that the capacity has to be raised.
+const RESERVED_BYTES_MIN: usize = 128 * 1024;
+const RESERVED_BYTES_MAX: usize = 1024 * 1024;
 
 /// May another block be written?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +67,10 @@ pub(crate) struct SegmentFiles {
     id: WalId,
     dir: PathBuf,
     policy: Policy,
+    /// For headers, checkpoints and footers; consumers cannot use it up.
     pool: BufferPool,
+    /// For what consumers read.
+    read_pool: BufferPool,
     files: RefCell<BTreeMap<Slot, File>>,
     segments: RefCell<Segments>,
     chain: RefCell<Chain>,
@@ -74,6 +80,7 @@ pub(crate) struct SegmentFiles {
     unfooted: RefCell<BTreeMap<SegmentSequence, Rc<SegmentIndex>>>,
     /// Footers of sealed segments, as far as they were used lately.
     footers: RefCell<IndexCache>,
+    reserved_bytes: usize,
     /// The last attempt to make a segment failed, because the disk is full.
     create_failed: Cell<bool>,
     /// A request found no room.
@@ -98,14 +105,18 @@ impl SegmentFiles {
         dir: PathBuf,
         policy: Policy,
         pool: BufferPool,
+        read_pool: BufferPool,
         index_bytes_max: usize,
         recovered: Recovered,
     ) -> Self {
+        let reserved_bytes = Self::reserved(recovered.segments.segment_bytes());
         Self {
+            reserved_bytes,
             id,
             dir,
             policy,
             pool,
+            read_pool,
             files: RefCell::new(recovered.files),
             segments: RefCell::new(recovered.segments),
             chain: RefCell::new(recovered.chain),
@@ -148,7 +159,7 @@ impl SegmentFiles {
     pub(crate) fn admits(&self, block_bytes: usize, entry_count: usize) -> Admission {
         let segments = self.segments.borrow();
         // Without a spare, the end of the active segment is kept for what a full WAL must still say.
-        if segments.fits(block_bytes + RESERVED_BYTES, entry_count) {
+        if segments.fits(block_bytes + self.reserved_bytes, entry_count) {
             return Admission::Fits;
         }
         let next = segments.next_slot();
@@ -167,6 +178,22 @@ impl SegmentFiles {
     /// Has a request found no room since this was asked last?
     pub(crate) fn take_starved(&self) -> bool {
         self.starved.take()
+    }
+
+    /// Can a start be written down: now, or in a segment that is spare or can still be made?
+    pub(crate) fn can_start(&self) -> bool {
+        let segments = self.segments.borrow();
+        segments.fits(BLOCK_ALIGN, 0) || segments.next_slot() != NextSlot::Full
+    }
+
+    /// Is the WAL so full that only log starts may still be written?
+    pub(crate) fn uses_reserve(&self) -> bool {
+        let segments = self.segments.borrow();
+        segments.next_slot() == NextSlot::Full && !segments.fits(self.reserved_bytes, 1)
+    }
+
+    fn reserved(segment_bytes: u64) -> usize {
+        (segment_bytes as usize / 16).clamp(RESERVED_BYTES_MIN, RESERVED_BYTES_MAX)
     }
 
     /// Could a block of this size be written now, with what is kept back for log starts and marks?
@@ -234,7 +261,7 @@ impl SegmentFiles {
 
     /// Seals the active segment and goes on in a spare.
     pub(crate) async fn rotate(&self, shard: &Rc<Shard>) -> Result<(), ShardError> {
-        let slot = self.next_spare().await;
+        let slot = self.next_spare().await?;
         // A seal block says that everything before it is flushed.
         self.flush().await?;
         let old = *self.segments.borrow().active().expect("a WAL has an active segment");
@@ -317,34 +344,40 @@ impl SegmentFiles {
         Ok(())
     }
 
-    /// The data entries of one partition in one live segment, from memory or from its footer.
-    /// `None` when the segment is gone or its footer cannot be read now.
-    pub(crate) async fn points(
+    /// Picks from the data entries of one partition in one live segment, which are in memory or in
+    /// its footer. `None` when the segment is gone or its footer cannot be read now.
+    pub(crate) async fn pick_points<R>(
         &self,
         sequence: SegmentSequence,
         partition: TopicPartition,
-    ) -> io::Result<Option<Rc<[IndexPoint]>>> {
+        pick: impl FnOnce(&[IndexPoint]) -> R,
+    ) -> io::Result<Option<R>> {
         let header = {
             let segments = self.segments.borrow();
-            let Some(segment) = segments.segment(sequence) else {
-                return Ok(None);
-            };
+            let Some(segment) = segments.segment(sequence) else { return Ok(None) };
             let active = segments.active().expect("there is a live segment").header.sequence;
             if sequence == active {
-                return Ok(Some(self.index.borrow().points(partition).into()));
+                return Ok(Some(pick(self.index.borrow().points(partition))));
             }
             segment.header
         };
         if let Some(index) = self.unfooted.borrow().get(&sequence) {
-            return Ok(Some(index.points(partition).into()));
+            return Ok(Some(pick(index.points(partition))));
         }
-        self.footer_points(&header, partition).await
+        let points = self.footer_points(&header, partition).await?;
+        Ok(points.map(|points| pick(&points)))
     }
 
-    /// Reads bytes of one live segment.
-    pub(crate) async fn read(&self, slot: Slot, range: Range<u64>) -> io::Result<(Slice, usize)> {
+    /// Reads bytes of one live segment. When most of the memory for reading is pinned by slow
+    /// consumers, the answer is a copy outside of it.
+    pub(crate) async fn read(&self, slot: Slot, range: Range<u64>) -> io::Result<(Bytes, usize)> {
         let file = self.file(slot);
-        read_range(&file, range, &self.pool).await
+        let (memory, at) = read_range(&file, range, &self.read_pool).await?;
+        let bytes = match self.read_pool.budget_bytes() / 2 < self.read_pool.used_bytes() {
+            true => Bytes::copy_from_slice(&memory),
+            false => memory.into_bytes(),
+        };
+        Ok((bytes, at))
     }
 
     async fn footer_points(
@@ -355,9 +388,7 @@ impl SegmentFiles {
         if let Some(points) = self.footers.borrow_mut().points(header.sequence, partition) {
             return Ok(Some(points));
         }
-        let Some(table) = self.footer_table(header).await? else {
-            return Ok(None);
-        };
+        let Some(table) = self.footer_table(header).await? else { return Ok(None) };
         let Some(line) = footer::find_line(&table.lines, partition) else {
             return Ok(Some(Rc::from([])));
         };
@@ -436,16 +467,19 @@ impl SegmentFiles {
         Ok(written)
     }
 
-    async fn next_spare(&self) -> Slot {
-        self.spare_ready
-            .until(|| match self.segments.borrow().next_slot() {
-                NextSlot::Spare(slot) => Some(slot),
-                NextSlot::Create(_) | NextSlot::Full => {
-                    self.wanted.notify();
-                    None
-                }
-            })
-            .await
+    /// A segment to go on in: a spare, or one made now if nobody makes one already.
+    async fn next_spare(&self) -> Result<Slot, ShardError> {
+        if !matches!(self.segments().next_slot(), NextSlot::Spare(_)) {
+            self.make_spare().await?;
+        }
+        let slot = self.spare_ready.until(|| match self.segments.borrow().next_slot() {
+            NextSlot::Spare(slot) => Some(slot),
+            NextSlot::Create(_) | NextSlot::Full => {
+                self.wanted.notify();
+                None
+            }
+        });
+        Ok(slot.await)
     }
 
     fn active_file(&self) -> File {

@@ -150,6 +150,11 @@ impl Session {
         self.paused.set(true);
     }
 
+    /// Has reading stopped at a limit?
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.get()
+    }
+
     /// The connection is being driven now.
     pub(crate) fn driven(&self) {
         self.queued.set(false);

@@ -41,8 +41,14 @@ use crate::{fetch, housekeeping, produce, tls};
 /// Memory that one buffer of the block pool holds: blocks lie in it one after another.
 const BLOCK_BUFFER_BYTES: usize = 4 << 20;
 
-/// Memory of a shard for reading the disk, beside blocks and the hot cache.
+/// Memory of a WAL for what consumers read from the disk, beside blocks and the hot cache.
 const READ_BUFFER_BYTES: usize = 64 << 20;
+
+/// Memory of a WAL for its own headers, checkpoints and footers, and for recovery.
+const UPKEEP_BUFFER_BYTES: usize = 64 << 20;
+
+/// One buffer of the two pools above; larger ones are made as needed.
+const SMALL_BUFFER_BYTES: usize = 1 << 20;
 
 /// What a shard's thread is given at start.
 pub struct ShardSetup {
@@ -298,8 +304,9 @@ impl Shard {
         };
         let memory = self.config.cache.hot_bytes + config.buffer_bytes;
         let pool = BufferPool::new(memory as usize, BLOCK_BUFFER_BYTES);
-        let read_pool = BufferPool::new(READ_BUFFER_BYTES, READ_BUFFER_BYTES / 64);
-        let opened = recover::open(&setup, &read_pool).await?;
+        let read_pool = BufferPool::new(READ_BUFFER_BYTES, SMALL_BUFFER_BYTES);
+        let upkeep_pool = BufferPool::new(UPKEEP_BUFFER_BYTES, SMALL_BUFFER_BYTES);
+        let opened = recover::open(&setup, &upkeep_pool).await?;
         let policy = Policy {
             flush_always: config.flush == FlushOption::Always,
             delete_oldest: config.when_full == WhenFull::DeleteOldest,
@@ -316,6 +323,7 @@ impl Shard {
             setup.id,
             setup.dir,
             policy,
+            upkeep_pool,
             read_pool,
             index_bytes_max,
             opened.recovered,
@@ -325,6 +333,14 @@ impl Shard {
         let index = self.wals.borrow().len();
         self.wals.borrow_mut().push(Rc::clone(&wal));
         self.adopt(id, index, opened.replayed).map_err(|why| ShardError::Refused { dir, why })?;
+        if !wal.files.can_start() {
+            return Err(ShardError::Refused {
+                dir: wal.files.dir().to_owned(),
+                why: "the WAL is full to its last page and cannot take note of this start: raise \
+                      wal.capacity_bytes by at least one segment for each WAL"
+                    .to_owned(),
+            });
+        }
         // Only now is what was recovered part of the log again, and durable.
         wal.write_block(self, BlockFlags::START).await?;
         let shard = Rc::clone(self);

@@ -230,6 +230,11 @@ impl WalWriter {
         self.ended.until(|| self.closed.get().then_some(())).await;
     }
 
+    /// Is so much block memory in use that consumers should not pin more of it?
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.pool.budget_bytes() - self.pool.budget_bytes() / 8 < self.pool.used_bytes()
+    }
+
     /// Bytes of block memory in use.
     pub(crate) fn buffer_bytes(&self) -> usize {
         self.pool.used_bytes()
@@ -343,10 +348,11 @@ impl WalWriter {
         Ok(flushed.then(|| (ended - handed_over).as_nanos() as u64))
     }
 
-    /// Marks are left out of a WAL that has no page left for them.
+    /// Marks are left out of a WAL that is full: its last pages are for log starts and restarts.
     fn has_room_for_mark(&self) -> bool {
         let open = self.open.borrow();
-        self.files.can_write(open.builder.sealed_bytes(), open.builder.entries().len())
+        !self.files.uses_reserve()
+            && self.files.can_write(open.builder.sealed_bytes(), open.builder.entries().len())
     }
 
     fn fits_segment(&self) -> bool {

@@ -113,7 +113,8 @@ series! {
 
 const REFUSED: (&str, &str) =
     ("rustmq_requests_refused_total", "Requests refused, by the error's name.");
-const LATENCY: (&str, &str) = ("rustmq_stage_latency_seconds", "Time in a part of a request's way.");
+const LATENCY: (&str, &str) =
+    ("rustmq_stage_latency_seconds", "Time in a part of a request's way.");
 
 /// The whole text of a scrape.
 pub(super) fn encode(scrape: &Scrape, ready: bool, uptime: Duration) -> String {

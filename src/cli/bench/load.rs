@@ -126,7 +126,8 @@ async fn run_closed(load: &Load, producers: Vec<Producer>, end: Instant) {
             let mut source = Source::new(load.clone(), producer.clone(), index + slot);
             loops.spawn(async move {
                 while Instant::now() < end && source.load.tally().bytes < source.load.bytes_max {
-                    let (batch, due_at) = (source.next_batch(Instant::now()), Instant::now());
+                    let due_at = Instant::now();
+                    let batch = source.next_batch(due_at);
                     source.send(batch, due_at).await;
                 }
             });

@@ -148,9 +148,7 @@ mod tests {
         assert_eq!(json["records_per_s"], 500.0);
         assert_eq!(json["mb_per_s"], 0.5);
         assert_eq!((&json["errors"], &json["first_error"]), (&json!(4), &json!("STORAGE_FULL")));
-        for (field, us) in
-            [("p50_us", 5e4), ("p99_us", 9.9e4), ("p999_us", 1e5), ("max_us", 1e5)]
-        {
+        for (field, us) in [("p50_us", 5e4), ("p99_us", 9.9e4), ("p999_us", 1e5), ("max_us", 1e5)] {
             let value = json[field].as_f64().unwrap();
             assert!((value - us).abs() <= us / 500.0, "{field}: {value}");
         }

@@ -84,10 +84,10 @@ impl Facts {
 
 /// The folder, or the nearest above it that exists.
 fn existing(folder: &Path) -> anyhow::Result<PathBuf> {
-    let absolute = std::path::absolute(folder)
-        .with_context(|| format!("looking at {}", folder.display()))?;
+    let absolute =
+        std::path::absolute(folder).with_context(|| format!("looking at {}", folder.display()))?;
     let found = absolute.ancestors().find(|folder| folder.is_dir());
-    Ok(found.unwrap_or(Path::new("/")).to_owned())
+    Ok(found.unwrap_or_else(|| Path::new("/")).to_owned())
 }
 
 /// A host that is as it should be.

@@ -87,8 +87,10 @@ pub(super) fn plan(facts: &Facts) -> String {
         Err(_) => "one write with RWF_DSYNC on a thread beside the shard",
     };
     let cores = facts.cores;
-    format!("`rustmq dev` runs {shards} shard(s) on {cores} core(s) with {backend}.\n\
-             Each block of records becomes durable by {flush} before it is acknowledged.")
+    format!(
+        "`rustmq dev` runs {shards} shard(s) on {cores} core(s) with {backend}.\n\
+             Each block of records becomes durable by {flush} before it is acknowledged."
+    )
 }
 
 fn defaults() -> BrokerConfig {
@@ -204,10 +206,8 @@ fn space(facts: &Facts) -> Finding {
     let wanted = config.wal.capacity_bytes * u64::from(config.shard_count(facts.cores));
     let fact = format!("{} free", size(facts.storage.free_bytes));
     if facts.storage.free_bytes < wanted {
-        let advice = format!(
-            "the WALs may grow to {}: make room or lower wal.capacity_bytes",
-            size(wanted)
-        );
+        let advice =
+            format!("the WALs may grow to {}: make room or lower wal.capacity_bytes", size(wanted));
         return note("disk space", fact, &advice);
     }
     ok("disk space", fact)

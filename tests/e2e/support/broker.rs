@@ -243,6 +243,15 @@ impl Broker {
         ready.with_context(|| format!("the broker is not ready\n{}", self.process.output()))
     }
 
+    /// What is said of it now, for people.
+    pub(crate) fn state(&self) -> String {
+        let pages = ["/readyz", "/metrics"].map(|page| match self.get(page) {
+            Ok(text) => text,
+            Err(error) => format!("{page}: {error:#}"),
+        });
+        pages.join("\n")
+    }
+
     /// Waits until it has refused to start, and says so on standard error without a panic.
     pub(crate) fn refusal(mut self) -> Result<String> {
         let status = self.process.wait()?;

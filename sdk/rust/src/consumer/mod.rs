@@ -1,6 +1,6 @@
 //! Records from a topic.
 //!
-//! One task per partition ([`fetcher`]) keeps a long poll at the leader and reads ahead, up to a
+//! One task per partition (`fetcher`) keeps a long poll at the leader and reads ahead, up to a
 //! bound in bytes. The consumer takes what has arrived, partition by partition as it came, and
 //! skips records before the offset asked for.
 

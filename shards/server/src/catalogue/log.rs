@@ -135,8 +135,17 @@ async fn open_or_create(dir: &Path, file: CatalogueFile, pool: &BufferPool) -> i
     let path = dir.join(file.file_name());
     match fs::open(&path).await {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        // A file that was cut off while it was made is made again: nothing was written to it.
-        Ok(file) if file.bytes() < CATALOGUE_BYTES_DEFAULT as u64 => fs::remove(&path).await?,
+        // It is made under another name and renamed whole, so a short one was damaged later.
+        Ok(file) if file.bytes() < CATALOGUE_BYTES_DEFAULT as u64 => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "{} has {} bytes and must have {CATALOGUE_BYTES_DEFAULT}: restore it from a copy",
+                    path.display(),
+                    file.bytes()
+                ),
+            ));
+        }
         opened => return opened,
     }
     let made = dir.join(format!("{}.new", file.file_name()));

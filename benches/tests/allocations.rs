@@ -1,0 +1,209 @@
+//! Does a produce allocate? A real shard serves a real client over QUIC while every request to the
+//! allocator on the shard's thread is counted: ours, and beside it those of quinn-proto, which builds
+//! its packets and keeps its books with the allocator's help.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
+use rustmq_benches::load::cases::client_endpoint;
+use rustmq_benches::load::tls;
+use rustmq_benches::load::wire::{self, Link, ProduceFrame, Target};
+use rustmq_config::BrokerConfig;
+use rustmq_protocol::{BrokerId, ShardEndpoint, ShardId};
+use rustmq_server::mesh::{self, MeshPort, Message};
+use rustmq_server::{Node, NodeKeys, ShardSetup};
+use rustmq_sys::alloc::{self, CountingAllocator, Counts};
+use rustmq_sys::runtime::{Backend, RuntimeConfig, probe_uring};
+use rustmq_sys::udp::UdpSocket;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Requests after which every buffer that is used again has its size.
+const WARM_UP: usize = 5_000;
+
+/// Requests that are counted.
+const COUNTED: usize = 20_000;
+
+/// Segments that the whole test fits into: a rotation allocates, once in thousands of records.
+const SETS: [&str; 5] = [
+    "test.enabled=true",
+    "wal.segment_bytes=256MiB",
+    "wal.capacity_bytes=1GiB",
+    "test.retention_check_ms=3600000",
+    "broker.shards=1",
+];
+
+// One test, because the counts are of the whole process.
+#[test]
+fn a_produce_of_one_record_allocates_nothing_of_ours() {
+    for backend in [Backend::Uring, Backend::Epoll] {
+        if backend == Backend::Uring
+            && let Err(why) = probe_uring()
+        {
+            assert!(std::env::var_os("CI").is_none(), "io_uring cannot be used: {why}");
+            println!("SKIPPED {backend}: {why}");
+            continue;
+        }
+        let counts = count(backend);
+        let per_request = |count: u64| count as f64 / COUNTED as f64;
+        println!(
+            "{backend}: per produce {:.3} allocations of ours ({:.0} bytes), {:.3} of quinn-proto \
+             ({:.0} bytes)",
+            per_request(counts.ours),
+            per_request(counts.ours_bytes),
+            per_request(counts.quic),
+            per_request(counts.quic_bytes),
+        );
+        assert_eq!(
+            counts.ours,
+            0,
+            "{backend}: {COUNTED} produces allocated; the first of them:\n{}",
+            our_frames(&alloc::take_traces())
+        );
+    }
+}
+
+/// What the shard's thread asked the allocator for while it served the counted requests.
+fn count(backend: Backend) -> Counts {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let certs = dir.path().join("certs");
+    std::fs::create_dir(&certs).unwrap();
+    create_certificates(&certs);
+    let shard = Shard::start(dir.path(), &certs, backend);
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let counts = runtime.block_on(async {
+        let endpoint = client_endpoint(&certs).unwrap();
+        let connection = wire::connect(&endpoint, shard.address).await.unwrap();
+        let mut link = Link::to_broker(&connection).await.unwrap();
+        link.create_topic("t", 1).await.unwrap();
+        let metadata = link.metadata("t").await.unwrap();
+        let target = Target::of_topic(&metadata, shard.address).unwrap()[0];
+        let producer = link.init_producer().await.unwrap();
+        let mut frame = ProduceFrame::new(&target, producer, 1, 1 << 10);
+        produce(&mut link, &mut frame, WARM_UP).await;
+        let before = alloc::counts();
+        alloc::trace_ours(alloc::TRACES_MAX);
+        produce(&mut link, &mut frame, COUNTED).await;
+        let counts = alloc::counts().since(before);
+        alloc::trace_ours(0);
+        counts
+    });
+    shard.stop();
+    counts
+}
+
+async fn produce(link: &mut Link, frame: &mut ProduceFrame, count: usize) {
+    for _ in 0..count {
+        link.sender.send(frame.next_batch().1).await.unwrap();
+        link.receiver.receive().await.unwrap().unwrap();
+    }
+}
+
+/// One shard on a thread of its own, and the control end of the mesh.
+struct Shard {
+    address: SocketAddr,
+    control: MeshPort,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Shard {
+    fn start(dir: &Path, certs: &Path, backend: Backend) -> Shard {
+        let mut sets: Vec<String> = SETS.iter().map(|set| (*set).to_owned()).collect();
+        sets.push(format!("broker.data_dir={}", dir.join("data").display()));
+        let config = BrokerConfig::load(None, std::iter::empty(), &sets).unwrap();
+        std::fs::create_dir(&config.broker.data_dir).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), 1 << 20).unwrap();
+        let address = socket.local_addr().unwrap();
+        let node = Node {
+            broker: BrokerId(1),
+            shard_count: 1,
+            advertised_host: "127.0.0.1".to_owned(),
+            bootstrap_port: address.port(),
+            shards: vec![ShardEndpoint { shard: ShardId(0), port: address.port() }],
+            tls: Arc::new(tls::server_tls(certs).unwrap()),
+            keys: NodeKeys { reset: [1; 64], token: [2; 64], connection_id: 3 },
+        };
+        let mut ports = mesh::build(2).unwrap();
+        let mut control = ports.pop().unwrap();
+        let setup = ShardSetup {
+            id: ShardId(0),
+            node: Arc::new(node),
+            config: Arc::new(config),
+            sockets: vec![socket],
+            port: ports.pop().unwrap(),
+            runtime: RuntimeConfig { backend, core: None, flush_delay: None, ring_entries: 256 },
+        };
+        let thread = thread::spawn(move || {
+            alloc::count_this_thread();
+            rustmq_server::run(setup).unwrap();
+        });
+        while !matches!(receive(&mut control), Some(Message::Serving { .. })) {
+            assert!(!thread.is_finished(), "the shard ended before it served");
+            control.doorbell.park(Some(Duration::from_millis(100)));
+        }
+        Shard { address, control, thread }
+    }
+
+    fn stop(mut self) {
+        let sender = self.control.senders[0].as_mut().unwrap();
+        assert!(sender.try_push(Message::Drain).is_ok());
+        self.control.bells[0].ring();
+        self.thread.join().unwrap();
+    }
+}
+
+fn receive(control: &mut MeshPort) -> Option<Message> {
+    control.receivers[0].as_mut().unwrap().try_pop()
+}
+
+/// The lines of the backtraces that name code of ours, each distinct trace once.
+fn our_frames(traces: &[String]) -> String {
+    let ours = |trace: &String| {
+        let frames =
+            trace.lines().filter(|line| line.contains(": rustmq_") || line.contains(": <rustmq_"));
+        let frames = frames.filter(|line| !line.contains("::alloc::"));
+        frames.take(6).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let mut distinct: Vec<String> = traces.iter().map(ours).collect();
+    distinct.sort();
+    distinct.dedup();
+    distinct.join("--\n")
+}
+
+/// An authority with a server and a client, in the files that the client reads.
+fn create_certificates(folder: &Path) {
+    let write = |name: &str, pem: String| std::fs::write(folder.join(name), pem).unwrap();
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_key = KeyPair::generate().unwrap();
+    write("ca.crt", authority.self_signed(&authority_key).unwrap().pem());
+    let issuer = Issuer::new(authority, authority_key);
+    let leaves = [
+        (
+            "server",
+            SanType::DnsName("localhost".try_into().unwrap()),
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ),
+        (
+            "client",
+            SanType::URI("rustmq:client/test".try_into().unwrap()),
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ),
+    ];
+    for (name, subject, usage) in leaves {
+        let mut leaf = CertificateParams::default();
+        leaf.subject_alt_names = vec![subject];
+        leaf.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        write(&format!("{name}.crt"), leaf.signed_by(&key, &issuer).unwrap().pem());
+        write(&format!("{name}.key"), key.serialize_pem());
+    }
+}
