@@ -103,39 +103,20 @@ impl fmt::Display for ConfigError {
                 let path = path.display();
                 write!(f, "{path} is too large: allowed are {bytes_max} bytes")
             }
-            Self::Syntax {
-                path,
-                line,
-                message,
-            } => {
+            Self::Syntax { path, line, message } => {
                 write!(f, "{}:{line}: not TOML: {message}", path.display())
             }
             Self::SetSyntax { text } => {
                 write!(f, "--set {text}: not valid: allowed is section.key=value")
             }
-            Self::UnknownKey {
-                origin,
-                key,
-                allowed,
-            } => {
+            Self::UnknownKey { origin, key, allowed } => {
                 write!(f, "{origin}: {key} is not an option: allowed is {allowed}")
             }
-            Self::BadValue {
-                origin,
-                key,
-                value,
-                allowed,
-            } => {
-                write!(
-                    f,
-                    "{origin}: {key} = {value} is not valid: allowed is {allowed}"
-                )
+            Self::BadValue { origin, key, value, allowed } => {
+                write!(f, "{origin}: {key} = {value} is not valid: allowed is {allowed}")
             }
             Self::TestOnly { origin, key } => {
-                write!(
-                    f,
-                    "{origin}: {key} is for tests: allowed only with test.enabled = true"
-                )
+                write!(f, "{origin}: {key} is for tests: allowed only with test.enabled = true")
             }
         }
     }

@@ -104,22 +104,13 @@ impl Kind {
 
     const fn number(unit: Unit, min: u64, max: u64) -> Self {
         assert!(min <= max && max <= i64::MAX as u64);
-        Self::Number(Number {
-            unit,
-            min,
-            max,
-            multiple_of: 1,
-            no_limit: false,
-        })
+        Self::Number(Number { unit, min, max, multiple_of: 1, no_limit: false })
     }
 
     /// The same number, in multiples of `step` only.
     pub(crate) const fn in_steps_of(self, step: u64) -> Self {
         match self {
-            Self::Number(number) => Self::Number(Number {
-                multiple_of: step,
-                ..number
-            }),
+            Self::Number(number) => Self::Number(Number { multiple_of: step, ..number }),
             _ => panic!("only numbers have steps"),
         }
     }
@@ -127,10 +118,7 @@ impl Kind {
     /// The same number, or -1 for no limit.
     pub(crate) const fn or_no_limit(self) -> Self {
         match self {
-            Self::Number(number) => Self::Number(Number {
-                no_limit: true,
-                ..number
-            }),
+            Self::Number(number) => Self::Number(Number { no_limit: true, ..number }),
             _ => panic!("only numbers are limits"),
         }
     }
@@ -140,20 +128,12 @@ impl Kind {
         match (self, raw) {
             (Self::Number(number), Raw::Integer(integer)) => number.check(*integer),
             (Self::Number(number), Raw::Text(text)) => number.check(number.parse(text)?),
-            (Self::Choice(words), Raw::Text(text)) => words
-                .iter()
-                .find(|word| *word == text)
-                .copied()
-                .map(Value::Choice),
+            (Self::Choice(words), Raw::Text(text)) => {
+                words.iter().find(|word| *word == text).copied().map(Value::Choice)
+            }
             (Self::Flag, Raw::Flag(flag)) => Some(Value::Flag(*flag)),
             (Self::Flag, Raw::Text(text)) => text.parse().ok().map(Value::Flag),
-            (
-                Self::Text {
-                    bytes_min,
-                    bytes_max,
-                },
-                Raw::Text(text),
-            ) => {
+            (Self::Text { bytes_min, bytes_max }, Raw::Text(text)) => {
                 let fits = (*bytes_min..=*bytes_max).contains(&text.len());
                 (fits && !text.contains('\0')).then(|| Value::Text(text.clone()))
             }
@@ -165,17 +145,11 @@ impl Kind {
     /// How the default stands in a TOML file.
     pub(crate) fn toml(&self, default: &str) -> String {
         let bare = match self {
-            Self::Number(_) => default
-                .bytes()
-                .all(|byte| byte.is_ascii_digit() || byte == b'-'),
+            Self::Number(_) => default.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'),
             Self::Flag => true,
             Self::Choice(_) | Self::Text { .. } | Self::Address => false,
         };
-        if bare {
-            default.to_owned()
-        } else {
-            format!("{default:?}")
-        }
+        if bare { default.to_owned() } else { format!("{default:?}") }
     }
 }
 
@@ -185,9 +159,7 @@ impl Number {
         if plain.is_some() || self.unit != Unit::Bytes {
             return plain;
         }
-        let (suffix, factor) = SIZE_UNITS
-            .iter()
-            .find(|(suffix, _)| text.ends_with(suffix))?;
+        let (suffix, factor) = SIZE_UNITS.iter().find(|(suffix, _)| text.ends_with(suffix))?;
         let count: u64 = text.strip_suffix(suffix)?.trim_end().parse().ok()?;
         i64::try_from(count.checked_mul(*factor)?).ok()
     }
@@ -212,13 +184,8 @@ impl Number {
 
 /// A size with the largest unit that divides it.
 pub(crate) fn size_text(bytes: u64) -> String {
-    let unit = SIZE_UNITS
-        .iter()
-        .find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
-    unit.map_or_else(
-        || bytes.to_string(),
-        |(suffix, factor)| format!("{}{suffix}", bytes / factor),
-    )
+    let unit = SIZE_UNITS.iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
+    unit.map_or_else(|| bytes.to_string(), |(suffix, factor)| format!("{}{suffix}", bytes / factor))
 }
 
 /// What is allowed, as errors and the reference page say it.
@@ -229,12 +196,7 @@ impl fmt::Display for Kind {
                 if number.no_limit {
                     write!(f, "-1 (no limit) or ")?;
                 }
-                write!(
-                    f,
-                    "{}..={}",
-                    number.text(number.min),
-                    number.text(number.max)
-                )?;
+                write!(f, "{}..={}", number.text(number.min), number.text(number.max))?;
                 match number.unit {
                     Unit::Count | Unit::Bytes => {}
                     Unit::Millis => write!(f, " ms")?,
@@ -247,16 +209,10 @@ impl fmt::Display for Kind {
             }
             Self::Choice(words) => f.write_str(&words.join(", ")),
             Self::Flag => f.write_str("true, false"),
-            Self::Text {
-                bytes_min: 0,
-                bytes_max,
-            } => {
+            Self::Text { bytes_min: 0, bytes_max } => {
                 write!(f, "text of at most {bytes_max} bytes")
             }
-            Self::Text {
-                bytes_min,
-                bytes_max,
-            } => {
+            Self::Text { bytes_min, bytes_max } => {
                 write!(f, "text of {bytes_min}..={bytes_max} bytes")
             }
             Self::Address => f.write_str("an IP address"),
@@ -359,23 +315,10 @@ mod tests {
         assert_eq!(check(kind, "64 MiB"), Some(Value::Number(64 << 20)));
         assert_eq!(check(kind, "1TiB"), Some(Value::Number(1 << 40)));
         assert_eq!(kind.check(&Raw::Integer(7)), Some(Value::Number(7)));
-        for text in [
-            "",
-            "MiB",
-            "64MB",
-            "64mib",
-            "1.5GiB",
-            "-1MiB",
-            "0x10",
-            "99999999TiB",
-        ] {
+        for text in ["", "MiB", "64MB", "64mib", "1.5GiB", "-1MiB", "0x10", "99999999TiB"] {
             assert_eq!(check(kind, text), None, "{text}");
         }
-        assert_eq!(
-            check(Kind::millis(0, 1 << 30), "1KiB"),
-            None,
-            "a duration has no size"
-        );
+        assert_eq!(check(Kind::millis(0, 1 << 30), "1KiB"), None, "a duration has no size");
     }
 
     #[test]
@@ -390,10 +333,7 @@ mod tests {
 
     #[test]
     fn minus_one_is_no_limit_only_where_it_is_declared() {
-        assert_eq!(
-            check(Kind::count(1, 5).or_no_limit(), "-1"),
-            Some(Value::NoLimit)
-        );
+        assert_eq!(check(Kind::count(1, 5).or_no_limit(), "-1"), Some(Value::NoLimit));
         assert_eq!(check(Kind::count(1, 5).or_no_limit(), "-2"), None);
         assert_eq!(check(Kind::count(1, 5), "-1"), None);
     }

@@ -23,14 +23,8 @@ const VARIABLE_PREFIX: &str = "RUSTMQ_";
 const DATA_DIR_VARIABLE: &str = "RUSTMQ_DATA_DIR";
 
 /// Variables of the command line's clients, which the broker passes over.
-const CLIENT_VARIABLES: [&str; 6] = [
-    "RUSTMQ_CONNECT",
-    "RUSTMQ_CA",
-    "RUSTMQ_CERT",
-    "RUSTMQ_KEY",
-    "RUSTMQ_API_URL",
-    "RUSTMQ_LOG",
-];
+const CLIENT_VARIABLES: [&str; 6] =
+    ["RUSTMQ_CONNECT", "RUSTMQ_CA", "RUSTMQ_CERT", "RUSTMQ_KEY", "RUSTMQ_API_URL", "RUSTMQ_LOG"];
 
 impl BrokerConfig {
     /// Reads the file (if there is one), the environment and the texts of `--set`, each over the
@@ -74,40 +68,24 @@ impl Settings {
             let raw = Raw::Text(option.default.to_owned());
             Setting {
                 option,
-                value: option
-                    .kind
-                    .check(&raw)
-                    .expect("a test checks every default"),
+                value: option.kind.check(&raw).expect("a test checks every default"),
                 text: raw.to_string(),
                 origin: Origin::Default,
             }
         };
-        Self {
-            settings: options::all().map(default).collect(),
-        }
+        Self { settings: options::all().map(default).collect() }
     }
 
     fn take_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let origin = |position: usize| {
             let before = text.as_bytes().get(..position).unwrap_or_default();
             let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-            Origin::File {
-                path: path.to_owned(),
-                line,
-            }
+            Origin::File { path: path.to_owned(), line }
         };
         let table = DeTable::parse(text).map_err(|error| {
             let position = error.span().map_or(0, |span| span.start);
-            let line = 1 + text
-                .bytes()
-                .take(position)
-                .filter(|byte| *byte == b'\n')
-                .count();
-            ConfigError::Syntax {
-                path: path.to_owned(),
-                line,
-                message: error.message().to_owned(),
-            }
+            let line = 1 + text.bytes().take(position).filter(|byte| *byte == b'\n').count();
+            ConfigError::Syntax { path: path.to_owned(), line, message: error.message().to_owned() }
         })?;
         for (section, options) in table.get_ref() {
             let origin_of_section = origin(section.span().start);
@@ -124,12 +102,7 @@ impl Settings {
                 });
             };
             for (key, value) in options {
-                self.set(
-                    section,
-                    key.get_ref(),
-                    raw(value.get_ref()),
-                    origin(key.span().start),
-                )?;
+                self.set(section, key.get_ref(), raw(value.get_ref()), origin(key.span().start))?;
             }
         }
         Ok(())
@@ -137,14 +110,11 @@ impl Settings {
 
     fn take_env(&mut self, env: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
         // In the order of names: which of two mistakes is reported does not depend on the shell.
-        let ours: BTreeMap<String, String> = env
-            .filter(|(variable, _)| variable.starts_with(VARIABLE_PREFIX))
-            .collect();
+        let ours: BTreeMap<String, String> =
+            env.filter(|(variable, _)| variable.starts_with(VARIABLE_PREFIX)).collect();
         // First, so that the variable with the full name wins.
         if let Some(value) = ours.get(DATA_DIR_VARIABLE) {
-            let origin = Origin::Env {
-                variable: DATA_DIR_VARIABLE.to_owned(),
-            };
+            let origin = Origin::Env { variable: DATA_DIR_VARIABLE.to_owned() };
             self.set("broker", "data_dir", Raw::Text(value.clone()), origin)?;
         }
         for (variable, value) in ours {
@@ -154,9 +124,7 @@ impl Settings {
             let name = variable[VARIABLE_PREFIX.len()..].to_lowercase();
             let (section, key) = name.split_once('_').unwrap_or((&name, ""));
             let upper = variable.bytes().all(|byte| !byte.is_ascii_lowercase());
-            let origin = Origin::Env {
-                variable: variable.clone(),
-            };
+            let origin = Origin::Env { variable: variable.clone() };
             if !upper {
                 return Err(unknown(origin, section, key));
             }
@@ -166,17 +134,10 @@ impl Settings {
     }
 
     fn take_set(&mut self, text: &str) -> Result<(), ConfigError> {
-        let syntax = || ConfigError::SetSyntax {
-            text: text.to_owned(),
-        };
+        let syntax = || ConfigError::SetSyntax { text: text.to_owned() };
         let (name, value) = text.split_once('=').ok_or_else(syntax)?;
         let (section, key) = name.trim().split_once('.').ok_or_else(syntax)?;
-        self.set(
-            section,
-            key,
-            Raw::Text(value.trim().to_owned()),
-            Origin::Set,
-        )
+        self.set(section, key, Raw::Text(value.trim().to_owned()), Origin::Set)
     }
 
     fn set(
@@ -200,12 +161,7 @@ impl Settings {
             });
         };
         let option = setting.option;
-        *setting = Setting {
-            option,
-            value,
-            text: raw.to_string(),
-            origin,
-        };
+        *setting = Setting { option, value, text: raw.to_string(), origin };
         Ok(())
     }
 
@@ -242,15 +198,9 @@ fn read(path: &Path) -> Result<String, ConfigError> {
     // One byte more than allowed shows that there is more.
     File::open(path)
         .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
-        .map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     if FILE_BYTES_MAX < text.len() as u64 {
-        return Err(ConfigError::FileTooLarge {
-            path: path.to_owned(),
-            bytes_max: FILE_BYTES_MAX,
-        });
+        return Err(ConfigError::FileTooLarge { path: path.to_owned(), bytes_max: FILE_BYTES_MAX });
     }
     Ok(text)
 }
@@ -279,16 +229,8 @@ fn unknown(origin: Origin, section: &str, key: &str) -> ConfigError {
             format!("in the sections {}", sections.join(", "))
         }
     };
-    let key = if key.is_empty() {
-        section.to_owned()
-    } else {
-        format!("{section}.{key}")
-    };
-    ConfigError::UnknownKey {
-        origin,
-        key,
-        allowed,
-    }
+    let key = if key.is_empty() { section.to_owned() } else { format!("{section}.{key}") };
+    ConfigError::UnknownKey { origin, key, allowed }
 }
 
 #[cfg(test)]

@@ -64,11 +64,7 @@ impl OptionSpec {
 
     /// The environment variable that sets it.
     pub fn variable(&self) -> String {
-        format!(
-            "RUSTMQ_{}_{}",
-            self.section.to_uppercase(),
-            self.key.to_uppercase()
-        )
+        format!("RUSTMQ_{}_{}", self.section.to_uppercase(), self.key.to_uppercase())
     }
 
     /// What it is.
@@ -95,11 +91,7 @@ impl SectionSpec {
 }
 
 fn join(lines: &[&str]) -> String {
-    lines
-        .iter()
-        .map(|line| line.trim())
-        .collect::<Vec<_>>()
-        .join(" ")
+    lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
 }
 
 macro_rules! options {
@@ -159,9 +151,7 @@ macro_rules! options {
 }
 
 fn take<'a, T: FromValue>(values: &mut impl Iterator<Item = &'a Value>) -> T {
-    let value = values
-        .next()
-        .expect("every option has a value, at least its default");
+    let value = values.next().expect("every option has a value, at least its default");
     T::from_value(value).expect("the declaration's kind fits its type")
 }
 
@@ -220,9 +210,10 @@ options! {
 
     /// The write-ahead log of each shard: where records are stored.
     wal: Wal {
-        /// Size of one segment file; files that exist keep theirs.
+        /// Size of one segment file; a data directory keeps the one it began with.
         segment_bytes: u64 = "64MiB", Kind::bytes(MIB, GIB).in_steps_of(BLOCK_ALIGN), Broker;
-        /// Disk space of one WAL; room for at least 8 segments.
+        /// Disk space of all WALs of the broker together, shared out evenly; room for at least 8
+        /// segments in each.
         capacity_bytes: u64 = "10GiB", Kind::bytes(4 * MIB, 64 * TIB), Broker;
         /// When records reach stable storage: always before they are acknowledged, or at an
         /// interval, which loses acknowledged records when the host fails.

@@ -32,10 +32,7 @@ pub fn file() -> String {
             out.push('\n');
             comment(&mut out, &option.sentence());
             comment(&mut out, &format!("Allowed: {}.", option.kind));
-            line(
-                &mut out,
-                format_args!("#{} = {}", option.key, option.kind.toml(option.default)),
-            );
+            line(&mut out, format_args!("#{} = {}", option.key, option.kind.toml(option.default)));
         }
     }
     out
@@ -45,14 +42,8 @@ pub fn file() -> String {
 pub fn page() -> String {
     let mut out = PAGE_HEAD.to_owned();
     for section in SECTIONS {
-        line(
-            &mut out,
-            format_args!("\n## `[{}]`\n\n{}\n", section.name, section.sentence()),
-        );
-        line(
-            &mut out,
-            format_args!("| Option | Unit | Default | Allowed | Scope | New value | |"),
-        );
+        line(&mut out, format_args!("\n## `[{}]`\n\n{}\n", section.name, section.sentence()));
+        line(&mut out, format_args!("| Option | Unit | Default | Allowed | Scope | New value | |"));
         line(&mut out, format_args!("|---|---|---|---|---|---|---|"));
         for option in section.options {
             row(&mut out, option);
@@ -77,11 +68,7 @@ fn row(out: &mut String, option: &OptionSpec) {
         Scope::Cluster => "cluster",
         Scope::TopicDefault => "topic default",
     };
-    let taken = if option.reloads {
-        "at once"
-    } else {
-        "at start"
-    };
+    let taken = if option.reloads { "at once" } else { "at start" };
     let default = option.kind.toml(option.default);
     line(
         out,

@@ -25,40 +25,26 @@ const BATCH_OVERHEAD_BYTES: u64 = 64 << 10;
 pub(crate) fn broken(config: &BrokerConfig) -> Option<(&'static str, String)> {
     let (broker, wal, network) = (&config.broker, &config.wal, &config.network);
     if broker.listen.is_unspecified() && broker.advertised_host.is_empty() {
-        let allowed = format!(
-            "a host that clients reach: broker.listen = {} is none",
-            broker.listen
-        );
+        let allowed =
+            format!("a host that clients reach: broker.listen = {} is none", broker.listen);
         return Some(("broker.advertised_host", allowed));
     }
     let segment = format!("wal.segment_bytes = {}", size_text(wal.segment_bytes));
-    let segments_min = if config.test.enabled {
-        SEGMENTS_MIN_IN_TESTS
-    } else {
-        SEGMENTS_MIN
-    };
+    let segments_min = if config.test.enabled { SEGMENTS_MIN_IN_TESTS } else { SEGMENTS_MIN };
     let capacity_min = segments_min * wal.segment_bytes;
     if wal.capacity_bytes < capacity_min {
         let min = size_text(capacity_min);
-        return Some((
-            "wal.capacity_bytes",
-            format!("at least {min}: {segments_min} × {segment}"),
-        ));
+        return Some(("wal.capacity_bytes", format!("at least {min}: {segments_min} × {segment}")));
     }
     let block_max = wal.segment_bytes / BLOCKS_PER_SEGMENT_MIN;
     if block_max < wal.block_bytes_max {
         let max = size_text(block_max);
-        return Some((
-            "wal.block_bytes_max",
-            format!("at most {max}: a quarter of {segment}"),
-        ));
+        return Some(("wal.block_bytes_max", format!("at most {max}: a quarter of {segment}")));
     }
     let batch_max = config.topics.record_bytes_max + BATCH_OVERHEAD_BYTES;
     if block_max < batch_max {
-        let (max, overhead) = (
-            size_text(block_max - BATCH_OVERHEAD_BYTES),
-            size_text(BATCH_OVERHEAD_BYTES),
-        );
+        let (max, overhead) =
+            (size_text(block_max - BATCH_OVERHEAD_BYTES), size_text(BATCH_OVERHEAD_BYTES));
         let allowed = format!("at most {max}: with {overhead} around it a quarter of {segment}");
         return Some(("topics.record_bytes_max", allowed));
     }

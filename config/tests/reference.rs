@@ -17,11 +17,7 @@ fn is_up_to_date(path: &str, expected: &str) {
         fs::write(&path, expected).expect("the repository can be written");
     }
     let found = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        found == expected,
-        "{} is out of date: run with BLESS=1",
-        path.display()
-    );
+    assert!(found == expected, "{} is out of date: run with BLESS=1", path.display());
 }
 
 #[test]
@@ -49,8 +45,5 @@ fn the_file_with_every_option_uncommented_is_the_default() {
     fs::write(file.path(), uncommented).unwrap();
     let mut config = BrokerConfig::load(Some(file.path()), iter::empty(), &[]).unwrap();
     config.test.enabled = false;
-    assert_eq!(
-        config,
-        BrokerConfig::load(None, iter::empty(), &[]).unwrap()
-    );
+    assert_eq!(config, BrokerConfig::load(None, iter::empty(), &[]).unwrap());
 }

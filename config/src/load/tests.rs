@@ -10,9 +10,7 @@ use crate::kind::Kind;
 fn load(file: &str, env: &[(&str, &str)], sets: &[&str]) -> Result<BrokerConfig, ConfigError> {
     let path = tempfile::NamedTempFile::new().unwrap();
     fs::write(path.path(), file).unwrap();
-    let env = env
-        .iter()
-        .map(|(variable, value)| (variable.to_string(), value.to_string()));
+    let env = env.iter().map(|(variable, value)| (variable.to_string(), value.to_string()));
     let sets: Vec<String> = sets.iter().map(|text| text.to_string()).collect();
     BrokerConfig::load(Some(path.path()), env, &sets)
 }
@@ -42,11 +40,7 @@ fn defaults_are_a_working_configuration() {
 #[test]
 fn each_source_wins_over_the_ones_before() {
     let file = "[log]\nlevel = \"warn\"\n[wal]\nflush_interval_ms = 5\n[broker]\nid = 7\n";
-    let env = [
-        ("RUSTMQ_LOG_LEVEL", "debug"),
-        ("RUSTMQ_BROKER_ID", "8"),
-        ("HOME", "/root"),
-    ];
+    let env = [("RUSTMQ_LOG_LEVEL", "debug"), ("RUSTMQ_BROKER_ID", "8"), ("HOME", "/root")];
     let config = load(file, &env, &["broker.id=9", "broker.id=10"]).unwrap();
     assert_eq!(config.wal.flush_interval_ms, 5);
     assert_eq!(config.log.level, LogLevel::Debug);
@@ -56,12 +50,8 @@ fn each_source_wins_over_the_ones_before() {
 #[test]
 fn sizes_have_units_in_every_source() {
     let file = "[wal]\nsegment_bytes = \"32MiB\"\ncapacity_bytes = 1_073_741_824\n";
-    let config = load(
-        file,
-        &[("RUSTMQ_CACHE_HOT_BYTES", "1GiB")],
-        &["wal.buffer_bytes=8MiB"],
-    )
-    .unwrap();
+    let config =
+        load(file, &[("RUSTMQ_CACHE_HOT_BYTES", "1GiB")], &["wal.buffer_bytes=8MiB"]).unwrap();
     assert_eq!(config.wal.segment_bytes, 32 << 20);
     assert_eq!(config.wal.capacity_bytes, 1 << 30);
     assert_eq!(config.cache.hot_bytes, 1 << 30);
@@ -136,18 +126,9 @@ fn an_unknown_variable_is_refused_unless_it_is_a_clients() {
         "environment variable RUSTMQ_LOG_LEVLE: log.levle is not an option: allowed is in log: \
          level, format"
     );
-    for variable in [
-        "RUSTMQ_",
-        "RUSTMQ_X",
-        "RUSTMQ_BROKER",
-        "RUSTMQ_Log_Level",
-        "RUSTMQ_é_x",
-    ] {
+    for variable in ["RUSTMQ_", "RUSTMQ_X", "RUSTMQ_BROKER", "RUSTMQ_Log_Level", "RUSTMQ_é_x"] {
         let error = load("", &[(variable, "info")], &[]);
-        assert!(
-            matches!(error, Err(ConfigError::UnknownKey { .. })),
-            "{variable}"
-        );
+        assert!(matches!(error, Err(ConfigError::UnknownKey { .. })), "{variable}");
     }
 }
 
@@ -165,10 +146,7 @@ fn the_short_variable_sets_the_data_directory_and_the_full_one_wins() {
 fn a_set_is_section_key_and_value() {
     for text in ["", "broker.id", "id=3", "=", "broker=3"] {
         let error = load("", &[], &[text]);
-        assert!(
-            matches!(error, Err(ConfigError::SetSyntax { .. })),
-            "{text}"
-        );
+        assert!(matches!(error, Err(ConfigError::SetSyntax { .. })), "{text}");
     }
     assert_eq!(
         refusal("", &[], &["broker.ID=3"]),
@@ -176,10 +154,7 @@ fn a_set_is_section_key_and_value() {
          port, advertised_host"
     );
     assert_eq!(
-        load("", &[], &["broker.data_dir=/a=b"])
-            .unwrap()
-            .broker
-            .data_dir,
+        load("", &[], &["broker.data_dir=/a=b"]).unwrap().broker.data_dir,
         Path::new("/a=b")
     );
 }
@@ -209,11 +184,7 @@ fn a_wal_has_eight_segments_or_four_in_tests() {
 
 #[test]
 fn blocks_and_batches_fit_into_a_quarter_of_a_segment() {
-    let small = [
-        "test.enabled=true",
-        "wal.segment_bytes=1MiB",
-        "wal.block_bytes_max=256KiB",
-    ];
+    let small = ["test.enabled=true", "wal.segment_bytes=1MiB", "wal.block_bytes_max=256KiB"];
     let with = |more: &'static str| [small.as_slice(), &[more]].concat();
     assert!(load("", &[], &with("topics.record_bytes_max=192KiB")).is_ok());
     assert_eq!(
@@ -249,10 +220,7 @@ fn a_broker_that_listens_everywhere_says_where_it_is_reached() {
          broker.listen = 0.0.0.0 is none"
     );
     let sets = ["broker.listen=::", "broker.advertised_host=mq.example.org"];
-    assert_eq!(
-        load("", &[], &sets).unwrap().advertised_host(),
-        "mq.example.org"
-    );
+    assert_eq!(load("", &[], &sets).unwrap().advertised_host(), "mq.example.org");
 }
 
 #[test]
@@ -264,9 +232,7 @@ fn every_bound_fits_the_type_of_its_option() {
         for bound in [number.min, number.max - number.max % number.multiple_of] {
             let mut settings = Settings::defaults();
             let raw = Raw::Integer(i64::try_from(bound).unwrap());
-            settings
-                .set(option.section, option.key, raw, Origin::Set)
-                .unwrap();
+            settings.set(option.section, option.key, raw, Origin::Set).unwrap();
             BrokerConfig::from_values(settings.settings.iter().map(|setting| &setting.value));
         }
     }
@@ -276,11 +242,7 @@ fn every_bound_fits_the_type_of_its_option() {
 fn variables_and_names_are_unambiguous() {
     let mut variables: Vec<_> = options::all().map(OptionSpec::variable).collect();
     assert!(SECTIONS.iter().all(|section| !section.name.contains('_')));
-    assert!(
-        variables
-            .iter()
-            .all(|name| !CLIENT_VARIABLES.contains(&name.as_str()))
-    );
+    assert!(variables.iter().all(|name| !CLIENT_VARIABLES.contains(&name.as_str())));
     variables.sort();
     variables.dedup();
     assert_eq!(variables.len(), options::all().count());

@@ -172,19 +172,11 @@ pub fn check(image: &Image, command: &Command) -> Result<(), ApplyError> {
     }
     match command {
         Command::FormatCluster { .. } => Ok(()),
-        Command::StartBroker {
-            broker,
-            shard_count,
-            wals,
-        } => check_start(image, *broker, *shard_count, wals),
+        Command::StartBroker { broker, shard_count, wals } => {
+            check_start(image, *broker, *shard_count, wals)
+        }
         Command::AddWal { broker, wal } => check_add_wal(image, *broker, *wal),
-        Command::CreateTopic {
-            id,
-            name,
-            replication_factor,
-            config,
-            partitions,
-        } => {
+        Command::CreateTopic { id, name, replication_factor, config, partitions } => {
             check_create(image, *id, name, *replication_factor, config)?;
             check_assignments(image, partitions)
         }
@@ -217,33 +209,17 @@ fn change(image: &mut Image, command: &Command) -> Delta {
     match command {
         Command::FormatCluster { cluster_id } => {
             image.cluster_id = Some(*cluster_id);
-            Delta::ClusterFormatted {
-                cluster_id: *cluster_id,
-            }
+            Delta::ClusterFormatted { cluster_id: *cluster_id }
         }
-        Command::StartBroker {
-            broker,
-            shard_count,
-            wals,
-        } => start_broker(image, *broker, *shard_count, wals),
+        Command::StartBroker { broker, shard_count, wals } => {
+            start_broker(image, *broker, *shard_count, wals)
+        }
         Command::AddWal { broker, wal } => {
-            let owner = image
-                .brokers
-                .get_mut(broker)
-                .expect("check found the broker");
+            let owner = image.brokers.get_mut(broker).expect("check found the broker");
             owner.wals.push(*wal);
-            Delta::WalAdded {
-                broker: *broker,
-                wal: *wal,
-            }
+            Delta::WalAdded { broker: *broker, wal: *wal }
         }
-        Command::CreateTopic {
-            id,
-            name,
-            replication_factor,
-            config,
-            partitions,
-        } => {
+        Command::CreateTopic { id, name, replication_factor, config, partitions } => {
             let topic = Topic {
                 id: *id,
                 name: name.clone(),
@@ -260,12 +236,7 @@ fn change(image: &mut Image, command: &Command) -> Delta {
             let topic = image.topics.remove(id).expect("check found the topic");
             image.partition_count -= topic.partitions.len();
             image.names.remove(&topic.name);
-            image.tombstones.insert(
-                *id,
-                Tombstone {
-                    name: topic.name.clone(),
-                },
-            );
+            image.tombstones.insert(*id, Tombstone { name: topic.name.clone() });
             Delta::TopicDeleted(topic)
         }
         Command::ForgetTopic { id } => {
@@ -276,10 +247,7 @@ fn change(image: &mut Image, command: &Command) -> Delta {
             let start = image.next_producer_id;
             image.next_producer_id += u64::from(*count);
             let range = ProducerId(start)..ProducerId(image.next_producer_id);
-            Delta::ProducerIds {
-                broker: *broker,
-                range,
-            }
+            Delta::ProducerIds { broker: *broker, range }
         }
     }
 }
@@ -304,27 +272,17 @@ fn check_start(
     if shard_count == 0 || wals.is_empty() {
         return Err(ApplyError::NothingToRun { broker });
     }
-    limit(
-        "WALS_PER_BROKER_MAX",
-        wals.len(),
-        limits::WALS_PER_BROKER_MAX,
-    )?;
+    limit("WALS_PER_BROKER_MAX", wals.len(), limits::WALS_PER_BROKER_MAX)?;
     let mut named = BTreeSet::new();
     for wal in wals {
         check_wal_id(*wal)?;
         if !named.insert(*wal) {
-            return Err(ApplyError::WalTaken {
-                wal: *wal,
-                owner: broker,
-            });
+            return Err(ApplyError::WalTaken { wal: *wal, owner: broker });
         }
     }
     for (other, state) in image.brokers().filter(|(id, _)| *id != broker) {
         if let Some(wal) = state.wals.iter().find(|wal| named.contains(wal)) {
-            return Err(ApplyError::WalTaken {
-                wal: *wal,
-                owner: other,
-            });
+            return Err(ApplyError::WalTaken { wal: *wal, owner: other });
         }
     }
     let Some(earlier) = image.broker(broker) else {
@@ -334,25 +292,15 @@ fn check_start(
     if earlier.epoch == u64::MAX {
         return Err(exhausted);
     }
-    let lost: BTreeSet<_> = earlier
-        .wals
-        .iter()
-        .filter(|wal| !named.contains(wal))
-        .collect();
+    let lost: BTreeSet<_> = earlier.wals.iter().filter(|wal| !named.contains(wal)).collect();
     for topic in image.topics() {
         for partition in &topic.partitions {
             if partition.leader == broker && partition.leader_epoch.0 == u32::MAX {
                 return Err(exhausted);
             }
-            let used = partition
-                .placements
-                .iter()
-                .find(|place| lost.contains(&place.wal));
+            let used = partition.placements.iter().find(|place| lost.contains(&place.wal));
             if let Some(Placement { wal, .. }) = used {
-                return Err(ApplyError::WalInUse {
-                    wal: *wal,
-                    topic: topic.id,
-                });
+                return Err(ApplyError::WalInUse { wal: *wal, topic: topic.id });
             }
         }
     }
@@ -361,21 +309,10 @@ fn check_start(
 
 fn start_broker(image: &mut Image, broker: BrokerId, shard_count: u16, wals: &[WalUuid]) -> Delta {
     let epoch = image.broker(broker).map_or(0, |earlier| earlier.epoch) + 1;
-    image.brokers.insert(
-        broker,
-        Broker {
-            epoch,
-            wals: wals.to_vec(),
-            shard_count,
-        },
-    );
+    image.brokers.insert(broker, Broker { epoch, wals: wals.to_vec(), shard_count });
     // A record of this start can then never be mistaken for one of the same offset that an
     // earlier start has lost.
-    for partition in image
-        .topics
-        .values_mut()
-        .flat_map(|topic| &mut topic.partitions)
-    {
+    for partition in image.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
         if partition.leader == broker {
             partition.leader_epoch = LeaderEpoch(partition.leader_epoch.0 + 1);
         }
@@ -385,17 +322,11 @@ fn start_broker(image: &mut Image, broker: BrokerId, shard_count: u16, wals: &[W
 
 fn check_add_wal(image: &Image, broker: BrokerId, wal: WalUuid) -> Result<(), ApplyError> {
     check_wal_id(wal)?;
-    let state = image
-        .broker(broker)
-        .ok_or(ApplyError::UnknownBroker { broker })?;
+    let state = image.broker(broker).ok_or(ApplyError::UnknownBroker { broker })?;
     if let Some(owner) = image.wal_owner(wal) {
         return Err(ApplyError::WalTaken { wal, owner });
     }
-    limit(
-        "WALS_PER_BROKER_MAX",
-        state.wals.len() + 1,
-        limits::WALS_PER_BROKER_MAX,
-    )
+    limit("WALS_PER_BROKER_MAX", state.wals.len() + 1, limits::WALS_PER_BROKER_MAX)
 }
 
 fn check_create(
@@ -417,10 +348,7 @@ fn check_create(
     }
     if !(1..=limits::REPLICATION_FACTOR_MAX).contains(&replication_factor) {
         let max = limits::REPLICATION_FACTOR_MAX;
-        return Err(ApplyError::ReplicationFactor {
-            asked: replication_factor,
-            max,
-        });
+        return Err(ApplyError::ReplicationFactor { asked: replication_factor, max });
     }
     if !config.is_valid() {
         return Err(ApplyError::TopicConfig { config: *config });
@@ -435,16 +363,10 @@ fn check_assignments(image: &Image, partitions: &[PartitionAssignment]) -> Resul
     if count == 0 || count > max as usize {
         return Err(ApplyError::PartitionCount { count, max });
     }
-    limit(
-        "PARTITIONS_MAX",
-        image.partition_count + count,
-        limits::PARTITIONS_MAX,
-    )?;
+    limit("PARTITIONS_MAX", image.partition_count + count, limits::PARTITIONS_MAX)?;
     for PartitionAssignment { broker, wal } in partitions {
         let (broker, wal) = (*broker, *wal);
-        let state = image
-            .broker(broker)
-            .ok_or(ApplyError::UnknownBroker { broker })?;
+        let state = image.broker(broker).ok_or(ApplyError::UnknownBroker { broker })?;
         if !state.wals.contains(&wal) {
             return Err(ApplyError::UnknownWal { broker, wal });
         }
@@ -456,17 +378,12 @@ fn new_partition(assignment: &PartitionAssignment) -> Partition {
     Partition {
         leader: assignment.broker,
         leader_epoch: LeaderEpoch(0),
-        placements: vec![Placement {
-            first_offset: Offset(0),
-            wal: assignment.wal,
-        }],
+        placements: vec![Placement { first_offset: Offset(0), wal: assignment.wal }],
     }
 }
 
 fn check_producer_ids(image: &Image, broker: BrokerId, count: u32) -> Result<(), ApplyError> {
-    image
-        .broker(broker)
-        .ok_or(ApplyError::UnknownBroker { broker })?;
+    image.broker(broker).ok_or(ApplyError::UnknownBroker { broker })?;
     let max = limits::PRODUCER_IDS_PER_COMMAND_MAX;
     if count == 0 || max < count {
         return Err(ApplyError::ProducerIdCount { count, max });
@@ -474,29 +391,16 @@ fn check_producer_ids(image: &Image, broker: BrokerId, count: u32) -> Result<(),
     // The end is not handed out, so it may be the greatest number, which means "none".
     match image.next_producer_id.checked_add(u64::from(count)) {
         Some(_) => Ok(()),
-        None => Err(ApplyError::ProducerIdsExhausted {
-            next: image.next_producer_id(),
-        }),
+        None => Err(ApplyError::ProducerIdsExhausted { next: image.next_producer_id() }),
     }
 }
 
 fn check_wal_id(wal: WalUuid) -> Result<(), ApplyError> {
-    if wal == WalUuid([0; 16]) {
-        Err(ApplyError::ZeroId)
-    } else {
-        Ok(())
-    }
+    if wal == WalUuid([0; 16]) { Err(ApplyError::ZeroId) } else { Ok(()) }
 }
 
 fn limit(limit: &'static str, count: usize, max: usize) -> Result<(), ApplyError> {
-    if count <= max {
-        Ok(())
-    } else {
-        Err(ApplyError::LimitExceeded {
-            limit,
-            max: max as u64,
-        })
-    }
+    if count <= max { Ok(()) } else { Err(ApplyError::LimitExceeded { limit, max: max as u64 }) }
 }
 
 impl fmt::Display for ApplyError {
@@ -504,30 +408,19 @@ impl fmt::Display for ApplyError {
         match self {
             Self::NotFormatted => write!(f, "the cluster is not formatted yet"),
             Self::AlreadyFormatted { cluster_id } => {
-                write!(
-                    f,
-                    "the cluster is already formatted as {}",
-                    WalUuid(*cluster_id)
-                )
+                write!(f, "the cluster is already formatted as {}", WalUuid(*cluster_id))
             }
             Self::ZeroId => write!(f, "an id of zeroes is not valid: allowed are random ids"),
             Self::UnknownBroker { broker } => write!(f, "broker {} is not known", broker.0),
             Self::NoBroker => write!(f, "broker {} is not valid: it means none", BrokerId::NONE.0),
             Self::NothingToRun { broker } => {
-                write!(
-                    f,
-                    "broker {} starts without a shard or a WAL: one each at least",
-                    broker.0
-                )
+                write!(f, "broker {} starts without a shard or a WAL: one each at least", broker.0)
             }
             Self::WalTaken { wal, owner } => {
                 write!(f, "WAL {wal} already belongs to broker {}", owner.0)
             }
             Self::WalInUse { wal, topic } => {
-                write!(
-                    f,
-                    "WAL {wal} is missing, and topic {topic} has records in it"
-                )
+                write!(f, "WAL {wal} is missing, and topic {topic} has records in it")
             }
             Self::UnknownWal { broker, wal } => {
                 write!(f, "WAL {wal} does not belong to broker {}", broker.0)
@@ -544,19 +437,13 @@ impl fmt::Display for ApplyError {
                 write!(f, "{count} partitions are not valid: allowed is 1..={max}")
             }
             Self::ReplicationFactor { asked, max } => {
-                write!(
-                    f,
-                    "replication factor {asked} is not valid: allowed is 1..={max}"
-                )
+                write!(f, "replication factor {asked} is not valid: allowed is 1..={max}")
             }
             Self::TopicConfig { config } => {
                 write!(f, "the topic configuration is out of bounds: {config:?}")
             }
             Self::ProducerIdCount { count, max } => {
-                write!(
-                    f,
-                    "{count} producer ids are not valid: allowed is 1..={max}"
-                )
+                write!(f, "{count} producer ids are not valid: allowed is 1..={max}")
             }
             Self::ProducerIdsExhausted { next } => {
                 write!(f, "too few producer ids are left after {}", next.0)

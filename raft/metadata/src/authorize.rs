@@ -133,9 +133,7 @@ impl Principals {
             return Err(PrincipalError::TooLong { bytes, max });
         }
         if self.names.len() == PRINCIPALS_MAX {
-            return Err(PrincipalError::Full {
-                max: PRINCIPALS_MAX,
-            });
+            return Err(PrincipalError::Full { max: PRINCIPALS_MAX });
         }
         let id = PrincipalId(self.names.len() as u32);
         self.names.push(name.to_owned());
@@ -164,10 +162,7 @@ impl fmt::Display for PrincipalError {
         match self {
             Self::Empty => write!(f, "a principal without a name is not valid"),
             Self::TooLong { bytes, max } => {
-                write!(
-                    f,
-                    "a principal's name of {bytes} bytes is not valid: allowed are {max}"
-                )
+                write!(f, "a principal's name of {bytes} bytes is not valid: allowed are {max}")
             }
             Self::Full { max } => write!(f, "more principals than PRINCIPALS_MAX ({max}) allows"),
         }
@@ -196,11 +191,7 @@ mod tests {
         let mut principals = Principals::new();
         let alice = principals.intern("CN=alice").unwrap();
         for operation in OPERATIONS {
-            for resource in [
-                Resource::Cluster,
-                Resource::Topic("orders"),
-                Resource::Group("g"),
-            ] {
+            for resource in [Resource::Cluster, Resource::Topic("orders"), Resource::Group("g")] {
                 let decision = authorize(&principals, alice, operation, resource);
                 assert_eq!(decision, Decision::AllowedByAdmission);
                 assert!(decision.is_allowed());
@@ -214,10 +205,8 @@ mod tests {
         let alice = principals.intern("CN=alice").unwrap();
         for operation in OPERATIONS {
             let decision = authorize(&principals, alice, operation, Resource::Topic("__offsets"));
-            let changes = matches!(
-                operation,
-                Operation::Write | Operation::Create | Operation::Delete
-            );
+            let changes =
+                matches!(operation, Operation::Write | Operation::Create | Operation::Delete);
             assert_eq!(decision.is_allowed(), !changes, "{operation:?}");
         }
     }
@@ -225,12 +214,8 @@ mod tests {
     #[test]
     fn a_principal_that_no_handshake_admitted_may_do_nothing() {
         let principals = Principals::new();
-        let decision = authorize(
-            &principals,
-            PrincipalId(0),
-            Operation::Describe,
-            Resource::Cluster,
-        );
+        let decision =
+            authorize(&principals, PrincipalId(0), Operation::Describe, Resource::Cluster);
         assert_eq!(decision, Decision::DeniedUnknownPrincipal);
         assert!(!decision.is_allowed());
     }
@@ -260,9 +245,7 @@ mod tests {
         for index in 0..PRINCIPALS_MAX {
             principals.intern(&index.to_string()).unwrap();
         }
-        let full = PrincipalError::Full {
-            max: PRINCIPALS_MAX,
-        };
+        let full = PrincipalError::Full { max: PRINCIPALS_MAX };
         assert_eq!(principals.intern("one more"), Err(full));
         assert_eq!(principals.intern("0"), Ok(PrincipalId(0)));
     }

@@ -192,44 +192,16 @@ pub(crate) fn command_kind(command: &Command) -> u16 {
 pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
     match command {
         Command::FormatCluster { cluster_id } => {
-            write(
-                &FormatClusterBody {
-                    cluster_id: Bytes16::from(*cluster_id),
-                },
-                out,
-            );
+            write(&FormatClusterBody { cluster_id: Bytes16::from(*cluster_id) }, out);
         }
-        Command::StartBroker {
-            broker,
-            shard_count,
-            wals,
-        } => {
+        Command::StartBroker { broker, shard_count, wals } => {
             let (shard_count, wals) = (*shard_count, wal_list(wals));
-            write(
-                &StartBrokerBody {
-                    broker: broker.0,
-                    shard_count,
-                    wals,
-                },
-                out,
-            );
+            write(&StartBrokerBody { broker: broker.0, shard_count, wals }, out);
         }
         Command::AddWal { broker, wal } => {
-            write(
-                &AddWalBody {
-                    broker: broker.0,
-                    wal: wal_bytes(*wal),
-                },
-                out,
-            );
+            write(&AddWalBody { broker: broker.0, wal: wal_bytes(*wal) }, out);
         }
-        Command::CreateTopic {
-            id,
-            name,
-            replication_factor,
-            config,
-            partitions,
-        } => {
+        Command::CreateTopic { id, name, replication_factor, config, partitions } => {
             let assignment = |to: &PartitionAssignment| AssignmentBody {
                 broker: to.broker.0,
                 wal: wal_bytes(to.wal),
@@ -244,21 +216,10 @@ pub(crate) fn encode_command(command: &Command, out: &mut Vec<u8>) {
             write(&body, out);
         }
         Command::DeleteTopic { id } | Command::ForgetTopic { id } => {
-            write(
-                &TopicIdBody {
-                    id: topic_bytes(*id),
-                },
-                out,
-            );
+            write(&TopicIdBody { id: topic_bytes(*id) }, out);
         }
         Command::AllocateProducerIds { broker, count } => {
-            write(
-                &AllocateProducerIdsBody {
-                    broker: broker.0,
-                    count: *count,
-                },
-                out,
-            );
+            write(&AllocateProducerIdsBody { broker: broker.0, count: *count }, out);
         }
     }
 }
@@ -267,9 +228,7 @@ pub(crate) fn decode_command(kind: u16, bytes: &[u8]) -> Result<Command, DecodeE
     Ok(match kind {
         KIND_FORMAT_CLUSTER => {
             let body: FormatClusterBody = read(kind, bytes)?;
-            Command::FormatCluster {
-                cluster_id: *body.cluster_id,
-            }
+            Command::FormatCluster { cluster_id: *body.cluster_id }
         }
         KIND_START_BROKER => {
             let body: StartBrokerBody = read(kind, bytes)?;
@@ -281,10 +240,7 @@ pub(crate) fn decode_command(kind: u16, bytes: &[u8]) -> Result<Command, DecodeE
         }
         KIND_ADD_WAL => {
             let body: AddWalBody = read(kind, bytes)?;
-            Command::AddWal {
-                broker: BrokerId(body.broker),
-                wal: WalUuid(*body.wal),
-            }
+            Command::AddWal { broker: BrokerId(body.broker), wal: WalUuid(*body.wal) }
         }
         KIND_CREATE_TOPIC => {
             let body: CreateTopicBody<'_> = read(kind, bytes)?;
@@ -302,22 +258,15 @@ pub(crate) fn decode_command(kind: u16, bytes: &[u8]) -> Result<Command, DecodeE
         }
         KIND_DELETE_TOPIC => {
             let body: TopicIdBody = read(kind, bytes)?;
-            Command::DeleteTopic {
-                id: TopicId::from_bytes(*body.id),
-            }
+            Command::DeleteTopic { id: TopicId::from_bytes(*body.id) }
         }
         KIND_FORGET_TOPIC => {
             let body: TopicIdBody = read(kind, bytes)?;
-            Command::ForgetTopic {
-                id: TopicId::from_bytes(*body.id),
-            }
+            Command::ForgetTopic { id: TopicId::from_bytes(*body.id) }
         }
         KIND_ALLOCATE_PRODUCER_IDS => {
             let body: AllocateProducerIdsBody = read(kind, bytes)?;
-            Command::AllocateProducerIds {
-                broker: BrokerId(body.broker),
-                count: body.count,
-            }
+            Command::AllocateProducerIds { broker: BrokerId(body.broker), count: body.count }
         }
         found => return Err(DecodeError::UnknownKind { found }),
     })
@@ -337,10 +286,7 @@ pub(crate) fn encode_image(image: &Image, out: &mut Vec<u8>) {
         tombstones: List(
             image
                 .tombstones()
-                .map(|(id, tombstone)| TombstoneBody {
-                    id: topic_bytes(id),
-                    name: &tombstone.name,
-                })
+                .map(|(id, tombstone)| TombstoneBody { id: topic_bytes(id), name: &tombstone.name })
                 .collect(),
         ),
         next_producer_id: image.next_producer_id,
@@ -356,18 +302,8 @@ pub(crate) fn decode_image(bytes: &[u8]) -> Result<Image, DecodeError> {
         next_producer_id: body.next_producer_id,
         ..Image::default()
     };
-    for BrokerBody {
-        id,
-        epoch,
-        shard_count,
-        wals: list,
-    } in body.brokers.0
-    {
-        let broker = Broker {
-            epoch,
-            wals: wals(&list),
-            shard_count,
-        };
+    for BrokerBody { id, epoch, shard_count, wals: list } in body.brokers.0 {
+        let broker = Broker { epoch, wals: wals(&list), shard_count };
         if image.brokers.insert(BrokerId(id), broker).is_some() {
             return Err(DecodeError::Value { field: "brokers" });
         }
@@ -375,9 +311,7 @@ pub(crate) fn decode_image(bytes: &[u8]) -> Result<Image, DecodeError> {
     for topic in body.topics.0 {
         image.partition_count += topic.partitions.0.len();
         if PARTITIONS_MAX < image.partition_count {
-            return Err(DecodeError::TooMany {
-                max: PARTITIONS_MAX,
-            });
+            return Err(DecodeError::TooMany { max: PARTITIONS_MAX });
         }
         let topic = Topic::try_from(topic)?;
         image.names.insert(topic.name.clone(), topic.id);
@@ -386,17 +320,9 @@ pub(crate) fn decode_image(bytes: &[u8]) -> Result<Image, DecodeError> {
         }
     }
     for TombstoneBody { id, name } in body.tombstones.0 {
-        let tombstone = Tombstone {
-            name: name.to_owned(),
-        };
-        if image
-            .tombstones
-            .insert(TopicId::from_bytes(*id), tombstone)
-            .is_some()
-        {
-            return Err(DecodeError::Value {
-                field: "tombstones",
-            });
+        let tombstone = Tombstone { name: name.to_owned() };
+        if image.tombstones.insert(TopicId::from_bytes(*id), tombstone).is_some() {
+            return Err(DecodeError::Value { field: "tombstones" });
         }
     }
     Ok(image)
@@ -429,17 +355,13 @@ impl TryFrom<TopicConfigBody> for TopicConfig {
             cleanup_policy: match body.cleanup_policy {
                 0 => CleanupPolicy::Delete,
                 _ => {
-                    return Err(DecodeError::Value {
-                        field: "cleanup_policy",
-                    });
+                    return Err(DecodeError::Value { field: "cleanup_policy" });
                 }
             },
             compression_type: match body.compression_type {
                 0 => CompressionType::Producer,
                 _ => {
-                    return Err(DecodeError::Value {
-                        field: "compression_type",
-                    });
+                    return Err(DecodeError::Value { field: "compression_type" });
                 }
             },
         })
@@ -524,10 +446,7 @@ fn read<'b, T: Decode<'b, ()>>(kind: u16, bytes: &'b [u8]) -> Result<T, DecodeEr
         }
     })?;
     if decoder.position() != bytes.len() {
-        return Err(DecodeError::Body {
-            kind,
-            position: decoder.position(),
-        });
+        return Err(DecodeError::Body { kind, position: decoder.position() });
     }
     Ok(body)
 }

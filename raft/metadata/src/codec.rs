@@ -161,15 +161,9 @@ fn finish(envelope: usize, out: &mut [u8]) {
 
 /// Checks the envelope; returns the kind and the body.
 fn open(bytes: &[u8], bytes_max: usize) -> Result<(u16, &[u8]), DecodeError> {
-    let short = DecodeError::Length {
-        found: bytes.len(),
-        expected: ENVELOPE_BYTES,
-    };
+    let short = DecodeError::Length { found: bytes.len(), expected: ENVELOPE_BYTES };
     if bytes_max < bytes.len() {
-        return Err(DecodeError::TooLong {
-            bytes: bytes.len(),
-            max: bytes_max,
-        });
+        return Err(DecodeError::TooLong { bytes: bytes.len(), max: bytes_max });
     }
     let Some((head, body)) = bytes.split_first_chunk::<ENVELOPE_BYTES>() else {
         return Err(short);
@@ -190,10 +184,7 @@ fn open(bytes: &[u8], bytes_max: usize) -> Result<(u16, &[u8]), DecodeError> {
     let length = u32::from_le_bytes(length) as usize;
     if body.len() != length {
         let expected = ENVELOPE_BYTES.saturating_add(length);
-        return Err(DecodeError::Length {
-            found: bytes.len(),
-            expected,
-        });
+        return Err(DecodeError::Length { found: bytes.len(), expected });
     }
     let stored = u32::from_le_bytes([c0, c1, c2, c3]);
     let computed = checksum(&bytes[..CHECKED_BYTES], body);
@@ -237,10 +228,7 @@ impl fmt::Display for DecodeError {
                 "metadata is damaged: its checksum is {computed:#010x} and not {stored:#010x}"
             ),
             Self::Body { kind, position } => {
-                write!(
-                    f,
-                    "metadata of kind {kind} cannot be read at byte {position} of its body"
-                )
+                write!(f, "metadata of kind {kind} cannot be read at byte {position} of its body")
             }
             Self::TooMany { max } => write!(f, "a metadata list is too long: allowed are {max}"),
             Self::Value { field } => write!(f, "the metadata field {field} is out of bounds"),

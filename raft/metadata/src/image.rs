@@ -161,9 +161,7 @@ impl Image {
 
     /// The broker that owns a WAL.
     pub fn wal_owner(&self, wal: WalUuid) -> Option<BrokerId> {
-        self.brokers()
-            .find(|(_, broker)| broker.wals.contains(&wal))
-            .map(|(id, _)| id)
+        self.brokers().find(|(_, broker)| broker.wals.contains(&wal)).map(|(id, _)| id)
     }
 
     /// A live topic by id.
@@ -203,9 +201,7 @@ impl Image {
 
     /// All tombstones by topic id.
     pub fn tombstones(&self) -> impl ExactSizeIterator<Item = (TopicId, &Tombstone)> {
-        self.tombstones
-            .iter()
-            .map(|(id, tombstone)| (*id, tombstone))
+        self.tombstones.iter().map(|(id, tombstone)| (*id, tombstone))
     }
 
     /// The first producer id that has not been handed out to a broker.
@@ -231,20 +227,11 @@ impl Image {
         if self.names.len() != self.topics.len() {
             // Every topic has its name, so one name is left over.
             let stray = self.names.values().find(|id| !self.topics.contains_key(id));
-            return Err(ImageFault::Name {
-                topic: stray.copied().unwrap_or(TopicId::ZERO),
-            });
+            return Err(ImageFault::Name { topic: stray.copied().unwrap_or(TopicId::ZERO) });
         }
-        let found = self
-            .topics
-            .values()
-            .map(|topic| topic.partitions.len())
-            .sum();
+        let found = self.topics.values().map(|topic| topic.partitions.len()).sum();
         if found != self.partition_count {
-            return Err(ImageFault::PartitionCount {
-                kept: self.partition_count,
-                found,
-            });
+            return Err(ImageFault::PartitionCount { kept: self.partition_count, found });
         }
         Ok(())
     }
@@ -258,50 +245,23 @@ impl Image {
 
     fn check_limits(&self) -> Result<(), ImageFault> {
         let placements = |topic: &Topic| {
-            topic
-                .partitions
-                .iter()
-                .map(|partition| partition.placements.len())
-                .max()
+            topic.partitions.iter().map(|partition| partition.placements.len()).max()
         };
         let wals_max = self.brokers.values().map(|broker| broker.wals.len()).max();
-        let partitions_max = self
-            .topics
-            .values()
-            .map(|topic| topic.partitions.len())
-            .max();
+        let partitions_max = self.topics.values().map(|topic| topic.partitions.len()).max();
         let placements_max = self.topics.values().filter_map(placements).max();
         let dead_or_alive = self.topics.len() + self.tombstones.len();
         for (limit, found, max) in [
             ("TOPICS_MAX", Some(self.topics.len()), limits::TOPICS_MAX),
-            (
-                "TOMBSTONES_MAX",
-                Some(dead_or_alive),
-                limits::TOMBSTONES_MAX,
-            ),
-            (
-                "PARTITIONS_MAX",
-                Some(self.partition_count),
-                limits::PARTITIONS_MAX,
-            ),
-            (
-                "PARTITIONS_PER_TOPIC_MAX",
-                partitions_max,
-                limits::PARTITIONS_PER_TOPIC_MAX as usize,
-            ),
+            ("TOMBSTONES_MAX", Some(dead_or_alive), limits::TOMBSTONES_MAX),
+            ("PARTITIONS_MAX", Some(self.partition_count), limits::PARTITIONS_MAX),
+            ("PARTITIONS_PER_TOPIC_MAX", partitions_max, limits::PARTITIONS_PER_TOPIC_MAX as usize),
             ("BROKERS_MAX", Some(self.brokers.len()), limits::BROKERS_MAX),
             ("WALS_PER_BROKER_MAX", wals_max, limits::WALS_PER_BROKER_MAX),
-            (
-                "PLACEMENTS_PER_PARTITION_MAX",
-                placements_max,
-                limits::PLACEMENTS_PER_PARTITION_MAX,
-            ),
+            ("PLACEMENTS_PER_PARTITION_MAX", placements_max, limits::PLACEMENTS_PER_PARTITION_MAX),
         ] {
             if found.is_some_and(|found| max < found) {
-                return Err(ImageFault::TooMany {
-                    limit,
-                    max: max as u64,
-                });
+                return Err(ImageFault::TooMany { limit, max: max as u64 });
             }
         }
         Ok(())
@@ -328,15 +288,11 @@ impl Image {
                 .windows(2)
                 .all(|pair| matches!(pair, [a, b] if a.first_offset < b.first_offset));
             let owned = state.append_wal().is_some_and(|wal| {
-                self.broker(state.leader)
-                    .is_some_and(|broker| broker.wals.contains(&wal))
+                self.broker(state.leader).is_some_and(|broker| broker.wals.contains(&wal))
             });
             if !ordered || !owned {
                 return Err(ImageFault::Placement {
-                    partition: TopicPartition {
-                        topic: id,
-                        partition,
-                    },
+                    partition: TopicPartition { topic: id, partition },
                 });
             }
         }
@@ -364,14 +320,9 @@ impl Partition {
 
     /// The placement that holds an offset, and the offsets it covers: the last one has no end.
     pub fn placement_of(&self, offset: Offset) -> Option<(Placement, Range<Offset>)> {
-        let after = self
-            .placements
-            .partition_point(|placement| placement.first_offset <= offset);
+        let after = self.placements.partition_point(|placement| placement.first_offset <= offset);
         let placement = *self.placements.get(after.checked_sub(1)?)?;
-        let end = self
-            .placements
-            .get(after)
-            .map_or(Offset(u64::MAX), |next| next.first_offset);
+        let end = self.placements.get(after).map_or(Offset(u64::MAX), |next| next.first_offset);
         Some((placement, placement.first_offset..end))
     }
 }
@@ -431,21 +382,12 @@ mod tests {
             leader: BrokerId(1),
             leader_epoch: LeaderEpoch(0),
             placements: vec![
-                Placement {
-                    first_offset: Offset(10),
-                    wal: old,
-                },
-                Placement {
-                    first_offset: Offset(20),
-                    wal: new,
-                },
+                Placement { first_offset: Offset(10), wal: old },
+                Placement { first_offset: Offset(20), wal: new },
             ],
         };
-        let wal_of = |offset| {
-            partition
-                .placement_of(Offset(offset))
-                .map(|(p, range)| (p.wal, range))
-        };
+        let wal_of =
+            |offset| partition.placement_of(Offset(offset)).map(|(p, range)| (p.wal, range));
         assert_eq!(wal_of(9), None);
         assert_eq!(wal_of(10), Some((old, Offset(10)..Offset(20))));
         assert_eq!(wal_of(19), Some((old, Offset(10)..Offset(20))));

@@ -37,11 +37,8 @@ pub fn place(
     load: &[WalLoad],
 ) -> Vec<PartitionAssignment> {
     let owned = image.broker(broker).map_or(&[][..], |state| &state.wals);
-    let mut wals: Vec<WalLoad> = load
-        .iter()
-        .filter(|load| owned.contains(&load.wal))
-        .copied()
-        .collect();
+    let mut wals: Vec<WalLoad> =
+        load.iter().filter(|load| owned.contains(&load.wal)).copied().collect();
     let mut shards = shard_loads(&wals);
     let mut assignments = Vec::new();
     for _ in 0..partitions {
@@ -56,10 +53,7 @@ pub fn place(
             .min_by_key(|wal| (wal.partitions, wal.bytes_per_s))
             .expect("a shard is listed because a WAL of it is");
         wal.partitions = wal.partitions.saturating_add(1);
-        assignments.push(PartitionAssignment {
-            broker,
-            wal: wal.wal,
-        });
+        assignments.push(PartitionAssignment { broker, wal: wal.wal });
     }
     assignments
 }
@@ -83,15 +77,7 @@ fn shard_loads(wals: &[WalLoad]) -> Vec<ShardLoad> {
     for (order, wal) in wals.iter().enumerate() {
         let (_, shard) = shards.entry(wal.shard).or_insert_with(|| {
             let shard = wal.shard;
-            (
-                order,
-                ShardLoad {
-                    shard,
-                    of_this_topic: 0,
-                    partitions: 0,
-                    bytes_per_s: 0,
-                },
-            )
+            (order, ShardLoad { shard, of_this_topic: 0, partitions: 0, bytes_per_s: 0 })
         });
         shard.partitions += u64::from(wal.partitions);
         shard.bytes_per_s = shard.bytes_per_s.saturating_add(wal.bytes_per_s);
@@ -111,74 +97,35 @@ mod tests {
     fn image_with_wals(count: u8) -> Image {
         let mut image = Image::new();
         let wals = (1..=count).map(|byte| WalUuid([byte; 16])).collect();
-        apply(
-            &mut image,
-            &Command::FormatCluster {
-                cluster_id: [9; 16],
-            },
-        )
-        .unwrap();
-        apply(
-            &mut image,
-            &Command::StartBroker {
-                broker: BROKER,
-                shard_count: 1,
-                wals,
-            },
-        )
-        .unwrap();
+        apply(&mut image, &Command::FormatCluster { cluster_id: [9; 16] }).unwrap();
+        apply(&mut image, &Command::StartBroker { broker: BROKER, shard_count: 1, wals }).unwrap();
         image
     }
 
     fn load(wal: u8, shard: u16, partitions: u32, bytes_per_s: u64) -> WalLoad {
-        WalLoad {
-            wal: WalUuid([wal; 16]),
-            shard: ShardId(shard),
-            partitions,
-            bytes_per_s,
-        }
+        WalLoad { wal: WalUuid([wal; 16]), shard: ShardId(shard), partitions, bytes_per_s }
     }
 
     fn placed(image: &Image, partitions: u32, load: &[WalLoad]) -> Vec<u8> {
-        place(image, BROKER, partitions, load)
-            .iter()
-            .map(|placed| placed.wal.0[0])
-            .collect()
+        place(image, BROKER, partitions, load).iter().map(|placed| placed.wal.0[0]).collect()
     }
 
     #[test]
     fn one_partition_goes_to_the_shard_with_the_fewest() {
         let image = image_with_wals(3);
-        assert_eq!(
-            placed(
-                &image,
-                1,
-                &[load(1, 0, 5, 0), load(2, 1, 3, 9), load(3, 2, 4, 0)]
-            ),
-            [2]
-        );
+        assert_eq!(placed(&image, 1, &[load(1, 0, 5, 0), load(2, 1, 3, 9), load(3, 2, 4, 0)]), [2]);
     }
 
     #[test]
     fn bytes_decide_between_equal_counts_and_order_between_equal_bytes() {
         let image = image_with_wals(3);
-        assert_eq!(
-            placed(
-                &image,
-                1,
-                &[load(1, 0, 3, 9), load(2, 1, 3, 8), load(3, 2, 3, 8)]
-            ),
-            [2]
-        );
+        assert_eq!(placed(&image, 1, &[load(1, 0, 3, 9), load(2, 1, 3, 8), load(3, 2, 3, 8)]), [2]);
     }
 
     #[test]
     fn consecutive_partitions_lie_on_different_shards_even_if_one_is_far_busier() {
         let image = image_with_wals(2);
-        assert_eq!(
-            placed(&image, 5, &[load(1, 0, 1000, 0), load(2, 1, 0, 0)]),
-            [2, 1, 2, 1, 2]
-        );
+        assert_eq!(placed(&image, 5, &[load(1, 0, 1000, 0), load(2, 1, 0, 0)]), [2, 1, 2, 1, 2]);
     }
 
     #[test]
@@ -194,25 +141,15 @@ mod tests {
         let mut counts: Vec<WalLoad> = (1..=4).map(|wal| load(wal, u16::from(wal), 0, 0)).collect();
         for _ in 0..40 {
             let wal = place(&image, BROKER, 1, &counts)[0].wal;
-            counts
-                .iter_mut()
-                .find(|load| load.wal == wal)
-                .unwrap()
-                .partitions += 1;
+            counts.iter_mut().find(|load| load.wal == wal).unwrap().partitions += 1;
         }
-        assert!(
-            counts.iter().all(|load| load.partitions == 10),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|load| load.partitions == 10), "{counts:?}");
     }
 
     #[test]
     fn wals_of_another_broker_are_passed_over() {
         let image = image_with_wals(1);
-        assert_eq!(
-            placed(&image, 2, &[load(7, 0, 0, 0), load(1, 1, 5, 0)]),
-            [1, 1]
-        );
+        assert_eq!(placed(&image, 2, &[load(7, 0, 0, 0), load(1, 1, 5, 0)]), [1, 1]);
         assert_eq!(placed(&image, 2, &[load(7, 0, 0, 0)]), [0; 0]);
         assert!(place(&image, BrokerId(2), 2, &[load(1, 0, 0, 0)]).is_empty());
     }

@@ -101,11 +101,7 @@ impl TopicConfig {
             "delete".to_owned(),
             "producer".to_owned(),
         ];
-        Self::KEYS
-            .into_iter()
-            .map(str::to_owned)
-            .zip(values)
-            .collect()
+        Self::KEYS.into_iter().map(str::to_owned).zip(values).collect()
     }
 
     /// Whether every value is one that text could have set; a snapshot is checked with it.
@@ -161,25 +157,14 @@ fn parse_limit(value: &str) -> Result<Option<u64>, String> {
 
 impl ConfigError {
     fn new(key: &str, value: &str, allowed: String) -> Self {
-        Self {
-            key: key.to_owned(),
-            value: value.to_owned(),
-            allowed,
-        }
+        Self { key: key.to_owned(), value: value.to_owned(), allowed }
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            key,
-            value,
-            allowed,
-        } = self;
-        write!(
-            f,
-            "topic configuration {key}={value} is not valid: allowed is {allowed}"
-        )
+        let Self { key, value, allowed } = self;
+        write!(f, "topic configuration {key}={value} is not valid: allowed is {allowed}")
     }
 }
 
@@ -190,10 +175,7 @@ mod tests {
     use super::*;
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs
-            .iter()
-            .map(|(key, value)| (key.to_string(), value.to_string()))
-            .collect()
+        pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
     }
 
     #[test]
@@ -220,16 +202,10 @@ mod tests {
 
     #[test]
     fn pairs_override_the_defaults_given() {
-        let defaults = TopicConfig {
-            retention_ms: Some(5),
-            ..TopicConfig::default()
-        };
+        let defaults = TopicConfig { retention_ms: Some(5), ..TopicConfig::default() };
         let pairs = pairs(&[("retention_bytes", "7")]);
         let config = TopicConfig::parse_over(defaults, 1 << 20, &pairs).unwrap();
-        assert_eq!(
-            (config.retention_ms, config.retention_bytes),
-            (Some(5), Some(7))
-        );
+        assert_eq!((config.retention_ms, config.retention_bytes), (Some(5), Some(7)));
     }
 
     #[test]
@@ -238,10 +214,7 @@ mod tests {
             let pairs = pairs(&[("max_message_bytes", bytes)]);
             TopicConfig::parse_over(TopicConfig::default(), 4096, &pairs)
         };
-        assert_eq!(
-            with("4096").map(|config| config.max_message_bytes),
-            Ok(4096)
-        );
+        assert_eq!(with("4096").map(|config| config.max_message_bytes), Ok(4096));
         assert_eq!(with("4097").unwrap_err().allowed, "1..=4096");
     }
 
@@ -257,12 +230,7 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_the_known_ones() {
         let error = TopicConfig::parse(&pairs(&[("retention.ms", "1")])).unwrap_err();
-        assert!(
-            TopicConfig::KEYS
-                .iter()
-                .all(|key| error.allowed.contains(key)),
-            "{error}"
-        );
+        assert!(TopicConfig::KEYS.iter().all(|key| error.allowed.contains(key)), "{error}");
     }
 
     #[test]
@@ -286,9 +254,6 @@ mod tests {
     #[test]
     fn a_key_may_come_once() {
         let twice = pairs(&[("retention_ms", "1"), ("retention_ms", "1")]);
-        assert_eq!(
-            TopicConfig::parse(&twice).unwrap_err().allowed,
-            "each key once"
-        );
+        assert_eq!(TopicConfig::parse(&twice).unwrap_err().allowed, "each key once");
     }
 }

@@ -84,9 +84,7 @@ fn start(broker: u32, wals: &[u8]) -> Command {
 /// A formatted cluster with two brokers, and then anything.
 fn history() -> impl Strategy<Value = Vec<Command>> {
     let opening = vec![
-        Command::FormatCluster {
-            cluster_id: [1; 16],
-        },
+        Command::FormatCluster { cluster_id: [1; 16] },
         start(1, &[1, 2, 3]),
         start(2, &[4, 5]),
     ];
@@ -245,8 +243,5 @@ fn histories_reach_what_they_are_meant_to_reach() {
             *counts.entry(outcome).or_insert(0) += 1;
         }
     }
-    assert!(
-        counts.len() == 8 && counts.values().all(|count| 20 <= *count),
-        "{counts:?}"
-    );
+    assert!(counts.len() == 8 && counts.values().all(|count| 20 <= *count), "{counts:?}");
 }

@@ -84,9 +84,8 @@ pub(crate) async fn first_at_or_after(
         may_hold.map(|(sequence, _)| sequence).collect()
     };
     for sequence in segments {
-        let pick = |points: &[IndexPoint]| {
-            find_timestamp(points_from(points, log_start), at).copied()
-        };
+        let pick =
+            |points: &[IndexPoint]| find_timestamp(points_from(points, log_start), at).copied();
         let point = wal.files.pick_points(sequence, id, pick).await.map_err(unreadable)?;
         let Some(point) = point.flatten() else { continue };
         if high_watermark <= point.base_offset {

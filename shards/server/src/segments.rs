@@ -20,8 +20,8 @@ use rustmq_sys::fs;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_wal::footer;
 use rustmq_wal::{
-    BLOCK_ALIGN, BlockBuilder, BlockFlags, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta, FooterTrailer, Generation,
-    IndexPoint, NextSegment, NextSlot, SEGMENT_HEADER_BYTES, SealedBlock, SegmentEnd,
+    BLOCK_ALIGN, BlockBuilder, BlockFlags, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta, FooterTrailer,
+    Generation, IndexPoint, NextSegment, NextSlot, SEGMENT_HEADER_BYTES, SealedBlock, SegmentEnd,
     SegmentHeader, SegmentIndex, SegmentSequence, SegmentState, Segments, Slot, WalId,
     encode_footer, footer_bytes,
 };

@@ -27,16 +27,11 @@ fn envelope(kind: u16, version: u16, level: u16, body: &[u8]) -> Vec<u8> {
 }
 
 fn format_cluster() -> Command {
-    Command::FormatCluster {
-        cluster_id: [0xab; 16],
-    }
+    Command::FormatCluster { cluster_id: [0xab; 16] }
 }
 
 fn create_topic(partitions: usize) -> Command {
-    let assignment = PartitionAssignment {
-        broker: BrokerId(u32::MAX - 1),
-        wal: WalUuid([7; 16]),
-    };
+    let assignment = PartitionAssignment { broker: BrokerId(u32::MAX - 1), wal: WalUuid([7; 16]) };
     Command::CreateTopic {
         id: TopicId::from_bytes([3; 16]),
         name: "x".repeat(249),
@@ -78,48 +73,27 @@ fn a_command_follows_what_is_in_the_buffer_already() {
 fn newer_software_is_recognised_before_anything_else_is_read() {
     let found = ENVELOPE_VERSION + 1;
     let mut bytes = envelope(1, found, FEATURE_LEVEL, &[]);
-    let newer = DecodeError::NewerVersion {
-        found,
-        supported: ENVELOPE_VERSION,
-    };
+    let newer = DecodeError::NewerVersion { found, supported: ENVELOPE_VERSION };
     assert_eq!(decode_command(&bytes), Err(newer.clone()));
     // A newer envelope may have its checksum elsewhere.
     bytes[12] ^= 1;
     assert_eq!(decode_command(&bytes), Err(newer));
     let found = FEATURE_LEVEL + 1;
-    let newer = DecodeError::NewerFeatureLevel {
-        found,
-        supported: FEATURE_LEVEL,
-    };
-    assert_eq!(
-        decode_command(&envelope(1, ENVELOPE_VERSION, found, &[])),
-        Err(newer.clone())
-    );
-    assert_eq!(
-        decode_image(&envelope(0x100, ENVELOPE_VERSION, found, &[])),
-        Err(newer)
-    );
+    let newer = DecodeError::NewerFeatureLevel { found, supported: FEATURE_LEVEL };
+    assert_eq!(decode_command(&envelope(1, ENVELOPE_VERSION, found, &[])), Err(newer.clone()));
+    assert_eq!(decode_image(&envelope(0x100, ENVELOPE_VERSION, found, &[])), Err(newer));
     let zero = envelope(1, 0, FEATURE_LEVEL, &[]);
-    assert_eq!(
-        decode_command(&zero),
-        Err(DecodeError::Version { found: 0 })
-    );
+    assert_eq!(decode_command(&zero), Err(DecodeError::Version { found: 0 }));
 }
 
 #[test]
 fn unknown_kinds_are_refused_and_images_are_no_commands() {
     for found in [0, 8, 0x100, u16::MAX] {
         let bytes = envelope(found, ENVELOPE_VERSION, FEATURE_LEVEL, &[0x80]);
-        assert_eq!(
-            decode_command(&bytes),
-            Err(DecodeError::UnknownKind { found })
-        );
+        assert_eq!(decode_command(&bytes), Err(DecodeError::UnknownKind { found }));
     }
     let command = encoded(&format_cluster());
-    assert_eq!(
-        decode_image(&command),
-        Err(DecodeError::UnknownKind { found: 1 })
-    );
+    assert_eq!(decode_image(&command), Err(DecodeError::UnknownKind { found: 1 }));
 }
 
 #[test]
@@ -134,21 +108,14 @@ fn every_changed_bit_and_every_cut_is_noticed() {
         assert!(decode_command(&bytes[..length]).is_err(), "cut at {length}");
     }
     let longer = [bytes.as_slice(), &[0]].concat();
-    let length = DecodeError::Length {
-        found: longer.len(),
-        expected: bytes.len(),
-    };
+    let length = DecodeError::Length { found: longer.len(), expected: bytes.len() };
     assert_eq!(decode_command(&longer), Err(length));
 }
 
 #[test]
 fn a_field_added_by_newer_software_is_passed_over() {
     let cluster_id = [0x50; 1].into_iter().chain([0xab; 16]);
-    let body: Vec<u8> = [0x83]
-        .into_iter()
-        .chain(cluster_id)
-        .chain([0xf6, 0x18, 0x2a])
-        .collect();
+    let body: Vec<u8> = [0x83].into_iter().chain(cluster_id).chain([0xf6, 0x18, 0x2a]).collect();
     let bytes = envelope(1, ENVELOPE_VERSION, FEATURE_LEVEL, &body);
     assert_eq!(decode_command(&bytes), Ok(format_cluster()));
 }
@@ -166,18 +133,12 @@ fn bodies_that_are_not_the_kinds_fields_are_refused() {
     for body in bodies {
         let bytes = envelope(1, ENVELOPE_VERSION, FEATURE_LEVEL, body);
         let error = decode_command(&bytes);
-        assert!(
-            matches!(error, Err(DecodeError::Body { kind: 1, .. })),
-            "{error:?}"
-        );
+        assert!(matches!(error, Err(DecodeError::Body { kind: 1, .. })), "{error:?}");
     }
     let mut body = encoded(&format_cluster())[ENVELOPE_BYTES..].to_vec();
     body.push(0);
     let bytes = envelope(1, ENVELOPE_VERSION, FEATURE_LEVEL, &body);
-    let trailing = DecodeError::Body {
-        kind: 1,
-        position: body.len() - 1,
-    };
+    let trailing = DecodeError::Body { kind: 1, position: body.len() - 1 };
     assert_eq!(decode_command(&bytes), Err(trailing));
 }
 
@@ -189,19 +150,11 @@ fn lists_end_at_their_limits() {
         wals: vec![WalUuid([1; 16]); count],
     };
     assert!(decode_command(&encoded(&start(WALS_PER_BROKER_MAX))).is_ok());
-    let too_many = DecodeError::TooMany {
-        max: WALS_PER_BROKER_MAX,
-    };
-    assert_eq!(
-        decode_command(&encoded(&start(WALS_PER_BROKER_MAX + 1))),
-        Err(too_many)
-    );
+    let too_many = DecodeError::TooMany { max: WALS_PER_BROKER_MAX };
+    assert_eq!(decode_command(&encoded(&start(WALS_PER_BROKER_MAX + 1))), Err(too_many));
     let max = PARTITIONS_PER_TOPIC_MAX as usize;
     let too_many = DecodeError::TooMany { max };
-    assert_eq!(
-        decode_command(&encoded(&create_topic(max + 1))),
-        Err(too_many)
-    );
+    assert_eq!(decode_command(&encoded(&create_topic(max + 1))), Err(too_many));
 }
 
 #[test]
@@ -211,10 +164,7 @@ fn the_longest_command_is_encoded_within_its_limit() {
     assert!(bytes.len() <= COMMAND_BYTES_MAX);
     assert_eq!(decode_command(&bytes), Ok(command));
     let long = vec![0; COMMAND_BYTES_MAX + 1];
-    let too_long = DecodeError::TooLong {
-        bytes: long.len(),
-        max: COMMAND_BYTES_MAX,
-    };
+    let too_long = DecodeError::TooLong { bytes: long.len(), max: COMMAND_BYTES_MAX };
     assert_eq!(decode_command(&long), Err(too_long));
 }
 
@@ -223,10 +173,7 @@ fn values_that_a_configuration_never_has_are_refused() {
     let bytes = encoded(&create_topic(1));
     let body = &bytes[ENVELOPE_BYTES..];
     // The configuration ends in cleanup policy 0 and compression type 0, before one partition.
-    let end = body
-        .windows(4)
-        .position(|window| window == [0, 0, 0x81, 0x82])
-        .unwrap();
+    let end = body.windows(4).position(|window| window == [0, 0, 0x81, 0x82]).unwrap();
     for (offset, field) in [(0, "cleanup_policy"), (1, "compression_type")] {
         let mut body = body.to_vec();
         body[end + offset] = 1;
@@ -252,9 +199,7 @@ fn an_image_that_breaks_an_invariant_is_refused() {
     image.brokers.get_mut(&BrokerId(2)).unwrap().wals = vec![WalUuid([1; 16])];
     bytes.clear();
     encode_image(&image, &mut bytes);
-    let shared = ImageFault::SharedWal {
-        wal: WalUuid([1; 16]),
-    };
+    let shared = ImageFault::SharedWal { wal: WalUuid([1; 16]) };
     assert_eq!(decode_image(&bytes), Err(DecodeError::Inconsistent(shared)));
 }
 

@@ -21,9 +21,7 @@ fn partition() -> Partition {
 fn batch(producer: u64, epoch: u16, sequence: u32, count: u32) -> BatchHeader {
     let mut builder = BatchBuilder::new(1 << 20);
     for _ in 0..count {
-        builder
-            .try_push(&RECORD)
-            .unwrap();
+        builder.try_push(&RECORD).unwrap();
     }
     let stamp = rustmq_protocol::ProducerStamp {
         id: ProducerId(producer),
