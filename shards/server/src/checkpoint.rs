@@ -12,8 +12,10 @@ use rustmq_wal::{
     PartitionCheckpoint, ProducerCheckpoint, SegmentSequence, WAL_ITSELF, WalCheckpoint,
 };
 
-use crate::segments::{SegmentFiles, take_buffer};
-use crate::shard::{Shard, ShardError};
+use crate::error::ShardError;
+use crate::segment_io::take_buffer;
+use crate::segments::SegmentFiles;
+use crate::shard::Shard;
 
 /// The entries of a checkpoint, cut into blocks as they are asked for.
 pub(crate) struct CheckpointBlocks {

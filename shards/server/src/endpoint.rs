@@ -73,7 +73,7 @@ struct State {
     waiting: VecDeque<(Incoming, usize)>,
     timers: BTreeSet<(Instant, usize)>,
     /// Buffers of sent datagrams, for the next ones.
-    spare: Vec<Vec<u8>>,
+    spare: SendBuffers,
     /// Requests that came out of this turn.
     requests: Vec<Request>,
     limits: EndpointLimits,
@@ -104,7 +104,7 @@ impl Endpoint {
                 begun: 0,
                 waiting: VecDeque::new(),
                 timers: BTreeSet::new(),
-                spare: Vec::new(),
+                spare: SendBuffers::default(),
                 requests: Vec::new(),
                 limits,
             }),
@@ -280,7 +280,7 @@ impl State {
         meta: &DatagramMeta,
         datagram: BytesMut,
     ) {
-        let mut buffer = self.spare.pop().unwrap_or_default();
+        let mut buffer = self.spare.take();
         let ecn = EcnCodepoint::from_bits(meta.ecn);
         let event = self.quic.handle(now, meta.remote, meta.local_ip, ecn, datagram, &mut buffer);
         match event {
@@ -299,7 +299,7 @@ impl State {
             }
             None => {}
         }
-        self.recycle(buffer);
+        self.spare.give(buffer);
     }
 
     /// Accepts a new connection, asks it to prove its address, or does not answer at all.
@@ -346,9 +346,9 @@ impl State {
             let Some((incoming, socket)) = self.waiting.pop_front() else {
                 return;
             };
-            let mut buffer = self.spare.pop().unwrap_or_default();
+            let mut buffer = self.spare.take();
             self.accept(endpoint, socket, now, incoming, &mut buffer);
-            self.recycle(buffer);
+            self.spare.give(buffer);
         }
         if !self.waiting.is_empty() {
             endpoint.wake_driver.notify();
@@ -426,7 +426,7 @@ impl State {
             }
         }
         let socket = &endpoint.sockets[connection.socket];
-        let mut outlet = SocketOutlet { socket, spare: &mut self.spare };
+        let mut outlet = SocketOutlet { socket, buffers: &mut self.spare };
         again |= connection.wants_turn();
         again |= connection.transmit(now, socket.max_gso_segments(), &mut outlet);
         if connection.refused.is_some() {
@@ -471,13 +471,6 @@ impl State {
         self.handshaking -= usize::from(connection.handshaking);
         self.open -= 1;
     }
-
-    fn recycle(&mut self, mut buffer: Vec<u8>) {
-        if self.spare.len() < SPARE_BUFFERS_MAX {
-            buffer.clear();
-            self.spare.push(buffer);
-        }
-    }
 }
 
 fn mark(dirty: &mut VecDeque<ConnectionHandle>, connection: &mut Connection) {
@@ -487,26 +480,40 @@ fn mark(dirty: &mut VecDeque<ConnectionHandle>, connection: &mut Connection) {
     }
 }
 
+/// Buffers to build trains of datagrams in, used again and again.
+#[derive(Default)]
+struct SendBuffers(Vec<Vec<u8>>);
+
+impl SendBuffers {
+    fn take(&mut self) -> Vec<u8> {
+        self.0.pop().unwrap_or_else(|| Vec::with_capacity(SEND_BUFFER_BYTES))
+    }
+
+    fn give(&mut self, mut buffer: Vec<u8>) {
+        if self.0.len() < SPARE_BUFFERS_MAX {
+            buffer.clear();
+            self.0.push(buffer);
+        }
+    }
+}
+
 /// The socket that a connection sends through, and buffers to build datagrams in.
 struct SocketOutlet<'a> {
     socket: &'a UdpSocket,
-    spare: &'a mut Vec<Vec<u8>>,
+    buffers: &'a mut SendBuffers,
 }
 
 impl Outlet for SocketOutlet<'_> {
     fn buffer(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_else(|| Vec::with_capacity(SEND_BUFFER_BYTES))
+        self.buffers.take()
     }
 
     fn send(&mut self, transmit: &Transmit, buffer: &[u8]) -> bool {
         send(self.socket, transmit, buffer)
     }
 
-    fn recycle(&mut self, mut buffer: Vec<u8>) {
-        if self.spare.len() < SPARE_BUFFERS_MAX {
-            buffer.clear();
-            self.spare.push(buffer);
-        }
+    fn recycle(&mut self, buffer: Vec<u8>) {
+        self.buffers.give(buffer);
     }
 }
 

@@ -7,11 +7,12 @@ use rustmq_engine::retention::{ClockGuard, SegmentPart, log_start_after};
 use rustmq_protocol::{Offset, TimestampMs};
 use rustmq_sys::clock;
 use rustmq_sys::runtime::{self, Class};
-use rustmq_wal::{EntryKind, EntryMeta, SegmentSequence};
+use rustmq_wal::{EntryKind, SegmentSequence};
 
+use crate::error::ShardError;
 use crate::limits::EXPIRE_INTERVAL_MS;
 use crate::notify::before;
-use crate::shard::{Shard, ShardError};
+use crate::shard::Shard;
 use crate::wal_writer::WalWriter;
 
 /// Spawns the tasks of one shard.
@@ -135,31 +136,17 @@ async fn advance_log_start(
     tag: u32,
     to: Offset,
 ) -> Option<u64> {
-    let (entry, dropped) = {
+    let (note, dropped) = {
         let mut partitions = shard.partitions.borrow_mut();
-        let engine = &mut partitions.get_mut(tag)?.engine;
-        let from = engine.log_start_offset();
-        let to = engine.advance_log_start(to)?;
-        let entry = EntryMeta {
-            kind: EntryKind::LogStart,
-            partition: engine.id(),
-            leader_epoch: engine.leader_epoch(),
-            base_offset: to,
-            record_count: 0,
-            append_time: engine.append_time_max(),
-            max_timestamp: engine.append_time_max(),
-            payload: 0..0,
-            payload_crc: 0,
-            tag,
-        };
-        (entry, to.0 - from.0)
+        let partition = partitions.get_mut(tag)?;
+        let from = partition.engine.log_start_offset();
+        let to = partition.engine.advance_log_start(to)?;
+        (partition.note(EntryKind::LogStart, to, tag), to.0 - from.0)
     };
     loop {
         // Entries of this kind may use what is kept back for them when the WAL is full.
         wal.room_for_log_start(shard).await;
-        let put =
-            wal.put(0, u64::from(tag), |_| Ok::<_, std::convert::Infallible>(Some(entry.clone())));
-        let Ok(Some((ticket, _))) = put else { continue };
+        let Some(ticket) = wal.put_note(note.clone()) else { continue };
         let far = clock::now() + FLUSH_WAIT;
         // A flush that takes longer than this is seen elsewhere; nothing is freed before it ends.
         while wal.durable(ticket, far).await.is_err() {}

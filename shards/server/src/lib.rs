@@ -30,6 +30,7 @@ mod partitions;
 mod wal_writer;
 
 mod index_cache;
+mod segment_io;
 mod segments;
 
 mod checkpoint;
@@ -50,6 +51,10 @@ mod catalogue;
 
 pub mod shard;
 
+pub mod error;
+
+mod install;
+
 mod recover;
 mod replay;
 
@@ -64,4 +69,5 @@ mod random;
 
 pub mod tls;
 
-pub use shard::{Node, NodeKeys, ShardError, ShardSetup, run};
+pub use error::ShardError;
+pub use shard::{Node, NodeKeys, ShardSetup, run};

@@ -6,7 +6,8 @@ use std::rc::Rc;
 use rustmq_engine::Partition;
 use rustmq_engine::retention::Policy;
 use rustmq_metadata::TopicConfig;
-use rustmq_protocol::TopicPartition;
+use rustmq_protocol::{Offset, TopicPartition};
+use rustmq_wal::{EntryKind, EntryMeta};
 
 use crate::notify::WaitList;
 
@@ -21,6 +22,25 @@ pub(crate) struct LocalPartition {
     pub(crate) retention: Policy,
     /// Fetches that wait for new records.
     pub(crate) arrivals: Rc<WaitList>,
+}
+
+impl LocalPartition {
+    /// An entry without records: it says something about the partition's log at `offset`.
+    pub(crate) fn note(&self, kind: EntryKind, offset: Offset, tag: u32) -> EntryMeta {
+        let engine = &self.engine;
+        EntryMeta {
+            kind,
+            partition: engine.id(),
+            leader_epoch: engine.leader_epoch(),
+            base_offset: offset,
+            record_count: 0,
+            append_time: engine.append_time_max(),
+            max_timestamp: engine.append_time_max(),
+            payload: 0..0,
+            payload_crc: 0,
+            tag,
+        }
+    }
 }
 
 /// All partitions of the shard, by small numbers.

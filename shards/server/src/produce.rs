@@ -164,22 +164,9 @@ fn data_entry(
 
 /// The first batch of a leader epoch is preceded by an entry that says where the epoch begins.
 fn log_epoch_start(partition: &LocalPartition, wal: &WalWriter, tag: u32) -> bool {
-    let engine = &partition.engine;
-    let put = wal.put(0, u64::from(tag), |_| {
-        Ok::<_, std::convert::Infallible>(Some(EntryMeta {
-            kind: EntryKind::EpochStart,
-            partition: engine.id(),
-            leader_epoch: engine.leader_epoch(),
-            base_offset: engine.log_end_offset(),
-            record_count: 0,
-            append_time: engine.append_time_max(),
-            max_timestamp: engine.append_time_max(),
-            payload: 0..0,
-            payload_crc: 0,
-            tag,
-        }))
-    });
-    matches!(put, Ok(Some(_)))
+    let start = partition.engine.log_end_offset();
+    let note = partition.note(EntryKind::EpochStart, start, tag);
+    wal.put_note(note).is_some()
 }
 
 fn check_head(request: &Request) -> Result<ProduceHead, RequestError> {

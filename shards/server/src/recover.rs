@@ -21,10 +21,11 @@ use rustmq_wal::{
 };
 
 use crate::checkpoint::CheckpointBlocks;
+use crate::error::ShardError;
 use crate::random;
 use crate::replay::Replayed;
-use crate::segments::{Recovered, create_segment, read_range, store_footer, write_header};
-use crate::shard::ShardError;
+use crate::segment_io::{create_segment, read_range, store_footer, write_header};
+use crate::segments::Recovered;
 
 /// Which WAL to open, and how.
 pub(crate) struct WalSetup {

@@ -10,28 +10,26 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use rustmq_protocol::TopicPartition;
 use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
 use rustmq_sys::file::File;
-use rustmq_sys::fs;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_wal::footer;
 use rustmq_wal::{
     BLOCK_ALIGN, BlockBuilder, BlockFlags, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta, FooterTrailer,
     Generation, IndexPoint, NextSegment, NextSlot, SEGMENT_HEADER_BYTES, SealedBlock, SegmentEnd,
     SegmentHeader, SegmentIndex, SegmentSequence, SegmentState, Segments, Slot, WalId,
-    encode_footer, footer_bytes,
 };
 
 use crate::checkpoint::CheckpointBlocks;
+use crate::error::ShardError;
 use crate::index_cache::{IndexCache, Table};
-use crate::limits::{ZERO_CHUNK_BYTES, ZERO_PAUSE_MS};
 use crate::notify::{Notify, WaitList};
 use crate::random;
-use crate::shard::{Shard, ShardError};
+use crate::segment_io::{create_segment, read_range, store_footer, take_buffer, write_header};
+use crate::shard::Shard;
 
 /// Kept free at the end of the last segment of a full WAL, a sixteenth of it within these bounds: for
 /// the log starts that make room again, and a page for each restart meanwhile. A start that finds no
@@ -534,114 +532,6 @@ async fn write_footer(
             shard.fail(error);
         }
     }
-}
-
-/// Writes the footer of a sealed segment and flushes it.
-pub(crate) async fn store_footer(
-    file: &File,
-    header: &SegmentHeader,
-    index: &SegmentIndex,
-    end: &SegmentEnd,
-    pool: &BufferPool,
-) -> io::Result<()> {
-    let bytes = footer_bytes(index.partition_count(), index.point_count());
-    let mut buffer = take_buffer(pool, bytes)?;
-    encode_footer(index, header, end, &mut buffer[..bytes]);
-    let memory = buffer.freeze().slice(0..bytes);
-    file.write_durable(memory, header.segment_bytes - bytes as u64).await.map(|_| ())
-}
-
-/// Makes a segment file: of full size, zeroed, with a spare's header, durable with its name.
-pub(crate) async fn create_segment(
-    dir: &Path,
-    wal: WalId,
-    slot: Slot,
-    bytes: u64,
-    pool: &BufferPool,
-    pause: bool,
-) -> io::Result<File> {
-    let path = dir.join(slot.file_name());
-    // What an attempt before left behind is not a segment: its header was not written.
-    if let Err(error) = fs::remove(&path).await
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error);
-    }
-    let file = fs::create(&path, bytes).await?;
-    let zeroed = zero(&file, bytes, pool, pause).await;
-    let made = match zeroed {
-        Ok(()) => write_header(&file, &SegmentHeader::spare(wal, slot, bytes), pool).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = made {
-        // The space goes back; if that fails too, the next attempt removes the file.
-        let _ = fs::remove(&path).await;
-        return Err(error);
-    }
-    fs::sync_dir(dir).await?;
-    Ok(file)
-}
-
-async fn zero(file: &File, bytes: u64, pool: &BufferPool, pause: bool) -> io::Result<()> {
-    let mut buffer = take_buffer(pool, ZERO_CHUNK_BYTES)?;
-    buffer.fill(0);
-    let zeroes = buffer.freeze();
-    let mut position = 0;
-    while position < bytes {
-        let count = (bytes - position).min(ZERO_CHUNK_BYTES as u64);
-        file.write(zeroes.slice(0..count as usize), position).await?;
-        position += count;
-        if pause {
-            runtime::sleep(Duration::from_millis(ZERO_PAUSE_MS)).await;
-        }
-    }
-    file.flush().await
-}
-
-/// Writes a segment's header, durably.
-pub(crate) async fn write_header(
-    file: &File,
-    header: &SegmentHeader,
-    pool: &BufferPool,
-) -> io::Result<()> {
-    let mut buffer = take_buffer(pool, SEGMENT_HEADER_BYTES)?;
-    let page = buffer.first_chunk_mut().expect("a buffer has at least a page");
-    header.encode(page);
-    let memory = buffer.freeze().slice(0..SEGMENT_HEADER_BYTES);
-    file.write_durable(memory, 0).await.map(|_| ())
-}
-
-/// Reads any range of a file; the answer is the pages around it and where in them it begins.
-pub(crate) async fn read_range(
-    file: &File,
-    range: Range<u64>,
-    pool: &BufferPool,
-) -> io::Result<(Slice, usize)> {
-    const PAGE: u64 = rustmq_sys::buffer::ALIGN as u64;
-    let start = range.start - range.start % PAGE;
-    let end = range.end.next_multiple_of(PAGE);
-    let bytes = (end - start) as usize;
-    let buffer = take_buffer(pool, bytes.max(PAGE as usize))?;
-    let (read, buffer) = file.read(buffer, start, bytes).await;
-    let read = read?;
-    if (read as u64) < range.end - start {
-        return Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            format!("bytes {range:?} were asked for, the file has {}", start + read as u64),
-        ));
-    }
-    Ok((buffer.freeze().slice(0..read), (range.start - start) as usize))
-}
-
-/// A buffer of at least this size, or an error that says that memory is used up.
-pub(crate) fn take_buffer(pool: &BufferPool, bytes: usize) -> io::Result<Buffer> {
-    pool.try_get(bytes).ok_or_else(|| {
-        let (used, budget) = (pool.used_bytes(), pool.budget_bytes());
-        io::Error::new(
-            io::ErrorKind::OutOfMemory,
-            format!("{bytes} bytes asked of buffers with {used} of {budget} bytes in use"),
-        )
-    })
 }
 
 fn is_full(error: &io::Error) -> bool {

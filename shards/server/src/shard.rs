@@ -2,8 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,13 +10,8 @@ use rustls::pki_types::CertificateDer;
 use rustmq_config::BrokerConfig;
 use rustmq_config::choice::{FlushPolicy as FlushOption, WhenFull};
 use rustmq_engine::HotCache;
-use rustmq_engine::partition::PartitionState;
-use rustmq_metadata::{
-    Command, Image, Operation, PrincipalId, Principals, Resource, WalUuid, apply, authorize,
-};
-use rustmq_protocol::{
-    BrokerId, FlushMode, LeaderEpoch, ShardEndpoint, ShardId, TopicId, TopicPartition,
-};
+use rustmq_metadata::{Image, Operation, PrincipalId, Principals, Resource, WalUuid, authorize};
+use rustmq_protocol::{BrokerId, FlushMode, ShardEndpoint, ShardId, TopicId};
 use rustmq_sys::buffer::{Buffer, BufferPool};
 use rustmq_sys::runtime::{self, Class, RuntimeConfig, TaskPool};
 use rustmq_sys::udp::UdpSocket;
@@ -26,12 +19,12 @@ use rustmq_wal::{BlockFlags, FlushPolicy, GroupCommit, WalId};
 
 use crate::catalogue::{self, Catalogue};
 use crate::endpoint::Endpoint;
+use crate::error::ShardError;
 use crate::mesh::{self, Boot, Mesh, MeshPort, Message};
 use crate::metrics::{Gauges, Metrics, ShardSnapshot};
 use crate::notify::Notify;
-use crate::partitions::{LocalPartition, Partitions, retention_of};
+use crate::partitions::Partitions;
 use crate::recover::{self, WalSetup};
-use crate::replay::Replayed;
 use crate::reply::{RequestError, Response, SMALL_BODY_BYTES};
 use crate::segments::{Policy, SegmentFiles};
 use crate::session::Request;
@@ -94,46 +87,6 @@ pub struct NodeKeys {
     pub token: [u8; 64],
     /// Tags connection ids.
     pub connection_id: u64,
-}
-
-/// Why a shard ended before it was asked to. The process ends with it.
-#[derive(Debug, Clone)]
-pub enum ShardError {
-    /// The device failed, or what is on it.
-    Device {
-        /// What was being done.
-        doing: &'static str,
-        /// Where.
-        dir: PathBuf,
-        /// What the system said.
-        error: String,
-    },
-    /// The files do not make sense, or are of a newer version.
-    Refused {
-        /// Where.
-        dir: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
-    /// A block that was acknowledged is damaged, and what it held is not known.
-    Corrupt {
-        /// The file.
-        file: PathBuf,
-        /// Where in it.
-        position: u64,
-        /// What is wrong.
-        why: String,
-    },
-    /// The memory that was set aside is used up.
-    Memory {
-        /// What was asked.
-        error: String,
-    },
-    /// The runtime could not start.
-    Runtime {
-        /// What the system said.
-        error: String,
-    },
 }
 
 /// What one core owns. Everything in it is touched by this core's thread alone.
@@ -352,93 +305,6 @@ impl Shard {
         Ok(())
     }
 
-    /// Installs every partition that lives in a WAL, with what its entries say of it.
-    fn adopt(&self, wal: WalUuid, index: usize, mut replayed: Replayed) -> Result<(), String> {
-        let image = self.image.borrow();
-        for (id, _) in replayed.partitions() {
-            if image.topic(id.topic).is_none() && image.tombstone(id.topic).is_none() {
-                return Err(format!(
-                    "there are records of topic {}, which the catalogue has never known",
-                    id.topic
-                ));
-            }
-        }
-        for topic in image.topics() {
-            for (partition_id, partition) in topic.partitions() {
-                if partition.append_wal() != Some(wal) {
-                    continue;
-                }
-                let id = TopicPartition { topic: topic.id, partition: partition_id };
-                let replayed = replayed.take(id);
-                self.insert_partition(topic, id, partition.leader_epoch, index, replayed);
-            }
-        }
-        Ok(())
-    }
-
-    fn insert_partition(
-        &self,
-        topic: &rustmq_metadata::Topic,
-        id: TopicPartition,
-        leader_epoch: LeaderEpoch,
-        wal: usize,
-        replayed: Option<crate::replay::ReplayedPartition>,
-    ) {
-        let producers_max = self.config.producers.per_partition_max as usize;
-        let engine = match replayed {
-            Some(replayed) => replayed.into_engine(id, leader_epoch, producers_max),
-            None => {
-                let state = PartitionState::default();
-                rustmq_engine::Partition::new(id, leader_epoch, state, producers_max)
-            }
-        };
-        self.partitions.borrow_mut().insert(LocalPartition {
-            engine,
-            topic_name: Rc::from(topic.name.as_str()),
-            wal,
-            record_bytes_max: topic.config.max_message_bytes as usize,
-            retention: retention_of(&topic.config),
-            arrivals: Rc::default(),
-        });
-    }
-
-    /// Applies a durable command: the picture changes, and with it what lives here.
-    pub(crate) fn install(&self, command: &Command) {
-        let deleted = match command {
-            Command::DeleteTopic { id } => self.image.borrow().topic(*id).cloned(),
-            _ => None,
-        };
-        let applied = apply(&mut self.image.borrow_mut(), command);
-        applied.expect("a command was checked before it was made durable");
-        if let Command::CreateTopic { id, .. } = command {
-            self.create_partitions(*id);
-        }
-        if let Some(topic) = deleted {
-            for (partition, _) in topic.partitions() {
-                let id = TopicPartition { topic: topic.id, partition };
-                if let Some(partition) = self.partitions.borrow_mut().remove(id) {
-                    partition.arrivals.wake_all();
-                }
-            }
-        }
-    }
-
-    fn create_partitions(&self, topic: TopicId) {
-        let image = self.image.borrow();
-        let topic = image.topic(topic).expect("the topic was just created");
-        for (partition_id, partition) in topic.partitions() {
-            let Some(wal) = partition.append_wal() else {
-                continue;
-            };
-            if self.owners.borrow().get(&wal) != Some(&self.id) {
-                continue;
-            }
-            let index = self.wal_index(WalId(wal.0));
-            let id = TopicPartition { topic: topic.id, partition: partition_id };
-            self.insert_partition(topic, id, partition.leader_epoch, index, None);
-        }
-    }
-
     /// Which of these deleted topics do segments here still name?
     pub(crate) fn named_topics(&self, mut topics: Vec<TopicId>) -> Vec<TopicId> {
         let wals = self.wals.borrow();
@@ -634,24 +500,3 @@ fn segments_per_wal(config: &BrokerConfig, wals: usize) -> Result<usize, String>
 
 /// Fewest segments of a WAL under test settings, where a full pool must be reached in seconds.
 const SEGMENTS_MIN_TEST: u64 = 4;
-
-impl fmt::Display for ShardError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Device { doing, dir, error } => {
-                write!(f, "{doing} {}: {error}", dir.display())
-            }
-            Self::Refused { dir, why } => write!(f, "{}: {why}", dir.display()),
-            Self::Corrupt { file, position, why } => write!(
-                f,
-                "{}: the block at position {position} was acknowledged and is damaged ({why}); what \
-                 it held cannot be told, so this WAL is not opened: restore the file from a copy",
-                file.display()
-            ),
-            Self::Memory { error } => write!(f, "out of the memory set aside: {error}"),
-            Self::Runtime { error } => write!(f, "the shard's runtime could not start: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for ShardError {}

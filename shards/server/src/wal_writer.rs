@@ -19,12 +19,13 @@ use rustmq_wal::{
     EntryMeta, GroupCommit, SealedBlock,
 };
 
+use crate::error::ShardError;
 use crate::flushed;
 use crate::metrics::Stage;
 use crate::notify::{Notify, WaitList, before};
 use crate::reply::RequestError;
 use crate::segments::{Admission, SegmentFiles};
-use crate::shard::{Shard, ShardError};
+use crate::shard::Shard;
 
 /// Names the block that an entry is in, in the order in which blocks become durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,6 +173,13 @@ impl WalWriter {
         self.commit.borrow_mut().handle_append(self.now_ns(), producer);
         self.changed.notify();
         Ok(Some((open.ticket, entry)))
+    }
+
+    /// Puts an entry without a payload into the open block; `None` when there is no room.
+    pub(crate) fn put_note(&self, note: EntryMeta) -> Option<Ticket> {
+        let key = u64::from(note.tag);
+        let put = self.put(0, key, |_| Ok::<_, std::convert::Infallible>(Some(note)));
+        put.ok().flatten().map(|(ticket, _)| ticket)
     }
 
     /// Waits until the block of `ticket` is durable, or until `deadline`.

@@ -15,9 +15,9 @@ use rustmq_wal::catalogue::{
     CommandEffect, open_catalogue,
 };
 
+use crate::error::ShardError;
 use crate::random;
-use crate::segments::{read_range, take_buffer};
-use crate::shard::ShardError;
+use crate::segment_io::{read_range, take_buffer};
 
 /// Memory for reading the catalogue whole and writing a snapshot: three files.
 const POOL_BYTES: usize = 4 * CATALOGUE_BYTES_DEFAULT;

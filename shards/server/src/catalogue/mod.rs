@@ -24,9 +24,10 @@ use rustmq_protocol::{ShardId, TopicId};
 use rustmq_sys::runtime::{self, Class};
 use rustmq_wal::catalogue::CommandEffect;
 
+use crate::error::ShardError;
 use crate::mesh::Message;
 use crate::notify::WaitList;
-use crate::shard::{Shard, ShardError};
+use crate::shard::Shard;
 use log::CatalogueLogFiles;
 
 pub(crate) use requests::spawn;

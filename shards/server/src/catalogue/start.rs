@@ -12,9 +12,10 @@ use rustmq_wal::catalogue::CommandEffect;
 
 use super::Catalogue;
 use super::log::CatalogueLogFiles;
+use crate::error::ShardError;
 use crate::mesh::{Boot, Message};
 use crate::random;
-use crate::shard::{Shard, ShardError};
+use crate::shard::Shard;
 
 /// Opens the catalogue, makes this start durable in it, and tells every shard its part.
 pub(super) async fn start(catalogue: &Catalogue, shard: &Rc<Shard>) -> Result<(), ShardError> {
