@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustmq_config::BrokerConfig;
@@ -33,7 +34,7 @@ impl Sockets {
             .context("network.socket_buffer_bytes")?;
         let bind = |port: u16, what: &str| {
             let address = SocketAddr::new(listen, port);
-            let socket = UdpSocket::bind(address, buffer_bytes)
+            let socket = bind_once_free(address, buffer_bytes)
                 .map_err(|error| explain(error, address, what))?;
             let bound = socket.local_addr().with_context(|| format!("binding {address}"))?;
             anyhow::Ok((socket, bound.port()))
@@ -54,6 +55,28 @@ impl Sockets {
             first.push(bootstrap);
         }
         Ok(Self { bootstrap_port, shards, by_shard })
+    }
+}
+
+/// How long a port may stay taken before it counts as another program's. 1 s: the kernel takes down
+/// the io_uring of a broker that was killed, and with it the sockets, some 10 ms after the process
+/// is gone, and a supervisor may be faster.
+const PORT_WAIT: Duration = Duration::from_secs(1);
+
+/// Between two attempts to take a port.
+const PORT_PAUSE: Duration = Duration::from_millis(5);
+
+fn bind_once_free(address: SocketAddr, buffer_bytes: usize) -> io::Result<UdpSocket> {
+    let deadline = Instant::now() + PORT_WAIT;
+    loop {
+        match UdpSocket::bind(address, buffer_bytes) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline =>
+            {
+                std::thread::sleep(PORT_PAUSE);
+            }
+            bound => return bound,
+        }
     }
 }
 

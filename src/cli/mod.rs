@@ -52,7 +52,7 @@ use exit::Exit;
 
 /// RustMQ: a distributed message broker.
 #[derive(Parser, Debug)]
-#[command(name = "rustmq", version, after_help = exit::HELP, propagate_version = true)]
+#[command(name = "rustmq", version, after_help = exit::HELP)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,

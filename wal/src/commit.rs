@@ -50,8 +50,9 @@ const FLUSH_WEIGHT: u64 = 8;
 /// Decides when a block closes. One per WAL, on its shard.
 ///
 /// One write is in flight at a time; what arrives meanwhile is the next block. An idle WAL closes a
-/// block at once. With more than one active producer, and fewer appends waiting than the last block
-/// had, it waits for stragglers for at most a quarter of a flush, as long as that brings some.
+/// block at once. With more than one active producer, and fewer appends waiting than there were in
+/// the last block and beside it, it waits for stragglers for at most a quarter of a flush, as long
+/// as that brings some.
 /// Times are nanoseconds of one monotonic clock.
 #[derive(Clone, Debug)]
 pub struct GroupCommit {
@@ -61,9 +62,8 @@ pub struct GroupCommit {
     waiting: u32,
     /// Since when the open block could have been closed.
     waiting_since: u64,
-    /// Blocks that are closed because they are full, not yet written.
-    full: u32,
-    /// Appends in the block that was closed last.
+    /// Appends that may come together: those in the block that was closed last, and those that
+    /// waited when its write ended.
     expected: u32,
     /// Appends wait for room in the open block.
     crowded: bool,
@@ -95,7 +95,6 @@ impl GroupCommit {
             in_flight: None,
             waiting: 0,
             waiting_since: 0,
-            full: 0,
             expected: 0,
             crowded: false,
             waiting_at_wait: None,
@@ -125,18 +124,9 @@ impl GroupCommit {
     }
 
     /// An append found no room in the open block and waits for the next one: no straggler is waited
-    /// for. Not needed where a full block is closed at once.
+    /// for.
     pub fn handle_crowded(&mut self) {
         self.crowded = self.waiting != 0;
-    }
-
-    /// The open block is full and was closed; the next append goes to another.
-    pub fn handle_full(&mut self) {
-        self.full += 1;
-        self.expected = self.waiting;
-        self.waiting = 0;
-        self.crowded = false;
-        self.waiting_at_wait = None;
     }
 
     /// What to do at `now_ns`.
@@ -147,11 +137,6 @@ impl GroupCommit {
         if self.flush_due().is_some_and(|due| due <= now_ns) {
             self.in_flight = Some(InFlight::Flush);
             return Commit::Flush;
-        }
-        if self.full != 0 {
-            self.full -= 1;
-            self.in_flight = Some(InFlight::Block);
-            return Commit::Close;
         }
         if self.waiting != 0 {
             return self.poll_waiting(now_ns);
@@ -177,7 +162,13 @@ impl GroupCommit {
             });
         }
         match (ended, self.policy) {
-            (InFlight::Block, FlushPolicy::Always) => self.unmarked_since = Some(now_ns),
+            (InFlight::Block, FlushPolicy::Always) => {
+                self.unmarked_since = Some(now_ns);
+                // Whoever is answered now may append again at once, beside those who came meanwhile.
+                // Without this, producers that wait for each answer split into two halves that take
+                // turns, each with a flush of its own.
+                self.expected += self.waiting;
+            }
             (InFlight::Block, FlushPolicy::Interval { .. }) => {
                 self.unflushed_since.get_or_insert(now_ns);
             }
@@ -368,17 +359,42 @@ mod tests {
     }
 
     #[test]
-    fn full_blocks_are_written_one_after_another_without_a_wait() {
-        let mut commit = after_block(3);
-        commit.handle_append(FLUSH_NS, 0);
-        commit.handle_full();
-        commit.handle_append(FLUSH_NS, 1);
-        commit.handle_full();
-        for _ in 0..2 {
-            assert_eq!(commit.poll(FLUSH_NS), Commit::Close);
-            commit.handle_written(FLUSH_NS, Some(FLUSH_NS));
+    fn producers_that_wait_for_answers_end_up_in_one_block() {
+        let mut commit = GroupCommit::new(FlushPolicy::Always);
+        let (flush_ns, mut now) = (1_000_000, 0);
+        let round_trip_ns = 100_000;
+        // Four of eight producers append; the others come while their block is written.
+        let mut block: Vec<u64> = (0..4).collect();
+        let mut meanwhile: Vec<u64> = (4..8).collect();
+        let mut sizes = Vec::new();
+        for producer in &block {
+            commit.handle_append(now, *producer);
         }
-        assert_eq!(commit.poll(FLUSH_NS), Commit::WaitUntil(FLUSH_NS + IDLE_MARK_NS));
+        assert_eq!(commit.poll(now), Commit::Close);
+        for _ in 0..4 {
+            for producer in &meanwhile {
+                commit.handle_append(now + 1, *producer);
+            }
+            now += flush_ns;
+            commit.handle_written(now, Some(flush_ns));
+            // Those who were answered append again a round trip later.
+            let mut next = meanwhile.clone();
+            if let Commit::WaitUntil(until) = commit.poll(now) {
+                assert!(now + round_trip_ns <= until, "a round trip is less than a quarter flush");
+                now += round_trip_ns;
+                for producer in &block {
+                    commit.handle_append(now, *producer);
+                }
+                next.append(&mut block);
+                assert_eq!(commit.poll(now), Commit::Close);
+                meanwhile.clear();
+            } else {
+                std::mem::swap(&mut block, &mut meanwhile);
+            }
+            sizes.push(next.len());
+            block = next;
+        }
+        assert_eq!(sizes, [8, 8, 8, 8]);
     }
 
     #[test]

@@ -202,12 +202,11 @@ fn direct(facts: &Facts) -> Finding {
 }
 
 fn space(facts: &Facts) -> Finding {
-    let config = defaults();
-    let wanted = config.wal.capacity_bytes * u64::from(config.shard_count(facts.cores));
+    let wanted = defaults().wal.capacity_bytes;
     let fact = format!("{} free", size(facts.storage.free_bytes));
     if facts.storage.free_bytes < wanted {
         let advice =
-            format!("the WALs may grow to {}: make room or lower wal.capacity_bytes", size(wanted));
+            format!("the WAL may grow to {}: make room or lower wal.capacity_bytes", size(wanted));
         return note("disk space", fact, &advice);
     }
     ok("disk space", fact)
