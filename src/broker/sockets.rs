@@ -70,9 +70,7 @@ fn bind_once_free(address: SocketAddr, buffer_bytes: usize) -> io::Result<UdpSoc
     let deadline = Instant::now() + PORT_WAIT;
     loop {
         match UdpSocket::bind(address, buffer_bytes) {
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline =>
-            {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
                 std::thread::sleep(PORT_PAUSE);
             }
             bound => return bound,

@@ -14,12 +14,7 @@ fn refused(
     show: impl FnOnce(&Node) -> Result<Option<(String, String)>>,
     words: &str,
 ) -> Result<()> {
-    let certificate = |node: &Node| {
-        Ok(Identity {
-            certificate: show(node)?,
-            alpn: b"rustmq/1",
-        })
-    };
+    let certificate = |node: &Node| Ok(Identity { certificate: show(node)?, alpn: b"rustmq/1" });
     refused_as(certificate, words)
 }
 
@@ -98,10 +93,7 @@ fn a_client_whose_certificate_names_nobody_is_refused() -> Result<()> {
 fn a_client_of_another_protocol_is_refused() -> Result<()> {
     let other = |node: &Node| {
         let identity = Identity::of_dev_client(node.data_dir())?;
-        Ok(Identity {
-            alpn: b"h3",
-            ..identity
-        })
+        Ok(Identity { alpn: b"h3", ..identity })
     };
     refused_as(other, "known protocol")
 }
@@ -113,10 +105,7 @@ fn a_certificate_of_the_brokers_authority_is_taken() -> Result<()> {
     let node = Node::new(Backend::Epoll)?;
     let broker = node.start()?;
     let certificate = Some(Authority::of_broker(node.data_dir())?.sign(|_| {})?);
-    let identity = Identity {
-        certificate,
-        alpn: b"rustmq/1",
-    };
+    let identity = Identity { certificate, alpn: b"rustmq/1" };
     client::runtime()?.block_on(async {
         let (_endpoint, connected) = raw::dial(node.data_dir(), &identity).await?;
         let (mut send, mut receive) = connected?.open_bi().await?;

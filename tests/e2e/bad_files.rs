@@ -36,8 +36,8 @@ fn killed() -> Result<Node> {
     Ok(node)
 }
 
-/// After `change` the broker refuses to start, says `words`, and leaves the file alone; with the file
-/// as it was, everything is there.
+/// After `change` the broker refuses to start, says `words`, and leaves the file alone; with the
+/// file as it was, everything is there.
 fn refused(path: &Path, node: &Node, changed: &[u8], words: &[&str]) -> Result<()> {
     let before = fs::read(path)?;
     fs::write(path, changed)?;
@@ -48,10 +48,7 @@ fn refused(path: &Path, node: &Node, changed: &[u8], words: &[&str]) -> Result<(
     ensure!(fs::read(path)? == changed, "the file was written to");
     fs::write(path, before)?;
     let broker = node.start()?;
-    ensure!(
-        Cli::new(node.data_dir()).consume("kept")? == "a\nb\nc\n",
-        "records are missing"
-    );
+    ensure!(Cli::new(node.data_dir()).consume("kept")? == "a\nb\nc\n", "records are missing");
     broker.stop()
 }
 
@@ -95,10 +92,7 @@ fn an_entry_of_an_unknown_kind_is_refused_and_not_skipped() -> Result<()> {
     broker.kill_running()?;
     let (path, header) = newest_segment(node.data_dir())?;
     let mut file = fs::read(&path)?;
-    let partition = TopicPartition {
-        topic: topic.id,
-        partition: PartitionId(0),
-    };
+    let partition = TopicPartition { topic: topic.id, partition: PartitionId(0) };
     append_unknown_entry(&mut file, &header, partition)?;
     let kind = format!("kind {UNKNOWN_KIND}");
     refused(&path, &node, &file, &[&kind, "knows"])

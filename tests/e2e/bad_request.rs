@@ -1,19 +1,19 @@
-//! Requests that are refused, each with its code and a word about what is allowed. The broker serves
-//! on, and nothing of them is kept.
+//! Requests that are refused, each with its code and a word about what is allowed. The broker
+//! serves on, and nothing of them is kept.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use rustmq_client::ErrorCode;
 use rustmq_protocol::{
-    CorrelationId, CreateTopic, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Fetch, FrameHeader, LeaderEpoch,
-    Offset, PartitionId, ProducerStamp, RequestKind, TopicId, UnsupportedVersionBody,
+    CorrelationId, CreateTopic, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Fetch, FrameHeader,
+    LeaderEpoch, Offset, PartitionId, ProducerStamp, RequestKind, TopicId, UnsupportedVersionBody,
 };
 
 use crate::support::broker::{Backend, Broker, Node};
 use crate::support::cli::Cli;
-use crate::support::raw::{self, Raw};
 use crate::support::random::Random;
+use crate::support::raw::{self, Raw};
 use crate::support::{client, machine};
 
 /// A broker with a topic of one partition, `known`.
@@ -224,7 +224,8 @@ fn names_that_could_be_paths_are_refused_and_leave_no_file() -> Result<()> {
         let before = files_around(dir)?;
         let mut raw = Raw::greeted(dir).await?;
         let long = "x".repeat(250);
-        let names = ["../evil", "a/../../evil", "/etc/evil", "..", ".", "", "a b", "a\0b", "ä", &long];
+        let names =
+            ["../evil", "a/../../evil", "/etc/evil", "..", ".", "", "a b", "a\0b", "ä", &long];
         for name in names {
             let create = CreateTopic {
                 name: name.to_owned(),
@@ -232,7 +233,8 @@ fn names_that_could_be_paths_are_refused_and_leave_no_file() -> Result<()> {
                 replication_factor: 1,
                 config: Vec::new(),
             };
-            let (header, body) = raw.ask(RequestKind::CreateTopic, |out| create.encode(out)).await?;
+            let (header, body) =
+                raw.ask(RequestKind::CreateTopic, |out| create.encode(out)).await?;
             raw::message(ErrorCode::InvalidTopicName, &header, &body)
                 .with_context(|| format!("{name:?}"))?;
         }

@@ -91,15 +91,8 @@ impl Measured {
     }
 }
 
-fn measure(
-    executable: &Path,
-    backend: Backend,
-    dir: &Path,
-    device: &Device,
-) -> Result<Measured> {
-    let node = Node::new(backend)?
-        .of_build(executable)
-        .in_dir(&dir.join("data"));
+fn measure(executable: &Path, backend: Backend, dir: &Path, device: &Device) -> Result<Measured> {
+    let node = Node::new(backend)?.of_build(executable).in_dir(&dir.join("data"));
     let broker = node.start()?;
     let (blocks, flushes) = client::runtime()?.block_on(async {
         let client = client::connect(node.data_dir()).await?;

@@ -1,10 +1,11 @@
 //! Killed at random moments under load: nothing acknowledged is lost, twice, or out of order.
 //!
 //! The log is so small that it rotates, drops its oldest segments and uses their files again all
-//! the time. A producer with everything that an SDK does by itself (retries, sequences) lives through
-//! each kill. After each the broker is started, sometimes killed again while it recovers, and every
-//! record acknowledged since the check before has to be read: the log has room for several rounds, so
-//! that its start must not have passed them. Everything older that is still there is checked too.
+//! the time. A producer with everything that an SDK does by itself (retries, sequences) lives
+//! through each kill. After each the broker is started, sometimes killed again while it recovers,
+//! and every record acknowledged since the check before has to be read: the log has room for
+//! several rounds, so that its start must not have passed them. Everything older that is still
+//! there is checked too.
 //!
 //! SIGKILL loses nothing that the kernel has; that the device has it, too, is `flush`'s to show.
 
@@ -113,7 +114,8 @@ impl Run {
     /// For a failure.
     fn state(&self) -> String {
         let state = self.broker.as_ref().map(Broker::state).unwrap_or_default();
-        let counters = state.lines().filter(|line| !line.starts_with('#') && !line.contains("bucket"));
+        let counters =
+            state.lines().filter(|line| !line.starts_with('#') && !line.contains("bucket"));
         let counters: Vec<&str> = counters.collect();
         format!("after kill {}\n{}", self.kills, counters.join("\n"))
     }

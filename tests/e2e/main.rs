@@ -1,9 +1,10 @@
 //! The shipped executable, from outside: started, spoken to over QUIC, killed, started again.
 //!
-//! Every test starts real brokers on real files, on ports of their own, and takes what it knows from
-//! what the executable prints, answers and stores. One program holds them all, so that the executable
-//! and this are linked once and the tests share the cores. No test asserts how long anything took;
-//! every wait has a bound, far above what is usual, at which it fails instead of hanging.
+//! Every test starts real brokers on real files, on ports of their own, and takes what it knows
+//! from what the executable prints, answers and stores. One program holds them all, so that the
+//! executable and this are linked once and the tests share the cores. No test asserts how long
+//! anything took; every wait has a bound, far above what is usual, at which it fails instead of
+//! hanging.
 //!
 //! - `main_job`: a file in, a kill, the same file out.
 //! - `kill`: killed at random moments under load; nothing acknowledged is lost, twice or moved.

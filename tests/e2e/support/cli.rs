@@ -29,9 +29,7 @@ pub(crate) struct Outcome {
 impl Cli {
     /// Commands for the broker in this directory.
     pub(crate) fn new(data_dir: &Path) -> Cli {
-        Cli {
-            data_dir: data_dir.to_owned(),
-        }
+        Cli { data_dir: data_dir.to_owned() }
     }
 
     /// Runs a command to its end.
@@ -59,8 +57,7 @@ impl Cli {
     /// Makes a topic.
     pub(crate) fn create_topic(&self, name: &str, partitions: u32) -> Result<()> {
         let partitions = partitions.to_string();
-        self.ok(&["topic", "create", name, "--partitions", &partitions])
-            .map(drop)
+        self.ok(&["topic", "create", name, "--partitions", &partitions]).map(drop)
     }
 
     /// Sends each line of a text.

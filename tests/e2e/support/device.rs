@@ -62,9 +62,7 @@ impl Device {
             true => device.parent().context("a partition has a disk")?,
             false => &device,
         };
-        Ok(Device {
-            stat: disk.join("stat"),
-        })
+        Ok(Device { stat: disk.join("stat") })
     }
 
     /// Flush requests that it has completed.
@@ -88,9 +86,7 @@ impl Device {
 }
 
 fn command(command: &mut Command) -> Result<()> {
-    let output = command
-        .output()
-        .with_context(|| format!("running {command:?}"))?;
+    let output = command.output().with_context(|| format!("running {command:?}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {said}");
     Ok(())

@@ -1,7 +1,7 @@
 //! What producers were told against what a consumer reads.
 //!
-//! Pure: it is told what happened and says what is wrong. Values are unique within a partition, so a
-//! value found twice is a duplicate and a value never submitted is a phantom.
+//! Pure: it is told what happened and says what is wrong. Values are unique within a partition, so
+//! a value found twice is a duplicate and a value never submitted is a phantom.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,21 +25,13 @@ pub(crate) enum Anomaly {
     /// Acknowledged at this offset, where another value was read.
     Mismatch { partition: u32, offset: u64 },
     /// The value is in the log twice.
-    Duplicate {
-        partition: u32,
-        first: u64,
-        second: u64,
-    },
+    Duplicate { partition: u32, first: u64, second: u64 },
     /// The record before it was submitted after it.
     Reordered { partition: u32, offset: u64 },
     /// Nobody submitted what was read.
     Phantom { partition: u32, offset: u64 },
     /// The offset read is not one more than that before it.
-    Gap {
-        partition: u32,
-        after: u64,
-        offset: u64,
-    },
+    Gap { partition: u32, after: u64, offset: u64 },
     /// Two submitted values were acknowledged at the same offset.
     AcknowledgedTwice { partition: u32, offset: u64 },
 }
@@ -73,8 +65,7 @@ impl History {
         let history = self.partitions.entry(partition).or_default();
         let before = history.acknowledged.insert(offset, value.to_vec());
         if before.is_some_and(|before| before != value) {
-            self.anomalies
-                .push(Anomaly::AcknowledgedTwice { partition, offset });
+            self.anomalies.push(Anomaly::AcknowledgedTwice { partition, offset });
         }
     }
 
@@ -103,19 +94,11 @@ impl History {
         for record in read.iter().filter(|record| record.partition == partition) {
             let offset = record.offset;
             if offset != expected {
-                anomalies.push(Anomaly::Gap {
-                    partition,
-                    after: expected,
-                    offset,
-                });
+                anomalies.push(Anomaly::Gap { partition, after: expected, offset });
             }
             expected = offset + 1;
             if let Some(first) = seen.insert(&record.value, offset) {
-                anomalies.push(Anomaly::Duplicate {
-                    partition,
-                    first,
-                    second: offset,
-                });
+                anomalies.push(Anomaly::Duplicate { partition, first, second: offset });
             }
             match history.submitted.get(&record.value) {
                 None => anomalies.push(Anomaly::Phantom { partition, offset }),
@@ -149,22 +132,18 @@ impl fmt::Display for Anomaly {
             Anomaly::Mismatch { partition, offset } => {
                 write!(f, "another value than acknowledged: {partition}/{offset}")
             }
-            Anomaly::Duplicate {
-                partition,
-                first,
-                second,
-            } => write!(f, "duplicate: {partition}/{first} and {second}"),
+            Anomaly::Duplicate { partition, first, second } => {
+                write!(f, "duplicate: {partition}/{first} and {second}")
+            }
             Anomaly::Reordered { partition, offset } => {
                 write!(f, "out of order: {partition}/{offset}")
             }
             Anomaly::Phantom { partition, offset } => {
                 write!(f, "never submitted: {partition}/{offset}")
             }
-            Anomaly::Gap {
-                partition,
-                after,
-                offset,
-            } => write!(f, "gap: {partition}/{after}, read {offset}"),
+            Anomaly::Gap { partition, after, offset } => {
+                write!(f, "gap: {partition}/{after}, read {offset}")
+            }
             Anomaly::AcknowledgedTwice { partition, offset } => {
                 write!(f, "two values acknowledged: {partition}/{offset}")
             }
@@ -216,64 +195,41 @@ mod tests {
 
     #[test]
     fn a_lost_record_at_the_end_is_found() {
-        let lost = Anomaly::Lost {
-            partition: 3,
-            offset: 108,
-        };
+        let lost = Anomaly::Lost { partition: 3, offset: 108 };
         assert_eq!(history().check(3, 100, &log(0..8)), [lost]);
     }
 
     #[test]
     fn a_lost_record_in_the_middle_is_found_even_if_offsets_close_up() {
         let found = history().check(3, 100, &log([0, 1, 2, 4, 5, 6, 7, 8, 9]));
-        let mismatch = Anomaly::Mismatch {
-            partition: 3,
-            offset: 103,
-        };
+        let mismatch = Anomaly::Mismatch { partition: 3, offset: 103 };
         assert!(found.contains(&mismatch), "{found:?}");
         let mut read = log(0..9);
         read.remove(3);
         let found = history().check(3, 100, &read);
-        let gap = Anomaly::Gap {
-            partition: 3,
-            after: 103,
-            offset: 104,
-        };
-        let lost = Anomaly::Lost {
-            partition: 3,
-            offset: 103,
-        };
+        let gap = Anomaly::Gap { partition: 3, after: 103, offset: 104 };
+        let lost = Anomaly::Lost { partition: 3, offset: 103 };
         assert_eq!(found, [gap, lost]);
     }
 
     #[test]
     fn a_duplicate_is_found() {
         let found = history().check(3, 100, &log([0, 1, 2, 3, 4, 5, 6, 7, 8, 8]));
-        let duplicate = Anomaly::Duplicate {
-            partition: 3,
-            first: 108,
-            second: 109,
-        };
+        let duplicate = Anomaly::Duplicate { partition: 3, first: 108, second: 109 };
         assert_eq!(found, [duplicate]);
     }
 
     #[test]
     fn an_exchange_of_two_records_is_found() {
         let found = history().check(3, 100, &log([0, 1, 2, 4, 3, 5, 6, 7, 8]));
-        let reordered = Anomaly::Reordered {
-            partition: 3,
-            offset: 104,
-        };
+        let reordered = Anomaly::Reordered { partition: 3, offset: 104 };
         assert!(found.contains(&reordered), "{found:?}");
     }
 
     #[test]
     fn a_phantom_is_found() {
         let found = history().check(3, 100, &log([0, 1, 2, 3, 4, 5, 6, 7, 8, 77]));
-        let phantom = Anomaly::Phantom {
-            partition: 3,
-            offset: 109,
-        };
+        let phantom = Anomaly::Phantom { partition: 3, offset: 109 };
         assert_eq!(found, [phantom]);
     }
 
@@ -281,10 +237,7 @@ mod tests {
     fn an_offset_given_to_two_values_is_found() {
         let mut history = history();
         history.acknowledge(3, 100, &value(9));
-        let twice = Anomaly::AcknowledgedTwice {
-            partition: 3,
-            offset: 100,
-        };
+        let twice = Anomaly::AcknowledgedTwice { partition: 3, offset: 100 };
         assert!(history.check(3, 100, &log(0..9)).contains(&twice));
     }
 
@@ -293,10 +246,7 @@ mod tests {
         let mut read = log(0..9);
         read[0].partition = 4;
         let found = history().check(3, 100, &read);
-        let lost = Anomaly::Lost {
-            partition: 3,
-            offset: 100,
-        };
+        let lost = Anomaly::Lost { partition: 3, offset: 100 };
         assert!(found.contains(&lost), "{found:?}");
     }
 }

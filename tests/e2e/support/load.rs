@@ -76,11 +76,7 @@ impl Load {
         };
         let thread = std::thread::Builder::new().name("load".to_owned());
         let thread = thread.spawn(move || client::runtime()?.block_on(sending.run()))?;
-        Ok(Load {
-            shared,
-            thread: Some(thread),
-            partitions,
-        })
+        Ok(Load { shared, thread: Some(thread), partitions })
     }
 
     /// Lets this many more bytes be sent.
@@ -88,10 +84,7 @@ impl Load {
         let mut state = self.shared.lock();
         state.allowance = state.submitted + bytes;
         let ends = (0..self.partitions).map(|id| (id, state.history.acknowledged_end(id)));
-        Round {
-            acknowledged_before: state.acknowledged,
-            begun_at: ends.collect(),
-        }
+        Round { acknowledged_before: state.acknowledged, begun_at: ends.collect() }
     }
 
     /// Waits until this many bytes were acknowledged in a round.

@@ -26,8 +26,8 @@ pub(crate) fn is_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| value == "true")
 }
 
-/// Says by name that a test cannot run here. Under `CI=true` that is a failure: what counts is shown,
-/// not left out.
+/// Says by name that a test cannot run here. Under `CI=true` that is a failure: what counts is
+/// shown, not left out.
 pub(crate) fn skip(name: &str, why: &str) {
     assert!(!is_ci(), "{name} has to run under CI=true: {why}");
     note(&format!("SKIPPED {name}: {why}"));

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 /// Between two looks at a process or a file. 5 ms: short beside any start.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The longest that anything is waited for unless a test says otherwise. A minute: hundreds of times
-/// what is usual, since a machine of two cores may be building something else.
+/// The longest that anything is waited for unless a test says otherwise. A minute: hundreds of
+/// times what is usual, since a machine of two cores may be building something else.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A child process and the files that take its output. Killed when it is dropped.
@@ -27,17 +27,9 @@ impl Process {
     pub(crate) fn start(mut command: Command, dir: &Path, name: &str) -> Result<Process> {
         let stdout = dir.join(format!("{name}.stdout"));
         let stderr = dir.join(format!("{name}.stderr"));
-        command
-            .stdout(File::create(&stdout)?)
-            .stderr(File::create(&stderr)?);
-        let child = command
-            .spawn()
-            .with_context(|| format!("starting {command:?}"))?;
-        Ok(Process {
-            child,
-            stdout,
-            stderr,
-        })
+        command.stdout(File::create(&stdout)?).stderr(File::create(&stderr)?);
+        let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+        Ok(Process { child, stdout, stderr })
     }
 
     /// Its number.
@@ -90,10 +82,7 @@ impl Process {
     pub(crate) fn output(&self) -> String {
         let stdout = self.stdout().unwrap_or_default();
         let stdout = String::from_utf8_lossy(&stdout[..stdout.len().min(16 << 10)]).into_owned();
-        format!(
-            "--- stdout\n{stdout}\n--- stderr\n{}\n---",
-            last_lines(&self.stderr(), 60)
-        )
+        format!("--- stdout\n{stdout}\n--- stderr\n{}\n---", last_lines(&self.stderr(), 60))
     }
 }
 

@@ -4,12 +4,10 @@
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// Begins with the seed in `RUSTMQ_SEED`, or else with one made of the time and `salt`. Says which
-    /// on the test's output, which is shown when it fails.
+    /// Begins with the seed in `RUSTMQ_SEED`, or else with one made of the time and `salt`. Says
+    /// which on the test's output, which is shown when it fails.
     pub(crate) fn for_test(salt: u64) -> Random {
-        let given = std::env::var("RUSTMQ_SEED")
-            .ok()
-            .and_then(|seed| seed.parse().ok());
+        let given = std::env::var("RUSTMQ_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(|| {
             let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
             since.as_nanos() as u64 ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15)

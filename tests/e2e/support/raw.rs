@@ -82,10 +82,7 @@ pub(crate) async fn refusal(data_dir: &Path, identity: &Identity) -> Result<Stri
             .await
             .context("the broker let the client in")?,
     };
-    ensure!(
-        !matches!(error, ConnectionError::TimedOut),
-        "the broker did not say why: {error}"
-    );
+    ensure!(!matches!(error, ConnectionError::TimedOut), "the broker did not say why: {error}");
     Ok(error.to_string())
 }
 
@@ -96,12 +93,7 @@ impl Raw {
         let (endpoint, connected) = dial(data_dir, &identity).await?;
         let connection = connected?;
         let (send, receive) = connection.open_bi().await?;
-        Ok(Raw {
-            _endpoint: endpoint,
-            connection,
-            send,
-            receive,
-        })
+        Ok(Raw { _endpoint: endpoint, connection, send, receive })
     }
 
     /// Connects and says hello.
@@ -175,11 +167,7 @@ impl Raw {
 
 /// The frame that opens a connection, for these versions.
 pub(crate) fn hello(version_min: u8, version_max: u8, out: &mut Vec<u8>) {
-    let hello = Hello {
-        version_min,
-        version_max,
-        client_name: "raw".to_owned(),
-    };
+    let hello = Hello { version_min, version_max, client_name: "raw".to_owned() };
     FrameHeader::request(RequestKind::Hello, CorrelationId(0))
         .encode_frame(out, |out| hello.encode(out));
 }
@@ -254,7 +242,5 @@ fn tls(data_dir: &Path, identity: &Identity) -> Result<quinn::ClientConfig> {
         }
     };
     config.alpn_protocols = vec![identity.alpn.to_vec()];
-    Ok(quinn::ClientConfig::new(Arc::new(
-        QuicClientConfig::try_from(config)?,
-    )))
+    Ok(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?)))
 }

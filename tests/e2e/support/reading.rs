@@ -39,7 +39,8 @@ pub(crate) async fn read(
         .start(Start::Offset(Offset(from)));
     let mut consumer = bounded("a consumer", consumer.build()).await??;
     while records.len() < (end - from) as usize {
-        let what = || format!("{topic}/{partition}: record {} of {end}", from + records.len() as u64);
+        let what =
+            || format!("{topic}/{partition}: record {} of {end}", from + records.len() as u64);
         let record = bounded(&what(), consumer.receive()).await?;
         let record = record.with_context(what)?.with_context(what)?;
         records.push(ReadRecord {
