@@ -257,7 +257,7 @@ options! {
         /// Silence after which a producer is forgotten; it then needs a new id.
         expiry_ms: u64 = "86400000", Kind::millis(1_000, YEAR_MS), Broker;
         /// Producers remembered for one partition; at the limit a new one is refused.
-        per_partition_max: u32 = "1000", Kind::count(1, 10_000), Broker;
+        per_partition_max: u32 = "1000", Kind::count(1, 4_096), Broker;
     }
 
     /// The broker's own messages.

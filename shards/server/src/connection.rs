@@ -60,8 +60,12 @@ struct Stream {
     incoming: Assembler,
     outgoing: VecDeque<Reply>,
     readable: bool,
+    /// Requests of this stream that are not answered.
+    unanswered: usize,
     /// The peer sent its last byte, or what it sent cannot be read any more.
     ended: bool,
+    /// Our side has ended, too.
+    finished: bool,
 }
 
 impl Connection {
@@ -105,9 +109,12 @@ impl Connection {
             }
             self.write_stream(&session, stream);
         }
-        if session.in_flight() == 0 {
-            self.finish_ended();
+        while let Some(stream) = session.take_done() {
+            if let Some(stream) = self.streams.get_mut(&stream) {
+                stream.unanswered -= 1;
+            }
         }
+        self.finish_ended();
     }
 
     /// Builds and sends datagrams. Returns true when there may be more to send.
@@ -257,7 +264,7 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(&id) else {
             return false;
         };
-        if stream.ended {
+        if stream.finished {
             return false;
         }
         let held = stream.incoming.len();
@@ -294,15 +301,27 @@ impl Connection {
         };
         // What has to be sent is found by the next poll_transmit, which always follows.
         let _ = chunks.finalize();
+        let mut more = more;
         let refused = loop {
+            if REQUESTS_IN_FLIGHT_MAX <= session.in_flight() {
+                // What is here already waits for the session's next turn.
+                more = true;
+                break None;
+            }
             match stream.incoming.next_frame() {
                 Ok(Some((header, body))) => {
+                    stream.unanswered += 1;
                     requests.push(session.request(id, header, body, now));
                 }
                 Ok(None) => break None,
                 Err(error) => break Some(error),
             }
         };
+        let half = stream.ended && !more;
+        if half || refused.is_some() {
+            // Half a frame of a stream that has ended will never be whole.
+            stream.incoming = Assembler::default();
+        }
         self.assembling_bytes = self.assembling_bytes + stream.incoming.len() - held;
         if let Some(error) = refused {
             stream.ended = true;
@@ -316,8 +335,10 @@ impl Connection {
 
     /// Ends our side of the streams that the peer has ended, once everything is answered.
     fn finish_ended(&mut self) {
-        for (id, stream) in &self.streams {
-            if stream.ended && stream.outgoing.is_empty() {
+        for (id, stream) in &mut self.streams {
+            let done = stream.unanswered == 0 && stream.outgoing.is_empty();
+            if stream.ended && done && !stream.finished {
+                stream.finished = true;
                 // It fails only when it is finished or stopped already.
                 let _ = self.quic.send_stream(*id).finish();
             }

@@ -55,7 +55,7 @@ async fn serve(
         let begun = clock::now();
         let high_watermark = check_offset(shard, ask, tag)?;
         let found = match ask.offset < high_watermark {
-            true => read::batches(shard, tag, ask.offset, bytes_max).await?,
+            true => read_for(shard, request, tag, ask.offset, bytes_max).await?,
             false => Found::default(),
         };
         // An answer is due when it is large enough, when it cannot grow, or when time is up.
@@ -68,6 +68,25 @@ async fn serve(
         wait_for_records(shard, tag, high_watermark, deadline).await?;
         shard.metrics.borrow_mut().record(Stage::FetchWait, clock::now() - begun);
     }
+}
+
+/// Reads for a client, once it has taken what it was sent before.
+async fn read_for(
+    shard: &Rc<Shard>,
+    request: &Request,
+    tag: u32,
+    offset: Offset,
+    bytes_max: usize,
+) -> Result<Found, RequestError> {
+    let session = request.reply_to.session();
+    if let Some(session) = &session {
+        session.reserve(bytes_max).await;
+    }
+    let found = read::batches(shard, tag, offset, bytes_max).await;
+    if let Some(session) = &session {
+        session.give_back(bytes_max);
+    }
+    found
 }
 
 /// May this fetch be served, and up to where?

@@ -7,7 +7,7 @@ use rustmq_engine::retention::{ClockGuard, SegmentPart, log_start_after};
 use rustmq_protocol::{Offset, TimestampMs};
 use rustmq_sys::clock;
 use rustmq_sys::runtime::{self, Class};
-use rustmq_wal::{EntryKind, SegmentSequence};
+use rustmq_wal::EntryKind;
 
 use crate::error::ShardError;
 use crate::limits::EXPIRE_INTERVAL_MS;
@@ -69,35 +69,30 @@ async fn look(
     wal.wake_room();
     expire_producers(shard, now);
     let index = shard.wal_index(wal.files.id());
-    let tags = shard.partitions.borrow().tags();
-    for tag in tags {
-        retain(shard, wal, index, tag, now).await;
-    }
-    if wal.files.take_starved() && wal.files.policy().delete_oldest {
+    let expired = expired(shard, wal, index, now);
+    advance_log_starts(shard, wal, expired).await;
+    if wal.files.take_starved() && wal.files.policy().delete_oldest && wal.files.is_full() {
         drop_oldest(shard, wal).await;
     }
     free(shard, wal).await
 }
 
-/// Moves the log start of one partition past what its topic no longer keeps.
-async fn retain(
-    shard: &Rc<Shard>,
-    wal: &Rc<WalWriter>,
+/// The log starts that are due because topics no longer keep what lies before them.
+fn expired(
+    shard: &Shard,
+    wal: &WalWriter,
     index: usize,
-    tag: u32,
     now: Option<TimestampMs>,
-) {
-    let to = {
-        let partitions = shard.partitions.borrow();
-        let Some(partition) = partitions.get(tag).filter(|p| p.wal == index) else {
-            return;
-        };
-        let segments = wal.files.segments();
-        let active = segments.active().map(|segment| segment.header.sequence);
-        let id = partition.engine.id();
-        let is_open = |sequence: &SegmentSequence| Some(*sequence) == active;
-        let open_bytes = segments.ranges(id).find(|(sequence, _)| is_open(sequence));
-        let sealed = segments.ranges(id).filter(|(sequence, _)| !is_open(sequence));
+) -> Vec<(u32, Offset)> {
+    let partitions = shard.partitions.borrow();
+    let segments = wal.files.segments();
+    let active = segments.active().map(|segment| segment.header.sequence);
+    let here = partitions.iter().filter(|(_, partition)| partition.wal == index);
+    here.filter_map(|(tag, partition)| {
+        let ranges = || segments.ranges(partition.engine.id());
+        let open_bytes: u64 =
+            ranges().filter(|(sequence, _)| Some(*sequence) == active).map(|(_, r)| r.bytes).sum();
+        let sealed = ranges().filter(|(sequence, _)| Some(*sequence) != active);
         let parts: Vec<SegmentPart> = sealed
             .map(|(_, range)| SegmentPart {
                 end_offset: range.end,
@@ -105,12 +100,10 @@ async fn retain(
                 bytes: range.bytes,
             })
             .collect();
-        let open_bytes = open_bytes.map_or(0, |(_, range)| range.bytes);
-        log_start_after(partition.retention, parts.into_iter(), open_bytes, now)
-    };
-    if let Some(to) = to {
-        advance_log_start(shard, wal, tag, to).await;
-    }
+        let start = log_start_after(partition.retention, parts.into_iter(), open_bytes, now)?;
+        Some((tag, start))
+    })
+    .collect()
 }
 
 /// A full WAL that is told to drops its oldest segment, whoever's records are in it.
@@ -118,40 +111,55 @@ async fn drop_oldest(shard: &Rc<Shard>, wal: &Rc<WalWriter>) {
     let oldest = wal.files.segments().oldest_sealed().map(|segment| segment.header.sequence);
     let Some(oldest) = oldest else { return };
     let ends: Vec<_> = wal.files.segments().ends_in(oldest).collect();
-    for (id, end) in ends {
-        let Some(tag) = shard.partitions.borrow().tag(id) else {
-            continue;
-        };
-        if let Some(dropped) = advance_log_start(shard, wal, tag, end).await {
-            shard.metrics.borrow_mut().counters.records_dropped_full += dropped;
-            tracing::warn!(partition = %id, log_start = %end, dropped, "the WAL is full: oldest dropped");
-        }
+    let starts = {
+        let partitions = shard.partitions.borrow();
+        ends.into_iter().filter_map(|(id, end)| Some((partitions.tag(id)?, end))).collect()
+    };
+    let dropped = advance_log_starts(shard, wal, starts).await;
+    if 0 < dropped {
+        shard.metrics.borrow_mut().counters.records_dropped_full += dropped;
+        tracing::warn!(wal = %wal.files.id(), dropped, "the WAL is full: its oldest records are dropped");
     }
 }
 
-/// Moves a log start, and returns once the WAL says so durably; gives how many records are gone.
-async fn advance_log_start(
+/// Moves log starts, and returns once the WAL says so durably; gives how many records are gone. All
+/// notes go together: a full WAL has few blocks left for them.
+async fn advance_log_starts(
     shard: &Rc<Shard>,
     wal: &Rc<WalWriter>,
-    tag: u32,
-    to: Offset,
-) -> Option<u64> {
-    let (note, dropped) = {
-        let mut partitions = shard.partitions.borrow_mut();
-        let partition = partitions.get_mut(tag)?;
-        let from = partition.engine.log_start_offset();
-        let to = partition.engine.advance_log_start(to)?;
-        (partition.note(EntryKind::LogStart, to, tag), to.0 - from.0)
-    };
-    loop {
-        // Entries of this kind may use what is kept back for them when the WAL is full.
-        wal.room_for_log_start(shard).await;
-        let Some(ticket) = wal.put_note(note.clone()) else { continue };
-        let far = clock::now() + FLUSH_WAIT;
-        // A flush that takes longer than this is seen elsewhere; nothing is freed before it ends.
-        while wal.durable(ticket, far).await.is_err() {}
-        return Some(dropped);
+    starts: Vec<(u32, Offset)>,
+) -> u64 {
+    let mut dropped = 0;
+    let mut last = None;
+    for (tag, to) in starts {
+        let from = {
+            let mut partitions = shard.partitions.borrow_mut();
+            let Some(partition) = partitions.get_mut(tag) else { continue };
+            let from = partition.engine.log_start_offset();
+            if partition.engine.advance_log_start(to).is_none() {
+                continue;
+            }
+            from
+        };
+        loop {
+            // Entries of this kind may use what is kept back for them when the WAL is full.
+            wal.room_for_log_start(shard).await;
+            let partitions = shard.partitions.borrow();
+            // The topic may have been deleted meanwhile: then nothing may name it any more.
+            let Some(partition) = partitions.get(tag) else { break };
+            let start = partition.engine.log_start_offset();
+            let note = partition.note(EntryKind::LogStart, start, tag);
+            if let Some(ticket) = wal.put_note(note) {
+                last = Some(ticket);
+                dropped += start.0 - from.0;
+                break;
+            }
+        }
     }
+    let Some(last) = last else { return 0 };
+    // A flush that takes longer than this is seen elsewhere; nothing is freed before it ends.
+    while wal.durable(last, clock::now() + FLUSH_WAIT).await.is_err() {}
+    dropped
 }
 
 /// How long one look at a pending flush lasts.
@@ -182,8 +190,10 @@ fn expire_producers(shard: &Shard, now: Option<TimestampMs>) {
     let before = TimestampMs(now.0.saturating_sub(idle));
     let mut partitions = shard.partitions.borrow_mut();
     for tag in partitions.tags() {
-        if let Some(partition) = partitions.get_mut(tag) {
-            partition.engine.expire_producers(before);
-        }
+        let Some(partition) = partitions.get_mut(tag) else { continue };
+        let held = partition.engine.producers().len();
+        partition.engine.expire_producers(before);
+        let left = partition.engine.producers().len();
+        shard.wal(partition.wal).count_producers(held, left);
     }
 }

@@ -58,6 +58,7 @@ impl Shard {
                 Partition::new(id, leader_epoch, state, producers_max)
             }
         };
+        self.wal(wal).count_producers(0, engine.producers().len());
         self.partitions.borrow_mut().insert(LocalPartition {
             engine,
             topic_name: Rc::from(topic.name.as_str()),
@@ -79,10 +80,17 @@ impl Shard {
         if let Command::CreateTopic { id, .. } = command {
             self.create_partitions(*id);
         }
+        if let Command::ForgetTopic { id } = command {
+            self.deleted.borrow_mut().remove(id);
+        }
         if let Some(topic) = deleted {
+            let tickets = self.wals().iter().map(|wal| wal.last_ticket()).collect();
+            self.deleted.borrow_mut().insert(topic.id, tickets);
             for (partition, _) in topic.partitions() {
                 let id = TopicPartition { topic: topic.id, partition };
-                if let Some(partition) = self.partitions.borrow_mut().remove(id) {
+                let removed = self.partitions.borrow_mut().remove(id);
+                if let Some(partition) = removed {
+                    self.wal(partition.wal).count_producers(partition.engine.producers().len(), 0);
                     partition.arrivals.wake_all();
                 }
             }

@@ -40,6 +40,11 @@ pub enum Message {
     Forward(Box<Forwarded>),
     /// What became of a request that you forwarded.
     Answer(Box<Answer>),
+    /// A request that you forwarded is done and gets no answer.
+    Ended {
+        /// Your name for the request.
+        ticket: u64,
+    },
     /// Shard 0 → shard: a durable command; apply it.
     Install {
         /// The command.
@@ -155,6 +160,7 @@ pub fn build(threads: usize) -> std::io::Result<Vec<MeshPort>> {
 pub(crate) struct Mesh {
     state: RefCell<State>,
     bells: Vec<Bell>,
+    own: usize,
     control: usize,
 }
 
@@ -185,8 +191,10 @@ impl Mesh {
         let overflow = senders.iter().map(|_| VecDeque::new()).collect();
         let forwarded = BTreeMap::new();
         let control = bells.len() - 1;
+        let own = senders.iter().position(Option::is_none);
+        let own = own.expect("a thread has no ring to itself");
         let state = State { senders, receivers, overflow, forwarded, next_ticket: 0 };
-        Self { state: RefCell::new(state), bells, control }
+        Self { state: RefCell::new(state), bells, own, control }
     }
 
     /// Sends to a shard.
@@ -210,6 +218,10 @@ impl Mesh {
             }
         } else {
             queue.push_back(message);
+        }
+        if !queue.is_empty() {
+            // Whoever receives here also moves the queue, so it must not sleep.
+            self.bells[self.own].ring();
         }
         self.bells[to].ring();
     }
@@ -272,6 +284,12 @@ impl Mesh {
         self.state.borrow().overflow.iter().any(|queue| !queue.is_empty())
     }
 
+    fn ended(&self, ticket: u64) {
+        // Dropped outside of the borrow: it gives the client's place in flight back.
+        let waiting = self.state.borrow_mut().forwarded.remove(&ticket);
+        drop(waiting);
+    }
+
     fn answered(&self, shard: &Shard, answer: Answer) {
         let waiting = self.state.borrow_mut().forwarded.remove(&answer.ticket);
         let waiting = waiting.expect("an answer belongs to a request that we forwarded");
@@ -305,6 +323,7 @@ fn handle(shard: &Rc<Shard>, message: Message) {
             let principal: PrincipalId = shard.intern_name(&principal);
             session::dispatch(shard, Request { header, body, principal, arrived, reply_to });
         }
+        Message::Ended { ticket } => shard.mesh.ended(ticket),
         Message::Answer(answer) => shard.mesh.answered(shard, *answer),
         Message::Install { command, ticket } => {
             shard.install(&command);

@@ -1,8 +1,10 @@
 //! What there is and where: brokers, topics and partitions.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use rustmq_metadata::{Image, Operation, Resource, Topic};
+use rustmq_protocol::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 use rustmq_protocol::{
     BrokerInfo, ErrorCode, ListTopicsResponse, ListedTopic, Metadata, MetadataResponse,
     PartitionInfo, TopicId, TopicInfo, TopicSelection,
@@ -20,7 +22,7 @@ pub(crate) fn metadata(shard: &Rc<Shard>, request: Request) {
 
 /// Answers `ListTopics`.
 pub(crate) fn list_topics(shard: &Rc<Shard>, request: Request) {
-    let answer = shard.authorize(&request, Operation::Describe, Resource::Cluster).map(|()| {
+    let answer = shard.authorize(&request, Operation::Describe, Resource::Cluster).and_then(|()| {
         let image = shard.image.borrow();
         let listed = |topic: &Topic| ListedTopic {
             name: topic.name.clone(),
@@ -28,7 +30,7 @@ pub(crate) fn list_topics(shard: &Rc<Shard>, request: Request) {
             partitions: topic.partitions.len() as u32,
         };
         let response = ListTopicsResponse { topics: image.topics_by_name().map(listed).collect() };
-        Response::encoded(|out| response.encode(out))
+        bounded(Response::encoded(|out| response.encode(out)))
     });
     shard.finish(request, answer);
 }
@@ -41,8 +43,10 @@ fn describe(shard: &Rc<Shard>, request: &Request) -> Result<Response, RequestErr
         TopicSelection::All => {
             image.topics_by_name().map(|topic| describe_topic(shard, topic)).collect()
         }
+        // Each name once, so that a small request cannot ask for an answer without end.
         TopicSelection::ByName(names) => {
-            names.iter().map(|name| describe_name(shard, &image, name)).collect()
+            let names: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+            names.into_iter().map(|name| describe_name(shard, &image, name)).collect()
         }
     };
     let response = MetadataResponse {
@@ -55,7 +59,18 @@ fn describe(shard: &Rc<Shard>, request: &Request) -> Result<Response, RequestErr
         }],
         topics,
     };
-    Ok(Response::encoded(|out| response.encode(out)))
+    bounded(Response::encoded(|out| response.encode(out)))
+}
+
+/// An answer that outgrows a frame is refused: there are more topics than one answer can hold.
+fn bounded(response: Response) -> Result<Response, RequestError> {
+    const BODY_BYTES_MAX: usize = FRAME_BYTES_MAX - FRAME_HEADER_BYTES;
+    match response.body_bytes() <= BODY_BYTES_MAX {
+        true => Ok(response),
+        false => {
+            Err(RequestError::LimitExceeded { what: "bytes of one answer", max: BODY_BYTES_MAX })
+        }
+    }
 }
 
 fn describe_name(shard: &Shard, image: &Image, name: &str) -> TopicInfo {

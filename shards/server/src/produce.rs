@@ -20,9 +20,13 @@ use crate::session::Request;
 use crate::shard::Shard;
 use crate::wal_writer::{Ticket, WalWriter};
 
+/// What may surround the largest record in its batch, or be smaller records beside it: as much as the
+/// configuration is checked for.
+const BATCH_OVERHEAD_BYTES: usize = 64 << 10;
+
 /// Serves one produce request. With `acks = none` nothing is answered, whatever happens.
 pub(crate) async fn produce(shard: Rc<Shard>, request: Request) {
-    let head = match check_head(&request) {
+    let head = match check_head(&shard, &request) {
         Ok(head) => head,
         Err(error) => return request.refuse(&shard, &error),
     };
@@ -36,7 +40,7 @@ pub(crate) async fn produce(shard: Rc<Shard>, request: Request) {
     let outcome = accept(&shard, &request, &head, tag).await;
     let accepted = clock::refresh();
     match outcome {
-        _ if head.acks == Acks::None => drop(request),
+        _ if head.acks == Acks::None => request.end(&shard),
         Ok(response) => {
             let response = shard.small_response(|out| response.encode(out));
             request.answer(&shard, response);
@@ -65,7 +69,7 @@ async fn accept(
     let deadline = clock::now() + Duration::from_millis(u64::from(head.timeout_ms));
 
     let appended = loop {
-        wal.room(shard, batch_bytes).await?;
+        wal.room(shard, batch_bytes, deadline).await?;
         // The wait for room may have been long: everything is asked anew.
         if let Some(appended) = append(shard, request, head, tag, &wal)? {
             break appended;
@@ -110,8 +114,14 @@ fn append(
     let put = wal.put(batch_bytes, shard.producer_key(request), |slot| {
         request.body.copy_to(PRODUCE_HEAD_BYTES, slot);
         let header = batch::verify(slot, partition.record_bytes_max)?;
+        if partition.engine.producers().is_new(header.producer_id) {
+            wal.admits_producer()?;
+        }
         let now = TimestampMs(clock::wall_ms());
-        match partition.engine.append(now, head.leader_epoch, &header)? {
+        let producers = partition.engine.producers().len();
+        let decided = partition.engine.append(now, head.leader_epoch, &header)?;
+        wal.count_producers(producers, partition.engine.producers().len());
+        match decided {
             Append::New { base_offset, append_time } => {
                 batch::stamp(slot, base_offset, head.leader_epoch);
                 Ok(Some(data_entry(partition, &header, base_offset, append_time, tag)))
@@ -169,11 +179,14 @@ fn log_epoch_start(partition: &LocalPartition, wal: &WalWriter, tag: u32) -> boo
     wal.put_note(note).is_some()
 }
 
-fn check_head(request: &Request) -> Result<ProduceHead, RequestError> {
+fn check_head(shard: &Shard, request: &Request) -> Result<ProduceHead, RequestError> {
     let head = request.body.head::<PRODUCE_HEAD_BYTES>().ok_or(RequestError::TooShort)?;
     let bytes = request.body.len() - PRODUCE_HEAD_BYTES;
-    if BATCH_BYTES_MAX < bytes {
-        return Err(RequestError::BatchTooLarge { bytes, bytes_max: BATCH_BYTES_MAX });
+    // Segments and buffers are sized for batches up to this.
+    let record_bytes_max = shard.config.topics.record_bytes_max as usize;
+    let bytes_max = BATCH_BYTES_MAX.min(record_bytes_max + BATCH_OVERHEAD_BYTES);
+    if bytes_max < bytes {
+        return Err(RequestError::BatchTooLarge { bytes, bytes_max });
     }
     Ok(ProduceHead::decode(&head)?)
 }

@@ -17,6 +17,9 @@ use crate::wal_writer::WalWriter;
 /// an NVMe device less than another request.
 const GAP_BYTES_MAX: u32 = 64 * 1024;
 
+/// Bytes that one read spans at most, but for a single larger batch: an eighth of the memory for reads.
+const SPAN_BYTES_MAX: u32 = 8 << 20;
+
 /// Batches that were found, as they go to the consumer.
 #[derive(Default)]
 pub(crate) struct Found {
@@ -155,6 +158,11 @@ async fn from_wal(
     let (Some(first), Some(last)) = (run.first(), run.last()) else {
         return Ok(None);
     };
+    if offset < first.base_offset {
+        // A hole: what was there is damaged, and that is said rather than stepped over.
+        let range = offset..first.base_offset;
+        return Err(RequestError::Fetch(rustmq_engine::FetchError::Damaged { range }));
+    }
     let range = u64::from(first.position)..u64::from(last.position) + u64::from(last.length);
     let start = range.start;
     let read = wal.files.read(segment.header.slot, range).await;
@@ -190,9 +198,13 @@ fn one_read(points: &[IndexPoint], until: Offset, bytes_max: usize) -> &[IndexPo
     let mut end = None;
     for point in points {
         let near = end.is_none_or(|end: u32| point.position.saturating_sub(end) <= GAP_BYTES_MAX);
+        let span = (point.position + point.length).saturating_sub(points[0].position);
+        let narrow = span <= SPAN_BYTES_MAX;
         let joins = count == 0 || points[count - 1].end_offset() == point.base_offset;
         bytes += point.length as usize;
-        if until < point.end_offset() || count != 0 && (bytes_max < bytes || !near || !joins) {
+        if until < point.end_offset()
+            || count != 0 && (bytes_max < bytes || !near || !narrow || !joins)
+        {
             break;
         }
         end = Some(point.position + point.length);

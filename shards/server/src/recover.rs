@@ -33,6 +33,8 @@ pub(crate) struct WalSetup {
     pub(crate) dir: PathBuf,
     pub(crate) segment_bytes: u64,
     pub(crate) segments_max: usize,
+    /// No partition was ever placed on it, so it may be new.
+    pub(crate) may_create: bool,
 }
 
 /// A WAL that is open: its files, and the state of its partitions.
@@ -112,6 +114,13 @@ impl Recovery<'_> {
 
     /// Makes the first segment of a new WAL.
     async fn create(mut self, order: &RecoveryPlan) -> Result<OpenedWal, ShardError> {
+        if !self.setup.may_create {
+            return Err(self.refuse(
+                "topics have partitions in this WAL and its segments are gone: restore the directory \
+                 from a copy"
+                    .to_owned(),
+            ));
+        }
         for slot in &order.blank {
             self.files.remove(slot);
         }
@@ -347,14 +356,12 @@ impl Recovery<'_> {
             .copied()
             .collect();
         let mut spares = spares;
+        let mut unused = Vec::new();
         for slot in useless {
-            if self.was_given_back(slot).await? {
-                spares.push(slot);
-                continue;
+            match self.was_given_back(slot).await? {
+                true => spares.push(slot),
+                false => unused.push(slot),
             }
-            self.files.remove(&slot);
-            let removed = fs::remove(&setup.dir.join(slot.file_name())).await;
-            removed.map_err(|error| self.device("removing an unused file in", &error))?;
         }
         let capacity = setup.segments_max.max(live.len() + spares.len());
         let mut segments = Segments::new(setup.segment_bytes, capacity);
@@ -376,9 +383,11 @@ impl Recovery<'_> {
         for slot in spares {
             segments.handle_spare(slot);
         }
+        let mut missing = false;
         for (partition, first) in first_offsets(&segments, &replayed) {
-            replayed.check_start(partition, first, &setup.dir);
+            missing |= replayed.check_start(partition, first, &setup.dir);
         }
+        self.clear(unused, missing).await?;
         let chain = Chain::new(
             &tail_end.next,
             next_incarnation(&tail_end.next),
@@ -387,6 +396,21 @@ impl Recovery<'_> {
         );
         let recovered = Recovered { files: self.files, segments, chain, index: tail_end.index };
         Ok(OpenedWal { recovered, replayed })
+    }
+
+    /// Files that hold nothing are made anew when they are needed. When records are missing they may
+    /// be in one whose header is damaged: those are put aside, for whoever can repair them.
+    async fn clear(&mut self, unused: Vec<Slot>, missing: bool) -> Result<(), ShardError> {
+        for slot in unused {
+            self.files.remove(&slot);
+            let path = self.setup.dir.join(slot.file_name());
+            let cleared = match missing {
+                true => fs::rename(&path, path.with_extension("damaged")).await,
+                false => fs::remove(&path).await,
+            };
+            cleared.map_err(|error| self.device("clearing an unused file in", &error))?;
+        }
+        Ok(())
     }
 
     async fn was_given_back(&self, slot: Slot) -> Result<bool, ShardError> {

@@ -104,10 +104,15 @@ impl Replayed {
         true
     }
 
-    /// Are the records there from the log start on? If a file was lost the missing ones are marked.
-    pub(crate) fn check_start(&mut self, id: TopicPartition, first: Option<Offset>, dir: &Path) {
+    /// Are records missing behind the log start? If a file was lost the missing ones are marked.
+    pub(crate) fn check_start(
+        &mut self,
+        id: TopicPartition,
+        first: Option<Offset>,
+        dir: &Path,
+    ) -> bool {
         let Some(partition) = self.partitions.get_mut(&id) else {
-            return;
+            return false;
         };
         let PartitionState { log_start_offset, log_end_offset, .. } = partition.state;
         if let Some(missing) = missing_records(log_start_offset, log_end_offset, first) {
@@ -116,7 +121,9 @@ impl Replayed {
                 "records are missing: the segment file that held them is gone or unreadable"
             );
             partition.damaged.push(missing);
+            return true;
         }
+        false
     }
 
     /// Every partition that an entry names.

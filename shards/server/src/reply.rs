@@ -50,6 +50,14 @@ impl Response {
         Self { status: ErrorCode::Ok, body: ResponseBody::Small { bytes, len: body.len() as u8 } }
     }
 
+    /// Bytes of the body.
+    pub(crate) fn body_bytes(&self) -> usize {
+        match &self.body {
+            ResponseBody::Small { len, .. } => usize::from(*len),
+            ResponseBody::Chunks(chunks) => chunks.iter().map(Bytes::len).sum(),
+        }
+    }
+
     /// Success, with a body in pieces.
     pub(crate) fn chunks(chunks: Vec<Bytes>) -> Self {
         Self { status: ErrorCode::Ok, body: ResponseBody::Chunks(chunks) }
@@ -160,6 +168,7 @@ pub(crate) enum RequestError {
     BatchTooLarge { bytes: usize, bytes_max: usize },
     Append(AppendError),
     Fetch(FetchError),
+    LimitExceeded { what: &'static str, max: usize },
     StorageFull,
     StorageCorrupt { why: String },
     Throttled { what: &'static str },
@@ -187,6 +196,7 @@ impl RequestError {
             Self::BatchTooLarge { .. } => ErrorCode::BatchTooLarge,
             Self::Append(error) => append_code(error),
             Self::Fetch(error) => fetch_code(error),
+            Self::LimitExceeded { .. } => ErrorCode::LimitExceeded,
             Self::StorageFull => ErrorCode::StorageFull,
             Self::StorageCorrupt { .. } => ErrorCode::StorageCorrupt,
             Self::Throttled { .. } => ErrorCode::Throttled,
@@ -288,6 +298,7 @@ impl fmt::Display for RequestError {
             }
             Self::Append(error) => append_message(error, f),
             Self::Fetch(error) => fetch_message(error, f),
+            Self::LimitExceeded { what, max } => write!(f, "{what}: at most {max} are allowed"),
             Self::StorageFull => {
                 f.write_str("the write-ahead log is full and nothing in it may be dropped yet")
             }

@@ -31,6 +31,9 @@ use crate::random;
 use crate::segment_io::{create_segment, read_range, store_footer, take_buffer, write_header};
 use crate::shard::Shard;
 
+/// A checkpoint takes at most a quarter of a segment: an eighth for partitions, one for producers.
+pub(crate) const CHECKPOINT_PART: usize = 8;
+
 /// Kept free at the end of the last segment of a full WAL, a sixteenth of it within these bounds: for
 /// the log starts that make room again, and a page for each restart meanwhile. A start that finds no
 /// page left is refused, and says that the capacity has to be raised.
@@ -81,6 +84,10 @@ pub(crate) struct SegmentFiles {
     reserved_bytes: usize,
     /// The last attempt to make a segment failed, because the disk is full.
     create_failed: Cell<bool>,
+    /// Bytes and entries of the block that is sealed and not yet noted as written.
+    in_flight: Cell<(usize, usize)>,
+    /// A segment is being changed: its checkpoint may name topics that `segments` does not.
+    rotating: Cell<bool>,
     /// A request found no room.
     starved: Cell<bool>,
     /// Housekeeping should look now: a spare or space is missing.
@@ -122,6 +129,8 @@ impl SegmentFiles {
             unfooted: RefCell::default(),
             footers: RefCell::new(IndexCache::new(index_bytes_max)),
             create_failed: Cell::new(false),
+            in_flight: Cell::new((0, 0)),
+            rotating: Cell::new(false),
             starved: Cell::new(false),
             wanted: Notify::default(),
             spare_ready: WaitList::default(),
@@ -148,6 +157,11 @@ impl SegmentFiles {
         self.segments.borrow().live().map(|segment| segment.header.segment_bytes).sum()
     }
 
+    /// Bytes that the producers, and as many that the partitions, may take of a segment's checkpoint.
+    pub(crate) fn checkpoint_bytes_max(&self) -> usize {
+        self.segments.borrow().segment_bytes() as usize / CHECKPOINT_PART
+    }
+
     /// What a full WAL does.
     pub(crate) fn policy(&self) -> Policy {
         self.policy
@@ -156,6 +170,7 @@ impl SegmentFiles {
     /// May a block of this size be written, now or after one change of segment?
     pub(crate) fn admits(&self, block_bytes: usize, entry_count: usize) -> Admission {
         let segments = self.segments.borrow();
+        let (block_bytes, entry_count) = self.with_in_flight(block_bytes, entry_count);
         // Without a spare, the end of the active segment is kept for what a full WAL must still say.
         if segments.fits(block_bytes + self.reserved_bytes, entry_count) {
             return Admission::Fits;
@@ -164,16 +179,24 @@ impl SegmentFiles {
         if matches!(next, NextSlot::Spare(_)) {
             return Admission::Fits;
         }
-        self.starved.set(true);
         self.wanted.notify();
         match next {
             NextSlot::Create(_) if !self.create_failed.get() => Admission::Wait,
-            _ if self.policy.delete_oldest => Admission::Wait,
+            _ if self.policy.delete_oldest => {
+                self.starved.set(true);
+                Admission::Wait
+            }
             _ => Admission::Full,
         }
     }
 
-    /// Has a request found no room since this was asked last?
+    /// The block that is being written takes its place before the one that is asked about.
+    fn with_in_flight(&self, block_bytes: usize, entry_count: usize) -> (usize, usize) {
+        let (bytes, entries) = self.in_flight.get();
+        (block_bytes + bytes, entry_count + entries)
+    }
+
+    /// Has a full WAL refused or kept a request waiting since this was asked last?
     pub(crate) fn take_starved(&self) -> bool {
         self.starved.take()
     }
@@ -182,6 +205,15 @@ impl SegmentFiles {
     pub(crate) fn can_start(&self) -> bool {
         let segments = self.segments.borrow();
         segments.fits(BLOCK_ALIGN, 0) || segments.next_slot() != NextSlot::Full
+    }
+
+    /// Is there no spare, and none to be made?
+    pub(crate) fn is_full(&self) -> bool {
+        match self.segments.borrow().next_slot() {
+            NextSlot::Spare(_) => false,
+            NextSlot::Create(_) => self.create_failed.get(),
+            NextSlot::Full => true,
+        }
     }
 
     /// Is the WAL so full that only log starts may still be written?
@@ -197,6 +229,7 @@ impl SegmentFiles {
     /// Could a block of this size be written now, with what is kept back for log starts and marks?
     pub(crate) fn can_write(&self, block_bytes: usize, entry_count: usize) -> bool {
         let segments = self.segments.borrow();
+        let (block_bytes, entry_count) = self.with_in_flight(block_bytes, entry_count);
         segments.fits(block_bytes, entry_count)
             || matches!(segments.next_slot(), NextSlot::Spare(_))
     }
@@ -216,6 +249,7 @@ impl SegmentFiles {
         let mut chain = self.chain.borrow_mut();
         let sealed = builder.seal(buffer, &chain.context(flags, None));
         chain.advance(&sealed);
+        self.in_flight.set((sealed.bytes(), builder.entries().len()));
         sealed
     }
 
@@ -253,12 +287,26 @@ impl SegmentFiles {
 
     /// Takes note of a block that was written.
     pub(crate) fn handle_written(&self, entries: &[EntryMeta], sealed: &SealedBlock) {
+        self.in_flight.set((0, 0));
         self.segments.borrow_mut().handle_block(entries, sealed.bytes());
         self.index.borrow_mut().add_block(entries, sealed);
     }
 
     /// Seals the active segment and goes on in a spare.
     pub(crate) async fn rotate(&self, shard: &Rc<Shard>) -> Result<(), ShardError> {
+        self.rotating.set(true);
+        let rotated = self.change_segment(shard).await;
+        self.in_flight.set((0, 0));
+        self.rotating.set(false);
+        rotated
+    }
+
+    /// Is the active segment being changed?
+    pub(crate) fn is_rotating(&self) -> bool {
+        self.rotating.get()
+    }
+
+    async fn change_segment(&self, shard: &Rc<Shard>) -> Result<(), ShardError> {
         let slot = self.next_spare().await?;
         // A seal block says that everything before it is flushed.
         self.flush().await?;
@@ -330,6 +378,11 @@ impl SegmentFiles {
 
     /// Frees the oldest segment: its header says so, flushed, before its file is used again.
     pub(crate) async fn free(&self, sequence: SegmentSequence) -> Result<(), ShardError> {
+        if !self.policy.flush_always {
+            // The log starts that free it were written, and must not come back.
+            let flushed = self.active_file().flush().await;
+            flushed.map_err(|error| self.device_error("flushing", &error))?;
+        }
         let segment = *self.segments.borrow().segment(sequence).expect("a live segment");
         let header = segment.header.freed();
         let file = self.file(header.slot);
@@ -391,7 +444,8 @@ impl SegmentFiles {
             return Ok(Some(Rc::from([])));
         };
         let file = self.file(header.slot);
-        let (bytes, at) = read_range(&file, table.trailer.points_range(line), &self.pool).await?;
+        let points = table.trailer.points_range(line);
+        let (bytes, at) = read_range(&file, points, &self.read_pool).await?;
         let Ok(points) = line.decode_points(&bytes[at..], header.generation) else {
             return Ok(None);
         };
@@ -406,11 +460,12 @@ impl SegmentFiles {
         }
         let file = self.file(header.slot);
         let trailer_at = header.segment_bytes - rustmq_wal::FOOTER_TRAILER_BYTES as u64;
-        let (page, at) = read_range(&file, trailer_at..header.segment_bytes, &self.pool).await?;
+        let page = trailer_at..header.segment_bytes;
+        let (page, at) = read_range(&file, page, &self.read_pool).await?;
         let Ok(trailer) = FooterTrailer::decode(&page[at..], header) else {
             return Ok(None);
         };
-        let (bytes, at) = read_range(&file, trailer.table_range(), &self.pool).await?;
+        let (bytes, at) = read_range(&file, trailer.table_range(), &self.read_pool).await?;
         let Ok(lines) = trailer.decode_table(&bytes[at..], header.generation) else {
             return Ok(None);
         };

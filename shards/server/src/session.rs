@@ -14,6 +14,7 @@ use rustmq_protocol::{CorrelationId, ShardId};
 use crate::body::Body;
 use crate::limits::{REQUESTS_IN_FLIGHT_MAX, UNSENT_BYTES_MAX};
 use crate::mesh::{Answer, Message};
+use crate::notify::WaitList;
 use crate::reply::{Reply, RequestError, Response};
 use crate::shard::Shard;
 use crate::{catalogue, hello, metadata, offsets};
@@ -29,7 +30,12 @@ pub(crate) struct Session {
     /// The protocol version agreed by Hello.
     version: Cell<Option<u8>>,
     outbox: RefCell<VecDeque<(StreamId, Reply)>>,
+    /// Streams of the requests that were done since the connection was last driven.
+    done: RefCell<VecDeque<StreamId>>,
     unsent_bytes: Cell<usize>,
+    /// Bytes that fetches may be about to add to them.
+    reserved_bytes: Cell<usize>,
+    drained: WaitList,
     in_flight: Cell<usize>,
     paused: Cell<bool>,
     /// The connection is queued to be driven.
@@ -88,7 +94,10 @@ impl Session {
             shard: Rc::clone(shard),
             version: Cell::new(None),
             outbox: RefCell::default(),
+            done: RefCell::default(),
             unsent_bytes: Cell::new(0),
+            reserved_bytes: Cell::new(0),
+            drained: WaitList::default(),
             in_flight: Cell::new(0),
             paused: Cell::new(false),
             queued: Cell::new(false),
@@ -124,6 +133,25 @@ impl Session {
         self.wake();
     }
 
+    /// Waits until a large answer may be made for this client: one at a time beyond what is unsent,
+    /// so that a client that does not read costs no more than that. The place is given back with
+    /// [`Self::give_back`].
+    pub(crate) async fn reserve(&self, bytes: usize) {
+        self.drained
+            .until(|| {
+                let waiting = self.unsent_bytes.get() + self.reserved_bytes.get();
+                (waiting < UNSENT_BYTES_MAX || self.ended.get()).then_some(())
+            })
+            .await;
+        self.reserved_bytes.set(self.reserved_bytes.get() + bytes);
+    }
+
+    /// The answer is made, or will not be.
+    pub(crate) fn give_back(&self, bytes: usize) {
+        self.reserved_bytes.set(self.reserved_bytes.get() - bytes);
+        self.drained.wake_all();
+    }
+
     /// The next queued answer, for the connection to write.
     pub(crate) fn take_reply(&self) -> Option<(StreamId, Reply)> {
         self.outbox.borrow_mut().pop_front()
@@ -132,7 +160,13 @@ impl Session {
     /// `bytes` of answers were handed to the transport.
     pub(crate) fn handle_sent(&self, bytes: usize) {
         self.unsent_bytes.set(self.unsent_bytes.get() - bytes);
+        self.drained.wake_all();
         self.resume();
+    }
+
+    /// The stream of a request that was answered, or that gets no answer.
+    pub(crate) fn take_done(&self) -> Option<StreamId> {
+        self.done.borrow_mut().pop_front()
     }
 
     /// Requests that are not answered yet.
@@ -164,6 +198,8 @@ impl Session {
     pub(crate) fn end(&self) {
         self.ended.set(true);
         self.outbox.borrow_mut().clear();
+        self.done.borrow_mut().clear();
+        self.drained.wake_all();
     }
 
     /// The version that Hello agreed on, if it came.
@@ -210,14 +246,23 @@ impl Drop for ClientReply {
     fn drop(&mut self) {
         let session = &self.session;
         session.in_flight.set(session.in_flight.get() - 1);
-        session.resume();
-        if session.in_flight.get() == 0 && !session.ended.get() {
+        if !session.ended.get() {
+            session.done.borrow_mut().push_back(self.stream);
             session.wake();
         }
+        session.resume();
     }
 }
 
 impl ReplyTo {
+    /// The session of a client of this shard.
+    pub(crate) fn session(&self) -> Option<Rc<Session>> {
+        match self {
+            Self::Client(client) => Some(Rc::clone(&client.session)),
+            Self::Shard { .. } => None,
+        }
+    }
+
     /// A number that tells those who wait for answers apart.
     pub(crate) fn key(&self) -> u64 {
         match self {
@@ -236,6 +281,13 @@ impl Request {
                 let answer = Answer { ticket, response };
                 shard.mesh.send(origin, Message::Answer(Box::new(answer)));
             }
+        }
+    }
+
+    /// Ends a request that gets no answer.
+    pub(crate) fn end(self, shard: &Shard) {
+        if let ReplyTo::Shard { shard: origin, ticket } = self.reply_to {
+            shard.mesh.send(origin, Message::Ended { ticket });
         }
     }
 

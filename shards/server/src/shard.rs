@@ -15,7 +15,9 @@ use rustmq_protocol::{BrokerId, FlushMode, ShardEndpoint, ShardId, TopicId};
 use rustmq_sys::buffer::{Buffer, BufferPool};
 use rustmq_sys::runtime::{self, Class, RuntimeConfig, TaskPool};
 use rustmq_sys::udp::UdpSocket;
-use rustmq_wal::{BlockFlags, FlushPolicy, GroupCommit, WalId};
+use rustmq_wal::{
+    BlockBuilder, BlockFlags, DIRECTORY_CAPACITY_MIN, FlushPolicy, GroupCommit, WalId,
+};
 
 use crate::catalogue::{self, Catalogue};
 use crate::endpoint::Endpoint;
@@ -28,7 +30,7 @@ use crate::recover::{self, WalSetup};
 use crate::reply::{RequestError, Response, SMALL_BODY_BYTES};
 use crate::segments::{Policy, SegmentFiles};
 use crate::session::Request;
-use crate::wal_writer::{WalWriter, write_loop};
+use crate::wal_writer::{Ticket, WalWriter, write_loop};
 use crate::{fetch, housekeeping, produce, tls};
 
 /// Memory that one buffer of the block pool holds: blocks lie in it one after another.
@@ -115,6 +117,8 @@ pub(crate) struct Shard {
     wals: RefCell<Vec<Rc<WalWriter>>>,
     principals: RefCell<Principals>,
     scratch: RefCell<Vec<u8>>,
+    /// For each deleted topic, and each WAL, the last block that may name it.
+    pub(crate) deleted: RefCell<BTreeMap<TopicId, Vec<Ticket>>>,
     draining: Cell<bool>,
     failure: Slot<ShardError>,
 }
@@ -174,6 +178,9 @@ async fn serve(shard: &Rc<Shard>) -> Result<(), ShardError> {
     catalogue::booted(shard);
     shard.may_serve.notified().await;
 
+    if shard.catalogue.is_some() {
+        Catalogue::serve(shard);
+    }
     Endpoint::start(shard);
     housekeeping::start(shard);
     shard.mesh.send_control(Message::Serving { shard: shard.id });
@@ -226,6 +233,7 @@ impl Shard {
             wals: RefCell::default(),
             principals: RefCell::new(Principals::new()),
             scratch: RefCell::new(Vec::with_capacity(SMALL_BODY_BYTES)),
+            deleted: RefCell::default(),
             draining: Cell::new(false),
             failure: Slot::new(),
             node,
@@ -252,13 +260,16 @@ impl Shard {
             id: WalId(id.0),
             dir: self.config.broker.data_dir.join(format!("wal-{}", WalId(id.0))),
             segment_bytes: config.segment_bytes,
+            may_create: !self.holds_partitions(id),
             segments_max: segments_per_wal(&self.config, wals_total)
                 .map_err(|why| self.refused(why))?,
         };
         let memory = self.config.cache.hot_bytes + config.buffer_bytes;
         let pool = BufferPool::new(memory as usize, BLOCK_BUFFER_BYTES);
         let read_pool = BufferPool::new(READ_BUFFER_BYTES, SMALL_BUFFER_BYTES);
-        let upkeep_pool = BufferPool::new(UPKEEP_BUFFER_BYTES, SMALL_BUFFER_BYTES);
+        // A footer takes less than a quarter of its segment.
+        let upkeep_bytes = UPKEEP_BUFFER_BYTES + config.segment_bytes as usize / 4;
+        let upkeep_pool = BufferPool::new(upkeep_bytes, SMALL_BUFFER_BYTES);
         let opened = recover::open(&setup, &upkeep_pool).await?;
         let policy = Policy {
             flush_always: config.flush == FlushOption::Always,
@@ -308,8 +319,26 @@ impl Shard {
     /// Which of these deleted topics do segments here still name?
     pub(crate) fn named_topics(&self, mut topics: Vec<TopicId>) -> Vec<TopicId> {
         let wals = self.wals.borrow();
-        topics.retain(|topic| wals.iter().any(|wal| wal.files.segments().names(*topic)));
+        // What was put before the deletion may be on its way to a segment that does not name it yet.
+        let on_its_way = |topic: &TopicId| {
+            let deleted = self.deleted.borrow();
+            let Some(tickets) = deleted.get(topic) else { return false };
+            wals.iter().zip(tickets).any(|(wal, ticket)| !wal.is_durable(*ticket))
+        };
+        topics.retain(|topic| {
+            on_its_way(topic)
+                || wals
+                    .iter()
+                    .any(|wal| wal.files.is_rotating() || wal.files.segments().names(*topic))
+        });
         topics
+    }
+
+    /// Do topics have partitions in this WAL?
+    fn holds_partitions(&self, wal: WalUuid) -> bool {
+        let image = self.image.borrow();
+        let mut partitions = image.topics().flat_map(|topic| &topic.partitions);
+        partitions.any(|partition| partition.append_wal() == Some(wal))
     }
 
     /// Waits for the word to stop, then for everything in flight to be answered and durable.
@@ -363,6 +392,13 @@ impl Shard {
         let partitions = self.partitions.borrow();
         let partition = partitions.get(tag).ok_or(RequestError::UnknownTopicId)?;
         Ok(self.wal(partition.wal))
+    }
+
+    /// A page or two for a block without records, outside of the pool that consumers can pin.
+    pub(crate) fn mark_buffer(&self) -> Buffer {
+        let bytes = BlockBuilder::region_bytes_for(0, DIRECTORY_CAPACITY_MIN);
+        let pool = BufferPool::new(bytes, bytes);
+        pool.try_get(bytes).expect("a pool of its own has room for one buffer")
     }
 
     /// Memory for blocks. When none is left, the oldest of the hot cache makes room.

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use rustmq_engine::limits::PRODUCER_BATCHES_IN_FLIGHT_MAX;
 use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
 use rustmq_sys::clock;
 use rustmq_wal::{
@@ -35,6 +36,9 @@ impl Ticket {
     /// A block that was durable before this process started.
     pub(crate) const DURABLE: Self = Self(0);
 }
+
+/// What one producer takes in a checkpoint, with all batches that are remembered of it.
+const PRODUCER_CHECKPOINT_BYTES: usize = 24 + 16 * PRODUCER_BATCHES_IN_FLIGHT_MAX;
 
 /// A new buffer is begun when less than this is left of the old one.
 const REGION_BYTES_MIN: usize = 256 * 1024;
@@ -65,6 +69,8 @@ pub(crate) struct WalWriter {
     epoch: Instant,
     block_bytes_max: usize,
     pool: BufferPool,
+    /// Producers that the WAL's partitions remember: each takes room in every checkpoint.
+    producers: Cell<usize>,
     closing: Cell<bool>,
     closed: Cell<bool>,
     ended: WaitList,
@@ -109,6 +115,7 @@ impl WalWriter {
             epoch: clock::now(),
             block_bytes_max,
             pool,
+            producers: Cell::new(0),
             closing: Cell::new(false),
             closed: Cell::new(false),
             ended: WaitList::default(),
@@ -116,8 +123,14 @@ impl WalWriter {
     }
 
     /// Waits until an entry with this payload fits into the open block. Requests are let in in the
-    /// order in which they came, so a producer's batches keep theirs.
-    pub(crate) async fn room(&self, shard: &Shard, bytes: usize) -> Result<(), RequestError> {
+    /// order in which they came, so a producer's batches keep theirs. Who has not got any by
+    /// `deadline` is told to come again: nothing was done.
+    pub(crate) async fn room(
+        &self,
+        shard: &Shard,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<(), RequestError> {
         let place = self.next_place.get();
         if place == self.served_place.get() && self.try_room(shard, bytes)? {
             return Ok(());
@@ -128,6 +141,9 @@ impl WalWriter {
             .until(|| match place == self.served_place.get() {
                 false => None,
                 true => match self.try_room(shard, bytes) {
+                    Ok(false) if deadline <= clock::now() => {
+                        Some(Err(RequestError::Throttled { what: "no room in the log in time" }))
+                    }
                     Ok(false) => None,
                     Ok(true) => Some(Ok(())),
                     Err(error) => Some(Err(error)),
@@ -143,8 +159,12 @@ impl WalWriter {
     pub(crate) async fn room_for_log_start(&self, shard: &Shard) {
         self.room
             .until(|| {
-                let block_bytes = self.open.borrow().builder.sealed_bytes() + ENTRY_HEADER_BYTES;
-                let writable = self.files.can_write(block_bytes, 2);
+                let (block_bytes, entry_count) = {
+                    let open = self.open.borrow();
+                    let block_bytes = open.builder.sealed_bytes() + ENTRY_HEADER_BYTES;
+                    (block_bytes, open.builder.entries().len() + 2)
+                };
+                let writable = self.files.can_write(block_bytes, entry_count);
                 (writable && self.find_memory(shard, ENTRY_HEADER_BYTES)).then_some(())
             })
             .await;
@@ -208,6 +228,25 @@ impl WalWriter {
             true => Ticket(open.ticket.0 - 1),
             false => open.ticket,
         }
+    }
+
+    /// Is this block durable?
+    pub(crate) fn is_durable(&self, ticket: Ticket) -> bool {
+        ticket <= self.durable.get()
+    }
+
+    /// May one more producer be remembered? A checkpoint must not outgrow its segment.
+    pub(crate) fn admits_producer(&self) -> Result<(), RequestError> {
+        let max = self.files.checkpoint_bytes_max() / PRODUCER_CHECKPOINT_BYTES;
+        match self.producers.get() < max {
+            true => Ok(()),
+            false => Err(RequestError::LimitExceeded { what: "producers of one WAL", max }),
+        }
+    }
+
+    /// So many producers are remembered more, or fewer, than before.
+    pub(crate) fn count_producers(&self, before: usize, now: usize) {
+        self.producers.set(self.producers.get() + now - before);
     }
 
     /// Lets requests that wait for room look again: space came free, or it never will.
@@ -299,11 +338,19 @@ impl WalWriter {
         let OpenBlock { buffer, builder, .. } = &mut *open;
         let sealed = self.files.seal(builder, buffer, flags);
         let memory = buffer.split_to(builder.region_used());
-        let capacity = builder.next_directory_capacity();
-        if buffer.len() < REGION_BYTES_MIN
-            && let Some(fresh) = shard.block_buffer(&self.pool, self.pool.buffer_bytes())
-        {
-            *buffer = fresh;
+        let mut capacity = builder.next_directory_capacity();
+        let wanted = BlockBuilder::region_bytes_for(0, capacity).max(REGION_BYTES_MIN);
+        if buffer.len() < wanted {
+            match shard.block_buffer(&self.pool, self.pool.buffer_bytes()) {
+                Some(fresh) => *buffer = fresh,
+                None => {
+                    // Slow consumers hold it all: this much is kept aside, for marks.
+                    capacity = DIRECTORY_CAPACITY_MIN;
+                    if buffer.len() < BlockBuilder::region_bytes_for(0, capacity) {
+                        *buffer = shard.mark_buffer();
+                    }
+                }
+            }
         }
         let region = region_bytes(buffer, self.block_bytes_max);
         let spare = self.spare.borrow_mut().take();

@@ -217,8 +217,16 @@ impl Partition {
         Some(to)
     }
 
-    /// Recovery found `range` damaged on disk: it is refused from now on, the rest is served.
-    pub fn mark_damaged(&mut self, range: Range<Offset>) {
+    /// `range` was found damaged on disk: it is refused from now on, the rest is served. Ranges that
+    /// touch become one.
+    pub fn mark_damaged(&mut self, mut range: Range<Offset>) {
+        self.damaged.retain(|other| {
+            let apart = other.end < range.start || range.end < other.start;
+            if !apart {
+                range = range.start.min(other.start)..range.end.max(other.end);
+            }
+            apart
+        });
         if self.damaged.len() < DAMAGED_RANGES_MAX {
             self.damaged.push(range);
         }

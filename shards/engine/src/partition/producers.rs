@@ -144,6 +144,11 @@ impl Producers {
         held - self.states.len()
     }
 
+    /// Would a batch of this producer make it one more to remember?
+    pub fn is_new(&self, id: ProducerId) -> bool {
+        id != ProducerId::NONE && !self.states.contains_key(&id)
+    }
+
     /// Each producer with its state, by id.
     pub fn iter(&self) -> impl Iterator<Item = (ProducerId, &ProducerState)> {
         self.states.iter().map(|(id, state)| (*id, state))

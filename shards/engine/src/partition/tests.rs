@@ -179,6 +179,16 @@ fn a_damaged_range_is_refused_and_the_rest_is_served() {
 }
 
 #[test]
+fn damaged_ranges_that_touch_become_one() {
+    let mut p = partition();
+    p.mark_damaged(Offset(3)..Offset(5));
+    p.mark_damaged(Offset(9)..Offset(12));
+    p.mark_damaged(Offset(3)..Offset(5));
+    p.mark_damaged(Offset(5)..Offset(9));
+    assert_eq!(p.damaged(), &[Offset(3)..Offset(12)]);
+}
+
+#[test]
 fn the_first_batch_of_a_leader_begins_its_epoch() {
     let mut p = partition();
     assert!(p.begins_epoch());

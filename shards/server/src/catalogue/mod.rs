@@ -87,9 +87,12 @@ impl Catalogue {
 
     /// Reads the log, adds this start to it and hands every shard its part.
     pub(crate) async fn start(&self, shard: &Rc<Shard>) -> Result<(), ShardError> {
-        start::start(self, shard).await?;
+        start::start(self, shard).await
+    }
+
+    /// Begins the work that is not urgent, once every shard has recovered.
+    pub(crate) fn serve(shard: &Rc<Shard>) {
         runtime::spawn(Class::Background, forget_loop(Rc::clone(shard)));
-        Ok(())
     }
 
     /// Makes a command durable and has every shard apply it. The caller holds the turn.

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use rustmq_metadata::limits::PRODUCER_ID_BLOCK;
+use rustmq_metadata::limits::{PARTITIONS_PER_TOPIC_MAX, PRODUCER_ID_BLOCK};
 use rustmq_metadata::topic_config::TopicConfig;
 use rustmq_metadata::{Command, Operation, Resource, WalLoad, WalUuid, place};
 use rustmq_protocol::frame::RequestKind;
@@ -16,8 +16,12 @@ use rustmq_sys::runtime::{self, Class};
 use super::{Catalogue, CommandError};
 use crate::random;
 use crate::reply::{RequestError, Response};
+use crate::segments::CHECKPOINT_PART;
 use crate::session::Request;
 use crate::shard::Shard;
+
+/// What a partition takes in a checkpoint: its entry, its line, its state and some leader epochs.
+const PARTITION_CHECKPOINT_BYTES: usize = 512;
 
 /// Serves a request that changes the catalogue: here on shard 0, elsewhere by forwarding it there.
 pub(crate) fn spawn(shard: &Rc<Shard>, request: Request) {
@@ -77,10 +81,19 @@ async fn create_topic(
             name: ask.name,
             replication_factor: ask.replication_factor,
             config,
-            partitions: place(&shard.image.borrow(), shard.node.broker, partitions, &load),
+            // One more than allowed is enough for the rules to refuse it.
+            partitions: place(
+                &shard.image.borrow(),
+                shard.node.broker,
+                partitions.min(PARTITIONS_PER_TOPIC_MAX + 1),
+                &load,
+            ),
         }
     };
-    let done = catalogue.carry_out(shard, command).await;
+    let done = match check_checkpoints(shard, &command) {
+        Ok(()) => catalogue.carry_out(shard, command).await.map_err(RequestError::from),
+        Err(error) => Err(error),
+    };
     catalogue.give_turn();
     done?;
     let response = CreateTopicResponse { id, partitions };
@@ -126,6 +139,21 @@ async fn init_producer(catalogue: &Catalogue, shard: &Rc<Shard>) -> Result<Respo
         producer_epoch: ProducerEpoch(0),
     };
     Ok(Response::encoded(|out| response.encode(out)))
+}
+
+/// Every segment repeats each partition of its WAL: that part of it is bounded.
+fn check_checkpoints(shard: &Shard, command: &Command) -> Result<(), RequestError> {
+    let Command::CreateTopic { partitions, .. } = command else { return Ok(()) };
+    let segment_bytes = shard.config.wal.segment_bytes as usize;
+    let max = segment_bytes / CHECKPOINT_PART / PARTITION_CHECKPOINT_BYTES;
+    let fits = wal_load(shard).iter().all(|load| {
+        let more = partitions.iter().filter(|placed| placed.wal == load.wal).count();
+        load.partitions as usize + more <= max
+    });
+    match fits {
+        true => Ok(()),
+        false => Err(RequestError::LimitExceeded { what: "partitions of one WAL", max }),
+    }
 }
 
 fn topic_config(shard: &Shard, pairs: &[(String, String)]) -> Result<TopicConfig, RequestError> {
