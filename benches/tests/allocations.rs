@@ -2,6 +2,8 @@
 //! allocator on the shard's thread is counted: ours, and beside it those of quinn-proto, which builds
 //! its packets and keeps its books with the allocator's help.
 
+#![allow(clippy::unwrap_used, reason = "a test: what fails here fails it")]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use quinn_proto::{
     VarInt, WriteError,
 };
 use rustmq_protocol::limits::FRAME_BYTES_MAX;
+use rustmq_sys::alloc::{Tag, within};
 
 use crate::endpoint::CLOSE_NOT_ADMITTED;
 use crate::frames::Assembler;
@@ -94,7 +95,7 @@ impl Connection {
 
     /// Takes note of what happened, reads requests and hands answers to their streams.
     pub(crate) fn serve(&mut self, shard: &Rc<Shard>, now: Instant, requests: &mut Vec<Request>) {
-        while let Some(event) = self.quic.poll() {
+        while let Some(event) = within(Tag::Quic, || self.quic.poll()) {
             self.handle_event(shard, now, event);
         }
         let Some(session) = self.session.clone() else {
@@ -135,7 +136,9 @@ impl Connection {
             let mtu = usize::from(self.quic.current_mtu());
             let segments = gso_segments_max.min(UDP_PAYLOAD_BYTES_MAX / mtu).max(1);
             let mut buffer = outlet.buffer();
-            let Some(transmit) = self.quic.poll_transmit(now, segments, &mut buffer) else {
+            let transmit =
+                within(Tag::Quic, || self.quic.poll_transmit(now, segments, &mut buffer));
+            let Some(transmit) = transmit else {
                 outlet.recycle(buffer);
                 return false;
             };
@@ -274,7 +277,7 @@ impl Connection {
             false => return true,
         };
         let mut recv = self.quic.recv_stream(id);
-        let mut chunks = match recv.read(true) {
+        let mut chunks = match within(Tag::Quic, || recv.read(true)) {
             Ok(chunks) => chunks,
             Err(ReadableError::ClosedStream | ReadableError::IllegalOrderedRead) => return false,
         };
@@ -283,7 +286,7 @@ impl Connection {
             if room <= read {
                 break true;
             }
-            match chunks.next(room - read) {
+            match within(Tag::Quic, || chunks.next(room - read)) {
                 Ok(Some(chunk)) => {
                     read += chunk.bytes.len();
                     stream.incoming.push(chunk.bytes);
@@ -300,7 +303,7 @@ impl Connection {
             }
         };
         // What has to be sent is found by the next poll_transmit, which always follows.
-        let _ = chunks.finalize();
+        let _ = within(Tag::Quic, || chunks.finalize());
         let mut more = more;
         let refused = loop {
             if REQUESTS_IN_FLIGHT_MAX <= session.in_flight() {

@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use quinn_proto::{
     ConnectionHandle, DatagramEvent, EcnCodepoint, Incoming, ServerConfig, Transmit, VarInt,
 };
+use rustmq_sys::alloc::{Tag, within};
 use rustmq_sys::clock;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_sys::udp::{self, DatagramMeta, ReceiveBuffers, UdpSocket};
@@ -282,11 +283,13 @@ impl State {
     ) {
         let mut buffer = self.spare.take();
         let ecn = EcnCodepoint::from_bits(meta.ecn);
-        let event = self.quic.handle(now, meta.remote, meta.local_ip, ecn, datagram, &mut buffer);
+        let event = within(Tag::Quic, || {
+            self.quic.handle(now, meta.remote, meta.local_ip, ecn, datagram, &mut buffer)
+        });
         match event {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 if let Some(Some(connection)) = self.connections.get_mut(handle.0) {
-                    connection.quic.handle_event(event);
+                    within(Tag::Quic, || connection.quic.handle_event(event));
                     connection.socket = socket;
                     mark(&mut endpoint.dirty.borrow_mut(), connection);
                 }
@@ -398,7 +401,7 @@ impl State {
                 let reason = Bytes::from_static(b"the handshake took too long");
                 connection.quic.close(now, VarInt::from_u32(CLOSE_HANDSHAKE_TIMEOUT), reason);
             } else {
-                connection.quic.handle_timeout(now);
+                within(Tag::Quic, || connection.quic.handle_timeout(now));
             }
             mark(&mut endpoint.dirty.borrow_mut(), connection);
         }
@@ -418,10 +421,10 @@ impl State {
         }
         let mut drained = false;
         let mut again = false;
-        while let Some(event) = connection.quic.poll_endpoint_events() {
+        while let Some(event) = within(Tag::Quic, || connection.quic.poll_endpoint_events()) {
             drained |= event.is_drained();
-            if let Some(event) = self.quic.handle_event(handle, event) {
-                connection.quic.handle_event(event);
+            if let Some(event) = within(Tag::Quic, || self.quic.handle_event(handle, event)) {
+                within(Tag::Quic, || connection.quic.handle_event(event));
                 again = true;
             }
         }

@@ -21,14 +21,13 @@ pub(crate) fn apply(
     if !entries.iter().any(|entry| is_data(&entry)) {
         return;
     }
-    // One handle for the block; each batch is a slice of it and costs no allocation.
-    let bytes = memory.clone().into_bytes();
+    // Each batch is a slice of the block and costs no allocation.
     let batches = entries.iter().filter(is_data).map(|entry| {
         let payload = entry.payload.start as usize..entry.payload.end as usize;
         let batch = CachedBatch {
             base_offset: entry.base_offset,
             end_offset: entry.end_offset(),
-            bytes: bytes.slice(payload),
+            bytes: memory.slice(payload),
         };
         (entry.tag, batch)
     });

@@ -27,7 +27,8 @@ pub(crate) fn start(shard: &Rc<Shard>) {
 async fn expire_loop(shard: Rc<Shard>) {
     loop {
         runtime::sleep(Duration::from_millis(EXPIRE_INTERVAL_MS)).await;
-        for wal in shard.wals() {
+        for index in 0..shard.wal_count() {
+            let wal = shard.wal(index);
             wal.expire();
             // Memory that slow consumers gave back rings no bell.
             wal.wake_room();

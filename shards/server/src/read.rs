@@ -122,7 +122,7 @@ fn from_cache(shard: &Shard, tag: u32, offset: Offset, bytes_max: usize) -> Opti
         next = Some(batch.end_offset);
         let bytes = match pressed {
             true => Bytes::copy_from_slice(&batch.bytes),
-            false => batch.bytes.clone(),
+            false => batch.bytes.clone().into_bytes(),
         };
         found.push(bytes, batch.end_offset.0 - batch.base_offset.0);
     }

@@ -15,6 +15,7 @@ use rustmq_protocol::frame::{
 use rustmq_protocol::limits::FRAME_HEADER_BYTES;
 use rustmq_protocol::topic_name::TopicNameError;
 use rustmq_protocol::{BatchError, CorrelationId, DecodeError, ErrorCode, RecordError, ShardId};
+use rustmq_sys::alloc::{Tag, within};
 
 /// Bodies up to this size travel without an allocation: a produce response is 32 bytes.
 pub const SMALL_BODY_BYTES: usize = 48;
@@ -128,13 +129,15 @@ impl Reply {
         match self {
             Self::Small { bytes, len, sent } => {
                 while sent < len {
-                    let written = stream.write(&bytes[usize::from(*sent)..usize::from(*len)])?;
+                    let rest = &bytes[usize::from(*sent)..usize::from(*len)];
+                    let written = within(Tag::Quic, || stream.write(rest))?;
                     *sent += written as u8;
                 }
             }
             Self::Chunks { chunks, sent, .. } => {
                 while *sent < chunks.len() {
-                    *sent += stream.write_chunks(&mut chunks[*sent..])?.chunks;
+                    let rest = &mut chunks[*sent..];
+                    *sent += within(Tag::Quic, || stream.write_chunks(rest))?.chunks;
                 }
             }
         }

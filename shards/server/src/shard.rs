@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use rustmq_config::BrokerConfig;
 use rustmq_config::choice::{FlushPolicy as FlushOption, WhenFull};
 use rustmq_engine::HotCache;
 use rustmq_metadata::{Image, Operation, PrincipalId, Principals, Resource, WalUuid, authorize};
 use rustmq_protocol::{BrokerId, FlushMode, ShardEndpoint, ShardId, TopicId};
-use rustmq_sys::buffer::{Buffer, BufferPool};
+use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
 use rustmq_sys::runtime::{self, Class, RuntimeConfig, TaskPool};
 use rustmq_sys::udp::UdpSocket;
 use rustmq_wal::{
@@ -102,7 +101,7 @@ pub(crate) struct Shard {
     pub(crate) endpoint: Endpoint,
     pub(crate) mesh: Mesh,
     pub(crate) partitions: RefCell<Partitions>,
-    pub(crate) cache: RefCell<HotCache<Bytes>>,
+    pub(crate) cache: RefCell<HotCache<Slice>>,
     pub(crate) image: RefCell<Image>,
     /// The shard that owns each WAL of this broker.
     pub(crate) owners: RefCell<BTreeMap<WalUuid, ShardId>>,
@@ -374,6 +373,11 @@ impl Shard {
     /// The shard's WALs.
     pub(crate) fn wals(&self) -> Vec<Rc<WalWriter>> {
         self.wals.borrow().clone()
+    }
+
+    /// How many WALs the shard has.
+    pub(crate) fn wal_count(&self) -> usize {
+        self.wals.borrow().len()
     }
 
     /// The WAL with this index.

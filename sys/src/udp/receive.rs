@@ -26,6 +26,10 @@ pub const TRAINS_MAX: usize = BATCH_SIZE;
 /// 2 KiB: shorter trains are copied, so that an acknowledgement does not keep 64 KiB busy.
 const COPY_BELOW_BYTES: usize = 2 * 1024;
 
+/// Buffers that short trains are copied to, one after another: a connection that keeps what it was
+/// given can pin all of them, and then copies are allocated again.
+const SHORT_BUFFERS: usize = 4;
+
 /// How many tails are tried before another buffer is made: the oldest were handed out first and are
 /// the likeliest to be free.
 const RECLAIM_TRIES: usize = 4;
@@ -34,11 +38,15 @@ const RECLAIM_TRIES: usize = 4;
 ///
 /// At the limit, when the protocol keeps them all, trains are copied to memory of just their size,
 /// which the protocol's own flow control bounds.
-/// Invariants: `ready` are empty and whole; `tails` are those handed out; both together are at most
-/// `buffers_max`, and never fewer than one is ready.
+/// All memory is asked for at the start. Invariants: `ready` and `spare` are empty and whole, `tails`
+/// are those handed out; the three together are `buffers_max`, and never fewer than one is ready.
 pub struct ReceiveBuffers {
     ready: VecDeque<BytesMut>,
     tails: VecDeque<BytesMut>,
+    /// Whole buffers that were never needed so far.
+    spare: Vec<BytesMut>,
+    /// Where short trains are copied to; the first is in use, the last was used up latest.
+    short: VecDeque<BytesMut>,
     buffers_max: usize,
 }
 
@@ -47,7 +55,13 @@ impl ReceiveBuffers {
     /// Two megabytes let one system call receive as much as it can.
     pub fn new(budget_bytes: usize) -> Self {
         let buffers_max = (budget_bytes / RECEIVE_BUFFER_BYTES).max(1);
-        let mut buffers = Self { ready: VecDeque::new(), tails: VecDeque::new(), buffers_max };
+        let mut buffers = Self {
+            ready: VecDeque::new(),
+            tails: VecDeque::new(),
+            spare: (0..buffers_max).map(|_| buffer()).collect(),
+            short: (0..SHORT_BUFFERS).map(|_| buffer()).collect(),
+            buffers_max,
+        };
         buffers.refill();
         buffers
     }
@@ -92,7 +106,7 @@ impl ReceiveBuffers {
         unsafe { buffer.set_len(bytes) };
         let last = self.tails.len() + 1 >= self.buffers_max;
         if bytes < COPY_BELOW_BYTES || last {
-            let copy = BytesMut::from(&buffer[..]);
+            let copy = self.copy(&buffer);
             buffer.clear();
             // To the end: the buffers before it hold the trains that follow.
             self.ready.push_back(buffer);
@@ -101,6 +115,27 @@ impl ReceiveBuffers {
         let tail = buffer.split_off(bytes);
         self.tails.push_back(tail);
         buffer
+    }
+
+    /// A copy in memory that is used again, or, when all of that is handed out, in memory of its own.
+    fn copy(&mut self, train: &[u8]) -> BytesMut {
+        let mut tries = self.short.len();
+        while let Some(buffer) = self.short.front_mut() {
+            if train.len() <= buffer.capacity() {
+                buffer.extend_from_slice(train);
+                return buffer.split();
+            }
+            if tries == 0 {
+                break;
+            }
+            tries -= 1;
+            self.short.rotate_left(1);
+            if let Some(oldest) = self.short.front_mut() {
+                // It stays too small if some of it is still in use.
+                let _ = oldest.try_reclaim(RECEIVE_BUFFER_BYTES);
+            }
+        }
+        BytesMut::from(train)
     }
 
     /// Makes as many buffers ready as one call can use: those that came back, then new ones.
@@ -118,14 +153,20 @@ impl ReceiveBuffers {
                 break;
             }
         }
-        while self.ready.len() < TRAINS_MAX
-            && self.ready.len() + self.tails.len() < self.buffers_max
-        {
-            let mut buffer = BytesMut::zeroed(RECEIVE_BUFFER_BYTES);
-            buffer.clear();
+        while self.ready.len() < TRAINS_MAX {
+            let Some(buffer) = self.spare.pop() else { return };
             self.ready.push_back(buffer);
         }
     }
+}
+
+/// An empty buffer that can be split without the allocator.
+fn buffer() -> BytesMut {
+    let mut buffer = BytesMut::zeroed(RECEIVE_BUFFER_BYTES);
+    // The first split asks for memory to count references in, and it stays.
+    drop(buffer.split_off(RECEIVE_BUFFER_BYTES));
+    buffer.clear();
+    buffer
 }
 
 /// All of an empty buffer's memory.
