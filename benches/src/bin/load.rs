@@ -41,6 +41,9 @@ struct Args {
     /// Only cases whose names contain this; may be repeated
     #[arg(long)]
     only: Vec<String>,
+    /// Requests per second of the open loop [default: half of those of the closed loop before it]
+    #[arg(long)]
+    rate: Option<f64>,
     /// Sets an option of the broker; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     sets: Vec<String>,
@@ -61,6 +64,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     ensure!(0.0 < args.seconds, "--seconds {}: it must be above 0", args.seconds);
     ensure!(0 < args.rounds, "--rounds 0: at least 1");
+    ensure!(args.rate.is_none_or(|rate| 0.0 < rate), "--rate: it must be above 0");
     let binary = match args.binary {
         Some(binary) => binary,
         None => broker::beside_this_program()?,
@@ -79,7 +83,7 @@ fn main() -> Result<()> {
     let machine = Machine::examine(dir.path())?;
     let cores = Cores::choose();
     eprintln!("starting the brokers and filling the WAL");
-    let mut bench = Bench::start(&binary, dir.path(), cores, &args.sets)?;
+    let mut bench = Bench::start(&binary, dir.path(), cores, &args.sets, args.rate)?;
     let period = Period { warm_up: WARM_UP, measured: Duration::from_secs_f64(args.seconds) };
     let foreign_max = args.foreign_max / 100.0;
     let tolerance = Tolerance { foreign_max, patience: Duration::from_secs(args.patience) };

@@ -1,5 +1,6 @@
 //! The questions of a run, one case each.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -86,6 +87,12 @@ impl Case {
     }
 }
 
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Producers, and what each of them sends.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
@@ -105,6 +112,8 @@ pub struct Bench {
     slow_broker: Broker,
     targets: Vec<Target>,
     slow_targets: Vec<Target>,
+    /// Requests per second of the open loop, if it was given.
+    rate: Option<f64>,
     /// Requests per second that the last closed loop of eight producers reached.
     closed_loop_rate: Option<f64>,
 }
@@ -123,7 +132,14 @@ const FILL_BYTES: u64 = 1280 << 20;
 
 impl Bench {
     /// Starts the brokers and the echo server and brings the WAL to where it recycles.
-    pub fn start(binary: &Path, dir: &Path, cores: Cores, sets: &[String]) -> Result<Bench> {
+    /// `rate` is that of the open loop; without it the open loop takes half of the closed loop's.
+    pub fn start(
+        binary: &Path,
+        dir: &Path,
+        cores: Cores,
+        sets: &[String],
+        rate: Option<f64>,
+    ) -> Result<Bench> {
         let device = dir.join("device");
         device::prepare(&device)?;
         let mut all: Vec<&str> = WAL_SETS.to_vec();
@@ -143,6 +159,7 @@ impl Bench {
             slow_broker,
             targets,
             slow_targets,
+            rate,
             closed_loop_rate,
         };
         bench.fill()?;
@@ -199,9 +216,7 @@ impl Bench {
     ) -> Result<Sample> {
         let shape = case.shape();
         let rate = match case {
-            Case::OpenLoop => Some(
-                self.closed_loop_rate.context("no closed loop came before the open one")? / 2.0,
-            ),
+            Case::OpenLoop => Some(self.open_loop_rate()?),
             _ => None,
         };
         let flushed = "rustmq_wal_flushed_blocks_total";
@@ -226,6 +241,13 @@ impl Bench {
             sample.set(Figure::LateP99Us, tally.late.value_at_quantile(0.99) as f64 / 1e3);
         }
         Ok(sample)
+    }
+
+    fn open_loop_rate(&self) -> Result<f64> {
+        let half = self.closed_loop_rate.map(|rate| rate / 2.0);
+        self.rate.or(half).with_context(|| {
+            format!("{} needs --rate, or {} before it", Case::OpenLoop, Case::ProduceEight)
+        })
     }
 
     /// Writes until every segment of the WAL was used once.
