@@ -1,7 +1,7 @@
 //! One partition: the order of its records and who wrote them.
 //!
-//! [`leader`] accepts batches and moves the high watermark, [`producers`] spots duplicates,
-//! [`epochs`] remembers which leader epoch began at which offset.
+//! `leader` accepts batches and moves the high watermark, `producers` spots duplicates,
+//! `epochs` remembers which leader epoch began at which offset.
 
 mod epochs;
 mod leader;
