@@ -44,7 +44,6 @@ impl CatalogueLogFiles {
         };
         let a = open_or_create(dir, CatalogueFile::A, &pool).await.map_err(device)?;
         let b = open_or_create(dir, CatalogueFile::B, &pool).await.map_err(device)?;
-        fs::sync_dir(dir).await.map_err(device)?;
         let (bytes_a, at_a) = read_range(&a, 0..a.bytes(), &pool).await.map_err(device)?;
         let (bytes_b, at_b) = read_range(&b, 0..b.bytes(), &pool).await.map_err(device)?;
         let refused = |why: String| ShardError::Refused { dir: dir.to_owned(), why };
