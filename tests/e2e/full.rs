@@ -17,6 +17,9 @@ use crate::support::{client, machine, reading};
 /// Bytes of each value: a hundred of them are more than any log here holds.
 const VALUE_BYTES: usize = 128 << 10;
 
+/// Starts after which a full log should have no page left: many times what one of 1 MiB keeps back.
+const STARTS_MAX: usize = 200;
+
 /// Records after which a log that still takes more is not full but endless.
 const RECORDS_MAX: usize = 2_000;
 
@@ -118,6 +121,47 @@ on_both_backends! {
         let after = value("after");
         cli.produce("small", &after)?;
         ensure!(cli.consume("small")? == format!("{after}\n"), "other records came");
+        broker.stop()
+    }
+}
+
+on_both_backends! {
+    /// Each start takes a page of what a full log keeps back. The one that finds none is refused,
+    /// and nothing is lost.
+    fn a_full_disk_refuses_the_start_that_finds_no_page_left(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let file_system = match LoopFileSystem::mount(72 << 20) {
+            Ok(file_system) => file_system,
+            Err(error) => {
+                let test = format!("start on a full disk, {}", backend.name());
+                machine::skip(&test, &format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        let node = Node::new(backend)?
+            .in_dir(&file_system.path().join("data"))
+            .set("wal.capacity_bytes", "1GiB");
+        let dir = node.data_dir().to_owned();
+        let mut broker = node.start()?;
+        Cli::new(&dir).create_topic("big", 1)?;
+        let filler = file_system.path().join("filler");
+        fs::write(&filler, vec![1; 10 << 20])?;
+        let count = fill(&dir, "big")?;
+        let mut said = None;
+        for _ in 0..STARTS_MAX {
+            broker.kill_running()?;
+            broker = node.launch()?;
+            if broker.until_ready().is_err() {
+                said = Some(broker.refusal()?);
+                break;
+            }
+        }
+        let said = said.with_context(|| format!("{STARTS_MAX} starts found a page"))?;
+        ensure!(said.contains("the disk has no space for another segment"), "it said {said}");
+        fs::remove_file(filler)?;
+        broker = node.start()?;
+        still_readable(&dir, "big", count)?;
+        Cli::new(&dir).produce("big", "after\n")?;
         broker.stop()
     }
 }

@@ -10,12 +10,13 @@ use rustmq_protocol::requests::fetch::FETCH_BYTES;
 use rustmq_protocol::{Fetch, FetchResponseHead, Offset};
 use rustmq_sys::clock;
 
+use crate::limits::FORWARDED_WAIT_MS_MAX;
 use crate::metrics::Stage;
 use crate::notify::before;
 use crate::read::{self, Found};
 use crate::reply::{RequestError, Response};
 use crate::route::Route;
-use crate::session::Request;
+use crate::session::{ReplyTo, Request};
 use crate::shard::Shard;
 
 /// Serves one fetch request.
@@ -26,7 +27,10 @@ pub(crate) async fn fetch(shard: Rc<Shard>, request: Request) {
     };
     let tag = match shard.route(ask.topic_partition()) {
         Ok(Route::Here(tag)) => tag,
-        Ok(Route::Shard(owner)) => return shard.mesh.forward(&shard, owner, request, true),
+        Ok(Route::Shard(owner)) => {
+            request.reply_to.reserve(bytes_max(&ask)).await;
+            return shard.mesh.forward(&shard, owner, request, true);
+        }
         Err(error) => return request.refuse(&shard, &error),
     };
     let arrived = request.arrived;
@@ -48,9 +52,13 @@ async fn serve(
     if shard.draining() {
         return Err(RequestError::ShuttingDown);
     }
-    let wait = Duration::from_millis(u64::from(ask.wait_ms_max.min(FETCH_WAIT_MS_MAX)));
+    let wait_ms_max = match request.reply_to {
+        ReplyTo::Client(_) => FETCH_WAIT_MS_MAX,
+        ReplyTo::Shard { .. } => FORWARDED_WAIT_MS_MAX,
+    };
+    let wait = Duration::from_millis(u64::from(ask.wait_ms_max.min(wait_ms_max)));
     let deadline = request.arrived + wait;
-    let bytes_max = (ask.bytes_max as usize).min(FETCH_BYTES_MAX);
+    let bytes_max = bytes_max(ask);
     loop {
         let begun = clock::now();
         let high_watermark = check_offset(shard, ask, tag)?;
@@ -60,12 +68,13 @@ async fn serve(
         };
         // An answer is due when it is large enough, when it cannot grow, or when time is up.
         let full = ask.bytes_min as usize <= found.bytes || bytes_max <= found.bytes;
-        if full && !found.chunks.is_empty() || deadline <= clock::now() || shard.draining() {
+        let over = deadline <= clock::now() || shard.draining() || request.reply_to.is_gone();
+        if full && !found.chunks.is_empty() || over {
             shard.metrics.borrow_mut().record(Stage::FetchRead, clock::now() - begun);
             return respond(shard, tag, found);
         }
         drop(found);
-        wait_for_records(shard, tag, high_watermark, deadline).await?;
+        wait_for_records(shard, request, tag, high_watermark, deadline).await?;
         shard.metrics.borrow_mut().record(Stage::FetchWait, clock::now() - begun);
     }
 }
@@ -78,15 +87,14 @@ async fn read_for(
     offset: Offset,
     bytes_max: usize,
 ) -> Result<Found, RequestError> {
-    let session = request.reply_to.session();
-    if let Some(session) = &session {
-        session.reserve(bytes_max).await;
-    }
+    request.reply_to.reserve(bytes_max).await;
     let found = read::batches(shard, tag, offset, bytes_max).await;
-    if let Some(session) = &session {
-        session.give_back(bytes_max);
-    }
+    request.reply_to.give_back();
     found
+}
+
+fn bytes_max(ask: &Fetch) -> usize {
+    (ask.bytes_max as usize).min(FETCH_BYTES_MAX)
 }
 
 /// May this fetch be served, and up to where?
@@ -97,9 +105,10 @@ fn check_offset(shard: &Shard, ask: &Fetch, tag: u32) -> Result<Offset, RequestE
     Ok(partition.engine.high_watermark())
 }
 
-/// Waits until the high watermark has passed `seen`, or until `deadline`.
+/// Waits until the high watermark has passed `seen`, until `deadline`, or until the client is gone.
 async fn wait_for_records(
     shard: &Rc<Shard>,
+    request: &Request,
     tag: u32,
     seen: Offset,
     deadline: Instant,
@@ -112,7 +121,7 @@ async fn wait_for_records(
         let partitions = shard.partitions.borrow();
         match partitions.get(tag) {
             Some(partition) if partition.engine.high_watermark() <= seen => {
-                shard.draining().then_some(())
+                (shard.draining() || request.reply_to.is_gone()).then_some(())
             }
             _ => Some(()),
         }

@@ -23,7 +23,8 @@ pub(crate) fn start(shard: &Rc<Shard>) {
     runtime::spawn(Class::Background, expire_loop(Rc::clone(shard)));
 }
 
-/// Requests that wait for a flush look at the clock at this rhythm, not each with its own timer.
+/// Requests that wait for a flush look at the clock at this rhythm, not each with its own timer, and
+/// fetches look whether their client is still there.
 async fn expire_loop(shard: Rc<Shard>) {
     loop {
         runtime::sleep(Duration::from_millis(EXPIRE_INTERVAL_MS)).await;
@@ -32,6 +33,9 @@ async fn expire_loop(shard: Rc<Shard>) {
             wal.expire();
             // Memory that slow consumers gave back rings no bell.
             wal.wake_room();
+        }
+        if shard.session_ended.take() {
+            shard.partitions.borrow().wake_all();
         }
     }
 }

@@ -34,6 +34,10 @@ pub const MESH_RING_MESSAGES: usize = 1024;
 /// Requests forwarded by one shard and not yet answered. Past it a request is `THROTTLED`.
 pub const FORWARDED_MAX: usize = 16 * 1024;
 
+/// The longest that a forwarded fetch waits for records: it holds back its client's other answers.
+/// Its own answer tells the client where to wait longer.
+pub const FORWARDED_WAIT_MS_MAX: u32 = 100;
+
 /// How often requests that wait for a flush look at the clock.
 pub const EXPIRE_INTERVAL_MS: u64 = 100;
 

@@ -90,6 +90,13 @@ impl Partitions {
         self.tags.values().filter_map(|tag| Some((*tag, self.get(*tag)?)))
     }
 
+    /// Lets every fetch that waits look again. Wake-ups only queue tasks, so none runs meanwhile.
+    pub(crate) fn wake_all(&self) {
+        for (_, partition) in self.iter() {
+            partition.arrivals.wake_all();
+        }
+    }
+
     /// The numbers of all partitions, by id.
     pub(crate) fn tags(&self) -> Vec<u32> {
         self.tags.values().copied().collect()

@@ -18,8 +18,8 @@ use rustmq_sys::file::File;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_wal::footer;
 use rustmq_wal::{
-    BLOCK_ALIGN, BlockBuilder, BlockFlags, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta, FooterTrailer,
-    Generation, IndexPoint, NextSegment, NextSlot, SEGMENT_HEADER_BYTES, SealedBlock, SegmentEnd,
+    BlockBuilder, BlockFlags, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta, FooterTrailer, Generation,
+    IndexPoint, NextSegment, NextSlot, SEGMENT_HEADER_BYTES, SealedBlock, SegmentEnd,
     SegmentHeader, SegmentIndex, SegmentSequence, SegmentState, Segments, Slot, WalId,
 };
 
@@ -201,10 +201,24 @@ impl SegmentFiles {
         self.starved.take()
     }
 
-    /// Can a start be written down: now, or in a segment that is spare or can still be made?
-    pub(crate) fn can_start(&self) -> bool {
-        let segments = self.segments.borrow();
-        segments.fits(BLOCK_ALIGN, 0) || segments.next_slot() != NextSlot::Full
+    /// Makes sure that the next segment is there, before anything else runs that could make room. The
+    /// reason why it cannot be is for the operator.
+    pub(crate) async fn ensure_spare(&self) -> Result<Result<(), String>, ShardError> {
+        if !matches!(self.segments().next_slot(), NextSlot::Spare(_)) {
+            self.make_spare().await?;
+        }
+        let why = match self.segments().next_slot() {
+            NextSlot::Spare(_) => return Ok(Ok(())),
+            NextSlot::Full => {
+                "the WAL is full to its last page and cannot take note of this start: raise \
+                 wal.capacity_bytes by at least one segment for each WAL"
+            }
+            NextSlot::Create(_) => {
+                "the WAL is full to its last page, and the disk has no space for another segment: \
+                 free some, or move other files away"
+            }
+        };
+        Ok(Err(why.to_owned()))
     }
 
     /// Is there no spare, and none to be made?

@@ -72,6 +72,8 @@ pub(crate) struct ClientReply {
     stream: StreamId,
     correlation: CorrelationId,
     kind: u16,
+    /// Bytes kept free for the answer.
+    reserved_bytes: Cell<usize>,
 }
 
 impl Session {
@@ -119,6 +121,7 @@ impl Session {
             stream,
             correlation: header.correlation,
             kind: header.kind,
+            reserved_bytes: Cell::new(0),
         });
         Request { header, body, principal: self.principal, arrived: now, reply_to }
     }
@@ -133,10 +136,7 @@ impl Session {
         self.wake();
     }
 
-    /// Waits until a large answer may be made for this client: one at a time beyond what is unsent,
-    /// so that a client that does not read costs no more than that. The place is given back with
-    /// [`Self::give_back`].
-    pub(crate) async fn reserve(&self, bytes: usize) {
+    async fn reserve(&self, bytes: usize) {
         self.drained
             .until(|| {
                 let waiting = self.unsent_bytes.get() + self.reserved_bytes.get();
@@ -144,12 +144,6 @@ impl Session {
             })
             .await;
         self.reserved_bytes.set(self.reserved_bytes.get() + bytes);
-    }
-
-    /// The answer is made, or will not be.
-    pub(crate) fn give_back(&self, bytes: usize) {
-        self.reserved_bytes.set(self.reserved_bytes.get() - bytes);
-        self.drained.wake_all();
     }
 
     /// The next queued answer, for the connection to write.
@@ -200,6 +194,7 @@ impl Session {
         self.outbox.borrow_mut().clear();
         self.done.borrow_mut().clear();
         self.drained.wake_all();
+        self.shard.session_ended.set(true);
     }
 
     /// The version that Hello agreed on, if it came.
@@ -240,10 +235,20 @@ impl ClientReply {
     pub(crate) fn session(&self) -> &Session {
         &self.session
     }
+
+    fn give_back(&self) {
+        let session = &self.session;
+        let bytes = self.reserved_bytes.take();
+        if 0 < bytes {
+            session.reserved_bytes.set(session.reserved_bytes.get() - bytes);
+            session.drained.wake_all();
+        }
+    }
 }
 
 impl Drop for ClientReply {
     fn drop(&mut self) {
+        self.give_back();
         let session = &self.session;
         session.in_flight.set(session.in_flight.get() - 1);
         if !session.ended.get() {
@@ -255,11 +260,29 @@ impl Drop for ClientReply {
 }
 
 impl ReplyTo {
-    /// The session of a client of this shard.
-    pub(crate) fn session(&self) -> Option<Rc<Session>> {
+    /// Waits until a large answer may be made for a client of this shard: one at a time beyond what
+    /// is unsent, so that a client that does not read costs no more than that. The place is given
+    /// back with [`Self::give_back`], or with the request. The shard that forwarded a request has
+    /// reserved for it.
+    pub(crate) async fn reserve(&self, bytes: usize) {
+        if let Self::Client(client) = self {
+            client.session.reserve(bytes).await;
+            client.reserved_bytes.set(client.reserved_bytes.get() + bytes);
+        }
+    }
+
+    /// The answer is made, or there is none yet.
+    pub(crate) fn give_back(&self) {
+        if let Self::Client(client) = self {
+            client.give_back();
+        }
+    }
+
+    /// Has the client gone, so that no answer will be read?
+    pub(crate) fn is_gone(&self) -> bool {
         match self {
-            Self::Client(client) => Some(Rc::clone(&client.session)),
-            Self::Shard { .. } => None,
+            Self::Client(client) => client.session.ended.get(),
+            Self::Shard { .. } => false,
         }
     }
 

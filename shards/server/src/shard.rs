@@ -118,6 +118,8 @@ pub(crate) struct Shard {
     scratch: RefCell<Vec<u8>>,
     /// For each deleted topic, and each WAL, the last block that may name it.
     pub(crate) deleted: RefCell<BTreeMap<TopicId, Vec<Ticket>>>,
+    /// A client has left since housekeeping looked: fetches of its may still wait.
+    pub(crate) session_ended: Cell<bool>,
     draining: Cell<bool>,
     failure: Slot<ShardError>,
 }
@@ -233,6 +235,7 @@ impl Shard {
             principals: RefCell::new(Principals::new()),
             scratch: RefCell::new(Vec::with_capacity(SMALL_BODY_BYTES)),
             deleted: RefCell::default(),
+            session_ended: Cell::new(false),
             draining: Cell::new(false),
             failure: Slot::new(),
             node,
@@ -296,13 +299,8 @@ impl Shard {
         let index = self.wals.borrow().len();
         self.wals.borrow_mut().push(Rc::clone(&wal));
         self.adopt(id, index, opened.replayed).map_err(|why| ShardError::Refused { dir, why })?;
-        if !wal.files.can_start() {
-            return Err(ShardError::Refused {
-                dir: wal.files.dir().to_owned(),
-                why: "the WAL is full to its last page and cannot take note of this start: raise \
-                      wal.capacity_bytes by at least one segment for each WAL"
-                    .to_owned(),
-            });
+        if let Err(why) = wal.room_for_start().await? {
+            return Err(ShardError::Refused { dir: wal.files.dir().to_owned(), why });
         }
         // Only now is what was recovered part of the log again, and durable.
         wal.write_block(self, BlockFlags::START).await?;
@@ -344,13 +342,7 @@ impl Shard {
     async fn until_drained(self: &Rc<Self>) {
         self.drain.notified().await;
         self.draining.set(true);
-        let tags = self.partitions.borrow().tags();
-        for tag in tags {
-            let arrivals = self.partitions.borrow().get(tag).map(|p| Rc::clone(&p.arrivals));
-            if let Some(arrivals) = arrivals {
-                arrivals.wake_all();
-            }
-        }
+        self.partitions.borrow().wake_all();
         let wals = self.wals.borrow().clone();
         for wal in &wals {
             wal.close();

@@ -410,6 +410,14 @@ impl WalWriter {
             && self.files.can_write(open.builder.sealed_bytes(), open.builder.entries().len())
     }
 
+    /// Finds room for the block that says that this start happened, or says why there is none.
+    pub(crate) async fn room_for_start(&self) -> Result<Result<(), String>, ShardError> {
+        match self.fits_segment() {
+            true => Ok(Ok(())),
+            false => self.files.ensure_spare().await,
+        }
+    }
+
     fn fits_segment(&self) -> bool {
         let open = self.open.borrow();
         self.files.fits(open.builder.sealed_bytes(), open.builder.entries().len())
