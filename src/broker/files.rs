@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -40,6 +40,12 @@ pub(super) fn replace(path: &Path, text: &str) -> Result<()> {
     try_replace(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
+/// Puts a file in place that no crash has to keep: whole or not at all for whoever reads it now.
+pub(super) fn publish(path: &Path, text: &str) -> io::Result<()> {
+    let (temporary, _) = write_beside(path, text)?;
+    fs::rename(&temporary, path)
+}
+
 /// Removes a file, if it is there.
 pub(super) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
@@ -49,6 +55,17 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 }
 
 fn try_replace(path: &Path, text: &str) -> io::Result<()> {
+    let (temporary, file) = write_beside(path, text)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Writes a file of another name beside the one that it is to replace.
+fn write_beside(path: &Path, text: &str) -> io::Result<(PathBuf, File)> {
     let mut name = path.file_name().map(OsString::from).unwrap_or_default();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
@@ -59,12 +76,7 @@ fn try_replace(path: &Path, text: &str) -> io::Result<()> {
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+    Ok((temporary, file))
 }
 
 #[cfg(test)]

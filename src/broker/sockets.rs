@@ -116,10 +116,20 @@ impl AddressFiles {
         Ok(files)
     }
 
-    /// Says where the broker is. Whoever finds `address` finds `admin-address` too.
+    /// Says where the broker is. Whoever finds `address` finds `admin-address` too. A full disk is no
+    /// reason not to serve: the screen says it as well.
     pub(super) fn write(&self, clients: &str, admin: &str) -> Result<()> {
-        files::replace(&self.admin, &format!("{admin}\n"))?;
-        files::replace(&self.clients, &format!("{clients}\n"))
+        for (path, address) in [(&self.admin, admin), (&self.clients, clients)] {
+            match files::publish(path, &format!("{address}\n")) {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    let file = path.display();
+                    tracing::warn!(%file, "the disk is full: clients have to be told --connect");
+                    self.remove()?;
+                }
+                written => written.with_context(|| format!("writing {}", path.display()))?,
+            }
+        }
+        Ok(())
     }
 
     /// Removes both.

@@ -1,7 +1,8 @@
 //! One process per data directory.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// The name of the file in the directory that is locked.
@@ -16,20 +17,28 @@ pub struct DirLock {
     file: File,
 }
 
+/// Bytes of the owner's number as it is written, with line ends behind it: always as many, so that it
+/// is written over the one before it and asks a full disk for nothing.
+const OWNER_BYTES: usize = 11;
+
 impl DirLock {
     /// Locks the directory. None: another process holds it, see [`owner`](Self::owner).
     pub fn acquire(directory: impl AsRef<Path>) -> io::Result<Option<Self>> {
         let path = directory.as_ref().join(LOCK_FILE);
         let mut options = OpenOptions::new();
-        let mut file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+        let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        file.set_len(0)?;
-        file.seek(SeekFrom::Start(0))?;
-        writeln!(file, "{}", std::process::id())?;
+        let owner = format!("{:\n<width$}", std::process::id(), width = OWNER_BYTES);
+        match file.write_all_at(owner.as_bytes(), 0) {
+            // The number is for people; the lock is what counts.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+            written => written?,
+        }
+        file.set_len(OWNER_BYTES as u64)?;
         Ok(Some(Self { path, file }))
     }
 

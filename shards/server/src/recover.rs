@@ -414,7 +414,12 @@ impl Recovery<'_> {
     }
 
     async fn was_given_back(&self, slot: Slot) -> Result<bool, ShardError> {
-        let (page, at) = self.read(&self.file(slot), 0..SEGMENT_HEADER_BYTES as u64).await?;
+        let file = self.file(slot);
+        if file.bytes() != self.setup.segment_bytes {
+            // Making it was cut off, or the disk was full.
+            return Ok(false);
+        }
+        let (page, at) = self.read(&file, 0..SEGMENT_HEADER_BYTES as u64).await?;
         let header = SegmentHeader::decode(&page[at..]);
         Ok(header.is_ok_and(|header| header.state == SegmentState::Spare))
     }
