@@ -13,12 +13,21 @@ thread_local! {
 
 /// The moment of this turn inside a runtime; the present moment outside.
 pub fn now() -> Instant {
-    TURN.get().unwrap_or_else(Instant::now)
+    TURN.get().unwrap_or_else(read)
+}
+
+/// The present moment, within a turn too: what time a turn has taken so far.
+pub(crate) fn read() -> Instant {
+    #[cfg(feature = "sim")]
+    if let Some(now) = crate::sim::now() {
+        return now;
+    }
+    Instant::now()
 }
 
 /// Reads the clock again, for the rest of this turn.
 pub fn refresh() -> Instant {
-    let now = Instant::now();
+    let now = read();
     if TURN.get().is_some() {
         TURN.set(Some(now));
     }
@@ -28,6 +37,10 @@ pub fn refresh() -> Instant {
 /// Milliseconds since 1970, by the wall clock, which may jump: for time stamps, never for waiting.
 /// A clock set before 1970 reads as negative.
 pub fn wall_ms() -> i64 {
+    #[cfg(feature = "sim")]
+    if let Some(world) = crate::sim::entered() {
+        return world.wall_ms();
+    }
     let milliseconds =
         |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     match SystemTime::now().duration_since(UNIX_EPOCH) {
@@ -38,7 +51,7 @@ pub fn wall_ms() -> i64 {
 
 /// Starts to answer with turns on this thread.
 pub(crate) fn begin() -> Instant {
-    let now = Instant::now();
+    let now = read();
     TURN.set(Some(now));
     now
 }

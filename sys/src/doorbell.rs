@@ -67,6 +67,12 @@ impl Doorbell {
             && self.shared.pending.swap(false, Ordering::AcqRel)
     }
 
+    /// Whether it was rung since the last [`take_pending`](Self::take_pending), and stays so.
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_pending(&self) -> bool {
+        self.shared.pending.load(Ordering::Relaxed)
+    }
+
     /// Announces that the owner is going to sleep. True: it may wait for the descriptor, and calls
     /// [`awake`](Self::awake) afterwards. False: it was rung meanwhile and must look first.
     pub fn prepare_sleep(&self) -> bool {

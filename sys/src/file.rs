@@ -26,13 +26,22 @@ pub struct File {
 
 /// The descriptor, which operations in flight share.
 pub(crate) struct Descriptor {
-    /// Empty only while being closed.
+    /// Empty while being closed, and where the file is only modelled.
     descriptor: Option<OwnedFd>,
+    number: RawFd,
 }
 
 impl File {
     pub(crate) fn new(descriptor: OwnedFd, bytes: u64) -> Self {
-        Self { descriptor: Arc::new(Descriptor { descriptor: Some(descriptor) }), bytes }
+        let number = descriptor.as_raw_fd();
+        Self { descriptor: Arc::new(Descriptor { descriptor: Some(descriptor), number }), bytes }
+    }
+
+    /// A file of a modelled disk.
+    #[cfg(feature = "sim")]
+    pub(crate) fn modelled(file: crate::sim::disk::FileId, bytes: u64) -> Self {
+        let number = file.0.cast_signed();
+        Self { descriptor: Arc::new(Descriptor { descriptor: None, number }), bytes }
     }
 
     /// Writes `data` and flushes it: when this succeeds, the bytes survive a loss of power. All of
@@ -126,7 +135,7 @@ fn check_blocks(position: u64, bytes: usize) {
 
 impl AsRawFd for Descriptor {
     fn as_raw_fd(&self) -> RawFd {
-        self.descriptor.as_ref().expect("open until dropped").as_raw_fd()
+        self.number
     }
 }
 

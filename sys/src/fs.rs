@@ -14,6 +14,11 @@ use crate::runtime;
 /// Opens a file that exists, for reading and writing past the page cache.
 pub async fn open(path: impl Into<PathBuf>) -> io::Result<File> {
     let path = path.into();
+    #[cfg(feature = "sim")]
+    if let Some(world) = crate::sim::entered() {
+        let opened = world.call("open", |disk| disk.open(&path)).await?;
+        return Ok(File::modelled(opened.0, opened.1));
+    }
     let (file, bytes) = blocking(move || {
         let file = open_direct(&path, OpenOptions::new().read(true).write(true))?;
         let bytes = file.metadata()?.len();
@@ -29,6 +34,11 @@ pub async fn open(path: impl Into<PathBuf>) -> io::Result<File> {
 /// [`sync_dir`] its folder. On failure nothing is left behind.
 pub async fn create(path: impl Into<PathBuf>, bytes: u64) -> io::Result<File> {
     let path = path.into();
+    #[cfg(feature = "sim")]
+    if let Some(world) = crate::sim::entered() {
+        let file = world.call("create", |disk| disk.create(&path, bytes)).await?;
+        return Ok(File::modelled(file, bytes));
+    }
     let file = blocking(move || {
         let mut options = OpenOptions::new();
         let file = open_direct(&path, options.read(true).write(true).create_new(true).mode(0o600));
@@ -51,12 +61,20 @@ pub async fn create(path: impl Into<PathBuf>, bytes: u64) -> io::Result<File> {
 /// Removes a file. Not durable before [`sync_dir`].
 pub async fn remove(path: impl Into<PathBuf>) -> io::Result<()> {
     let path = path.into();
+    #[cfg(feature = "sim")]
+    if let Some(world) = crate::sim::entered() {
+        return world.call("remove", |disk| disk.remove(&path)).await;
+    }
     blocking(move || fs::remove_file(path)).await
 }
 
 /// Renames a file, replacing what has the new name. Not durable before [`sync_dir`].
 pub async fn rename(from: impl Into<PathBuf>, to: impl Into<PathBuf>) -> io::Result<()> {
     let (from, to) = (from.into(), to.into());
+    #[cfg(feature = "sim")]
+    if let Some(world) = crate::sim::entered() {
+        return world.call("rename", |disk| disk.rename(&from, &to)).await;
+    }
     blocking(move || fs::rename(from, to)).await
 }
 
@@ -64,6 +82,10 @@ pub async fn rename(from: impl Into<PathBuf>, to: impl Into<PathBuf>) -> io::Res
 /// none of ours is one.
 pub async fn list(folder: impl Into<PathBuf>) -> io::Result<Vec<String>> {
     let folder = folder.into();
+    #[cfg(feature = "sim")]
+    if let Some(world) = crate::sim::entered() {
+        return world.call("list", |disk| disk.list(&folder)).await;
+    }
     blocking(move || {
         let name = |entry: io::Result<fs::DirEntry>| {
             entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -79,12 +101,25 @@ pub async fn list(folder: impl Into<PathBuf>) -> io::Result<Vec<String>> {
 /// [`sync_dir`]ed. A folder that exists is fine.
 pub async fn create_dir(path: impl Into<PathBuf>) -> io::Result<()> {
     let path = path.into();
+    #[cfg(feature = "sim")]
+    if let Some(world) = crate::sim::entered() {
+        let create = |disk: &mut crate::sim::disk::Disk| {
+            disk.create_dir(&path);
+            Ok(())
+        };
+        return world.call("create dir", create).await;
+    }
     blocking(move || fs::create_dir_all(path)).await
 }
 
 /// Makes the names in a folder durable.
 pub async fn sync_dir(path: impl Into<PathBuf>) -> io::Result<()> {
     let path = path.into();
+    #[cfg(feature = "sim")]
+    if let Some(world) = crate::sim::entered() {
+        world.sync_dir(&path).await;
+        return Ok(());
+    }
     blocking(move || fs::File::open(path)?.sync_all()).await
 }
 

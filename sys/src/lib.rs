@@ -20,6 +20,7 @@
 //! | [`udp`] | datagram trains in and out |
 //! | [`alloc`] | who asks for memory, counted for tests |
 //! | [`lock`], [`random`], [`probe`] | directory lock, random bytes, facts about the host |
+//! | `sim` | a modelled host instead of a real one, for deterministic simulation |
 #![allow(
     unsafe_code,
     reason = "the one crate of the workspace that talks to the kernel and shares memory by hand"
@@ -49,5 +50,7 @@ pub mod probe;
 pub mod random;
 #[cfg(not(loom))]
 pub mod runtime;
+#[cfg(all(feature = "sim", not(loom)))]
+pub mod sim;
 #[cfg(not(loom))]
 pub mod udp;

@@ -4,6 +4,11 @@ use std::io;
 
 /// Fills `bytes` from the kernel's generator, waiting for it to be seeded early after boot.
 pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    #[cfg(feature = "sim")]
+    if let Some(world) = crate::sim::entered() {
+        world.choice().fill(bytes);
+        return Ok(());
+    }
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         // SAFETY: writes at most `rest.len()` bytes to `rest`.

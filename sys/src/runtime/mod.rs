@@ -44,8 +44,15 @@ pub(crate) use reactor::Reactor;
 
 use crate::doorbell::Doorbell;
 use crate::{clock, cpu};
-use driver::{Driver, Token};
+use driver::Token;
 use tasks::Task;
+
+pub(crate) use driver::Driver;
+#[cfg(feature = "sim")]
+pub(crate) use driver::{
+    Call as DriverCall, Event as DriverEvent, Kind as DriverKind, Outcome as DriverOutcome,
+    Request as DriverRequest, Token as DriverToken, Wait as DriverWait,
+};
 
 /// Which kernel interface carries the I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,14 +129,49 @@ pub fn run<T>(
         Backend::Uring => Box::new(uring::Uring::new(&config, &doorbell)?),
         Backend::Epoll => Box::new(epoll::Epoll::new(&config, &doorbell)?),
     };
-    static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     clock::begin();
-    let reactor = Rc::new(Reactor::new(id, driver, doorbell, config.flush_delay));
+    let reactor = Rc::new(Reactor::new(next_id(), driver, doorbell, config.flush_delay));
     let entered = Entered::new(reactor);
     // Declared after the guard: dropped before it, while its operations can still be cancelled.
     let main = pin!(main);
     entered.reactor.run(main)
+}
+
+fn next_id() -> u64 {
+    static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Runtimes whose turns somebody else orders, several on one thread.
+#[cfg(feature = "sim")]
+pub(crate) mod hosted {
+    use super::{CURRENT, Doorbell, Driver, Rc, Reactor, clock, next_id, try_with_reactor};
+
+    /// A runtime that runs while [`within`] it.
+    pub(crate) fn reactor(
+        doorbell: Doorbell,
+        driver: impl FnOnce(u64) -> Box<dyn Driver>,
+    ) -> Rc<Reactor> {
+        let id = next_id();
+        let driver = driver(id);
+        Rc::new(Reactor::new(id, driver, doorbell, None))
+    }
+
+    /// Makes a runtime the one of this thread for the length of a call.
+    pub(crate) fn within<R>(reactor: &Rc<Reactor>, act: impl FnOnce() -> R) -> R {
+        struct Left;
+        impl Drop for Left {
+            fn drop(&mut self) {
+                CURRENT.set(None);
+                clock::end();
+            }
+        }
+        assert!(try_with_reactor(|_| ()).is_none(), "a runtime runs inside of a runtime");
+        CURRENT.set(Some(Rc::clone(reactor)));
+        clock::begin();
+        let _left = Left;
+        act()
+    }
 }
 
 /// The thread is inside of a runtime; ends it however `run` ends, by a panic too.

@@ -78,34 +78,45 @@ impl Reactor {
 
     /// Turns until the main future is finished.
     pub(super) fn run<T>(&self, mut main: Pin<&mut impl Future<Output = T>>) -> io::Result<T> {
-        let waker = self.scheduler.main_waker();
-        let mut context = Context::from_waker(&waker);
-        let mut output = None;
         loop {
-            let start = clock::refresh();
-            self.slice_end.set(start + SLICE);
-            self.run_tasks(&mut || {
-                if let Poll::Ready(value) = main.as_mut().poll(&mut context) {
-                    output = Some(value);
-                }
-                output.is_some()
-            });
-            if let Some(output) = output {
+            if let Some(output) = self.turn(main.as_mut(), true)? {
                 return Ok(output);
             }
-            self.fire_timers(clock::refresh());
-            self.answer_doorbell();
-            let wait = self.wait();
-            let busy_until = if wait == Wait::No { None } else { Some(clock::refresh()) };
-            let polled = self.poll_driver(wait);
-            let now = clock::refresh();
-            self.count_turn(busy_until.unwrap_or(now).saturating_duration_since(start));
-            polled?;
         }
     }
 
+    /// One turn; the main future's output when it is finished.
+    pub(crate) fn turn<T>(
+        &self,
+        mut main: Pin<&mut (impl Future<Output = T> + ?Sized)>,
+        may_sleep: bool,
+    ) -> io::Result<Option<T>> {
+        let waker = self.scheduler.main_waker();
+        let mut context = Context::from_waker(&waker);
+        let mut output = None;
+        let start = clock::refresh();
+        self.slice_end.set(start + SLICE);
+        self.run_tasks(&mut || {
+            if let Poll::Ready(value) = main.as_mut().poll(&mut context) {
+                output = Some(value);
+            }
+            output.is_some()
+        });
+        if output.is_some() {
+            return Ok(output);
+        }
+        self.fire_timers(clock::refresh());
+        self.answer_doorbell();
+        let wait = if may_sleep { self.wait() } else { Wait::No };
+        let busy_until = if wait == Wait::No { None } else { Some(clock::refresh()) };
+        let polled = self.poll_driver(wait);
+        let now = clock::refresh();
+        self.count_turn(busy_until.unwrap_or(now).saturating_duration_since(start));
+        polled.map(|()| None)
+    }
+
     /// Drops all tasks and waits for the kernel to be done with every buffer.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.ending.set(true);
         self.scheduler.drop_tasks();
         while self.operations.borrow().in_flight() > 0 {
@@ -119,8 +130,22 @@ impl Reactor {
         }
     }
 
-    pub(super) fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Is there a task to run, a timer due, or a ring not answered?
+    #[cfg(feature = "sim")]
+    pub(crate) fn has_work(&self) -> bool {
+        self.scheduler.is_any_ready()
+            || self.doorbell.is_pending()
+            || self.next_timer().is_some_and(|at| at <= clock::read())
+    }
+
+    /// The earliest moment anyone sleeps until.
+    #[cfg(feature = "sim")]
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        self.timers.borrow().next()
     }
 
     pub(super) fn is_ending(&self) -> bool {
@@ -132,13 +157,13 @@ impl Reactor {
     }
 
     pub(super) fn slice_is_over(&self) -> bool {
-        Instant::now() >= self.slice_end.get()
+        clock::read() >= self.slice_end.get()
     }
 
     pub(super) fn stats(&self) -> Stats {
         let mut stats = self.stats.get();
         stats.enters = self.driver.borrow().enters();
-        stats.running = self.started.elapsed();
+        stats.running = clock::read().saturating_duration_since(self.started);
         stats
     }
 
@@ -277,7 +302,7 @@ impl Reactor {
             return Wait::No;
         }
         let until = self.timers.borrow().next();
-        let wait = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+        let wait = match until.map(|until| until.saturating_duration_since(clock::read())) {
             None => Wait::News,
             Some(Duration::ZERO) => return Wait::No,
             Some(timeout) => Wait::AtMost(timeout),

@@ -12,7 +12,7 @@ mod receive;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use bytes::BytesMut;
 use quinn_udp::{EcnCodepoint, UdpSockRef, UdpSocketState};
@@ -28,9 +28,16 @@ pub const TRAIN_BYTES_MAX: usize = 65_507;
 /// A bound socket. Made on any thread, then used by one runtime; dropped on that thread.
 #[derive(Debug)]
 pub struct UdpSocket {
-    socket: std::net::UdpSocket,
-    state: UdpSocketState,
+    link: Link,
     readiness: Readiness,
+}
+
+/// What datagrams go through.
+#[derive(Debug)]
+enum Link {
+    Kernel(std::net::UdpSocket, UdpSocketState),
+    #[cfg(feature = "sim")]
+    Modelled(crate::sim::network::ModelledSocket),
 }
 
 /// Where a train came from, and its shape.
@@ -78,41 +85,73 @@ impl UdpSocket {
         socket.bind(&address.into())?;
         let socket = std::net::UdpSocket::from(socket);
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        Ok(Self { socket, state, readiness: Readiness::default() })
+        Ok(Self { link: Link::Kernel(socket, state), readiness: Readiness::default() })
+    }
+
+    /// Binds to `address` of the world that this thread has entered.
+    #[cfg(feature = "sim")]
+    pub fn bind_modelled(address: SocketAddr) -> io::Result<Self> {
+        let socket = crate::sim::network::ModelledSocket::bind(address)?;
+        Ok(Self { link: Link::Modelled(socket), readiness: Readiness::default() })
     }
 
     /// The address it is bound to.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        match &self.link {
+            Link::Kernel(socket, _) => socket.local_addr(),
+            #[cfg(feature = "sim")]
+            Link::Modelled(socket) => Ok(socket.address()),
+        }
+    }
+
+    fn descriptor(&self) -> RawFd {
+        match &self.link {
+            Link::Kernel(socket, _) => socket.as_raw_fd(),
+            #[cfg(feature = "sim")]
+            Link::Modelled(socket) => socket.descriptor(),
+        }
     }
 
     /// What the kernel granted as (receive, send) buffers.
     pub fn buffer_bytes(&self) -> io::Result<(usize, usize)> {
-        let socket = UdpSockRef::from(&self.socket);
-        let receive = self.state.recv_buffer_size(socket)?;
-        let send = self.state.send_buffer_size(UdpSockRef::from(&self.socket))?;
-        // The kernel counts its own overhead in and doubles what was asked for.
-        Ok((receive / 2, send / 2))
+        match &self.link {
+            Link::Kernel(socket, state) => {
+                let receive = state.recv_buffer_size(UdpSockRef::from(socket))?;
+                let send = state.send_buffer_size(UdpSockRef::from(socket))?;
+                // The kernel counts its own overhead in and doubles what was asked for.
+                Ok((receive / 2, send / 2))
+            }
+            #[cfg(feature = "sim")]
+            Link::Modelled(_) => Ok((usize::MAX, usize::MAX)),
+        }
     }
 
     /// The most datagrams in one train to send now: 1 where the device cannot segment. May fall.
     pub fn max_gso_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        match &self.link {
+            Link::Kernel(_, state) => state.max_gso_segments(),
+            #[cfg(feature = "sim")]
+            Link::Modelled(_) => crate::sim::network::SEGMENTS_MAX,
+        }
     }
 
     /// Whether the network may cut datagrams in pieces: then their size must not be probed.
     pub fn may_fragment(&self) -> bool {
-        self.state.may_fragment()
+        match &self.link {
+            Link::Kernel(_, state) => state.may_fragment(),
+            #[cfg(feature = "sim")]
+            Link::Modelled(_) => false,
+        }
     }
 
     /// Waits until there may be something to receive.
     pub async fn readable(&self) {
-        poll_fn(|context| self.readiness.poll_readable(self.socket.as_raw_fd(), context)).await;
+        poll_fn(|context| self.readiness.poll_readable(self.descriptor(), context)).await;
     }
 
     /// Waits until a send that was refused may succeed.
     pub async fn writable(&self) {
-        poll_fn(|context| self.readiness.poll_writable(self.socket.as_raw_fd(), context)).await;
+        poll_fn(|context| self.readiness.poll_writable(self.descriptor(), context)).await;
     }
 
     /// Receives up to [`TRAINS_MAX`] trains with one system call, gives each to `take`, and returns
@@ -128,7 +167,18 @@ impl UdpSocket {
         if !self.readiness.may_read() {
             return Ok(0);
         }
-        match buffers.receive(&self.state, &self.socket, &mut take) {
+        let (socket, state) = match &self.link {
+            Link::Kernel(socket, state) => (socket, state),
+            #[cfg(feature = "sim")]
+            Link::Modelled(socket) => {
+                let count = socket.receive(TRAINS_MAX, take);
+                if count < TRAINS_MAX {
+                    self.readiness.clear_readable();
+                }
+                return Ok(count);
+            }
+        };
+        match buffers.receive(state, socket, &mut take) {
             Ok((count, room)) => {
                 // Fewer than asked for: nothing more was there at that moment, and whatever comes
                 // later makes a new edge.
@@ -156,7 +206,15 @@ impl UdpSocket {
             segment_size: transmit.segment_size,
             src_ip: transmit.src_ip,
         };
-        match self.state.try_send(UdpSockRef::from(&self.socket), &datagrams) {
+        let (socket, state) = match &self.link {
+            Link::Kernel(socket, state) => (socket, state),
+            #[cfg(feature = "sim")]
+            Link::Modelled(socket) => {
+                socket.send(transmit);
+                return Ok(true);
+            }
+        };
+        match state.try_send(UdpSockRef::from(socket), &datagrams) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.readiness.clear_writable();
