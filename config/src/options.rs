@@ -276,6 +276,9 @@ options! {
         flush_delay_us: u64 = "0", Kind::micros(0, 60_000_000), Broker;
         /// Time between two looks for records whose retention has ended.
         retention_check_ms: u64 = "10000", Kind::millis(1, HOUR_MS), Broker;
+        /// Size of each of the catalogue's two files, in a data directory that is new.
+        catalogue_bytes: u64 = "16MiB", Kind::bytes(64 * KIB, 16 * MIB).in_steps_of(BLOCK_ALIGN),
+            Broker;
     }
 }
 

@@ -94,6 +94,14 @@ impl Body {
     }
 }
 
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        let mut body = Self::new();
+        body.push(bytes);
+        body
+    }
+}
+
 impl Drop for Body {
     fn drop(&mut self) {
         let mut chunks = std::mem::take(&mut self.chunks);

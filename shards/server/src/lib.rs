@@ -69,5 +69,6 @@ mod random;
 
 pub mod tls;
 
+pub use body::Body;
 pub use error::ShardError;
-pub use shard::{Node, NodeKeys, ShardSetup, run};
+pub use shard::{Node, NodeKeys, ShardSetup, life, run};

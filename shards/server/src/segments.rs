@@ -36,7 +36,7 @@ pub(crate) const CHECKPOINT_PART: usize = 8;
 
 /// Kept free at the end of the last segment of a full WAL, a sixteenth of it within these bounds: for
 /// the log starts that make room again, and a page for each restart meanwhile. A start that finds no
-/// page left is refused, and says that the capacity has to be raised.
+/// page left is refused, and says that the capacity has to be raised. A quarter of a tiny segment.
 const RESERVED_BYTES_MIN: usize = 128 * 1024;
 const RESERVED_BYTES_MAX: usize = 1024 * 1024;
 
@@ -237,7 +237,9 @@ impl SegmentFiles {
     }
 
     fn reserved(segment_bytes: u64) -> usize {
-        (segment_bytes as usize / 16).clamp(RESERVED_BYTES_MIN, RESERVED_BYTES_MAX)
+        let segment_bytes = segment_bytes as usize;
+        let least = RESERVED_BYTES_MIN.min(segment_bytes / 4);
+        (segment_bytes / 16).clamp(least, RESERVED_BYTES_MAX)
     }
 
     /// Could a block of this size be written now, with what is kept back for log starts and marks?

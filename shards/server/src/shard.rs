@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use rustmq_engine::HotCache;
 use rustmq_metadata::{Image, Operation, PrincipalId, Principals, Resource, WalUuid, authorize};
 use rustmq_protocol::{BrokerId, FlushMode, ShardEndpoint, ShardId, TopicId};
 use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
+use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::runtime::{self, Class, RuntimeConfig, TaskPool};
 use rustmq_sys::udp::UdpSocket;
 use rustmq_wal::{
@@ -157,15 +159,23 @@ impl<T> Slot<T> {
 
 /// Runs a shard on the calling thread until it is drained or fails.
 pub fn run(setup: ShardSetup) -> Result<(), ShardError> {
-    let ShardSetup { id, node, config, sockets, port, runtime: settings } = setup;
+    let settings = setup.runtime.clone();
+    let (doorbell, life) = life(setup);
+    runtime::run(settings, doorbell, life)
+        .map_err(|error| ShardError::Runtime { error: error.to_string() })?
+}
+
+/// A shard's whole life, for whoever runs it on a runtime of their own, and the doorbell of that
+/// runtime.
+pub fn life(setup: ShardSetup) -> (Doorbell, impl Future<Output = Result<(), ShardError>>) {
+    let ShardSetup { id, node, config, sockets, port, runtime: _ } = setup;
     let MeshPort { doorbell, senders, receivers, bells } = port;
-    let main = async move {
+    let life = async move {
         let mesh = Mesh::new(senders, receivers, bells);
         let shard = Rc::new(Shard::new(id, node, config, sockets, mesh));
         serve(&shard).await
     };
-    runtime::run(settings, doorbell, main)
-        .map_err(|error| ShardError::Runtime { error: error.to_string() })?
+    (doorbell, life)
 }
 
 /// The life of a shard, from recovery to its clean end.

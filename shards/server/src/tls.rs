@@ -14,6 +14,7 @@ use rustmq_sys::udp::UdpSocket;
 use crate::connection_id::ShardConnectionIds;
 use crate::endpoint::{Endpoint, EndpointLimits};
 use crate::limits::HANDSHAKES_IGNORE;
+use crate::random;
 use crate::shard::Node;
 
 /// The protocol that clients and brokers agree on in the handshake.
@@ -50,6 +51,8 @@ fn endpoint_config(node: &Arc<Node>, shard: ShardId) -> EndpointConfig {
     let (key, shards) = (node.keys.connection_id, node.shard_count);
     config.cid_generator(move || Box::new(ShardConnectionIds::new(key, shard, shards)));
     config.min_reset_interval(RESET_INTERVAL);
+    // Every random number of a shard comes from one place.
+    config.rng_seed(Some(random::bytes()));
     config
 }
 

@@ -11,16 +11,15 @@ use rustmq_sys::file::File;
 use rustmq_sys::fs;
 use rustmq_wal::Generation;
 use rustmq_wal::catalogue::{
-    CATALOGUE_BYTES_DEFAULT, CatalogueFile, CataloguePlan, CatalogueWrite, CatalogueWriter,
-    CommandEffect, open_catalogue,
+    CatalogueFile, CataloguePlan, CatalogueWrite, CatalogueWriter, CommandEffect, open_catalogue,
 };
 
 use crate::error::ShardError;
 use crate::random;
 use crate::segment_io::{read_range, take_buffer};
 
-/// Memory for reading the catalogue whole and writing a snapshot: three files.
-const POOL_BYTES: usize = 4 * CATALOGUE_BYTES_DEFAULT;
+/// Memory for reading the catalogue whole and writing a snapshot, in files: three and one to spare.
+const POOL_FILES: usize = 4;
 
 /// The catalogue's files and their writer.
 pub(super) struct CatalogueLogFiles {
@@ -34,23 +33,26 @@ pub(super) struct CatalogueLogFiles {
 
 impl CatalogueLogFiles {
     /// Opens the catalogue in a data directory, or makes its files. `None` instead of an image: it
-    /// has never been written.
-    pub(super) async fn open(dir: &Path) -> Result<(Self, Option<Image>), ShardError> {
-        let pool = BufferPool::new(POOL_BYTES, CATALOGUE_BYTES_DEFAULT);
+    /// has never been written. New files have `file_bytes`.
+    pub(super) async fn open(
+        dir: &Path,
+        file_bytes: usize,
+    ) -> Result<(Self, Option<Image>), ShardError> {
+        let pool = BufferPool::new(POOL_FILES * file_bytes, file_bytes);
         let device = |error: io::Error| ShardError::Device {
             doing: "opening the catalogue in",
             dir: dir.to_owned(),
             error: error.to_string(),
         };
-        let a = open_or_create(dir, CatalogueFile::A, &pool).await.map_err(device)?;
-        let b = open_or_create(dir, CatalogueFile::B, &pool).await.map_err(device)?;
+        let a = open_or_create(dir, CatalogueFile::A, file_bytes, &pool).await.map_err(device)?;
+        let b = open_or_create(dir, CatalogueFile::B, file_bytes, &pool).await.map_err(device)?;
         let (bytes_a, at_a) = read_range(&a, 0..a.bytes(), &pool).await.map_err(device)?;
         let (bytes_b, at_b) = read_range(&b, 0..b.bytes(), &pool).await.map_err(device)?;
         let refused = |why: String| ShardError::Refused { dir: dir.to_owned(), why };
         let log = open_catalogue(&bytes_a[at_a..], &bytes_b[at_b..])
             .map_err(|error| refused(format!("the catalogue: {error}")))?;
         let (writer, image) = match &log {
-            None => (CatalogueWriter::create(CATALOGUE_BYTES_DEFAULT), None),
+            None => (CatalogueWriter::create(file_bytes), None),
             Some(log) => {
                 let image = replay(log.snapshot, &log.commands).map_err(refused)?;
                 (CatalogueWriter::resume(log), Some(image))
@@ -130,16 +132,21 @@ impl CatalogueLogFiles {
 
 /// Opens a file of the catalogue; makes it when it is missing, of full size and zeroed, so that a
 /// full disk never keeps a command from being written.
-async fn open_or_create(dir: &Path, file: CatalogueFile, pool: &BufferPool) -> io::Result<File> {
+async fn open_or_create(
+    dir: &Path,
+    file: CatalogueFile,
+    file_bytes: usize,
+    pool: &BufferPool,
+) -> io::Result<File> {
     let path = dir.join(file.file_name());
     match fs::open(&path).await {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         // It is made under another name and renamed whole, so a short one was damaged later.
-        Ok(file) if file.bytes() < CATALOGUE_BYTES_DEFAULT as u64 => {
+        Ok(file) if file.bytes() < file_bytes as u64 => {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!(
-                    "{} has {} bytes and must have {CATALOGUE_BYTES_DEFAULT}: restore it from a copy",
+                    "{} has {} bytes and must have {file_bytes}: restore it from a copy",
                     path.display(),
                     file.bytes()
                 ),
@@ -153,8 +160,8 @@ async fn open_or_create(dir: &Path, file: CatalogueFile, pool: &BufferPool) -> i
     {
         return Err(error);
     }
-    let created = fs::create(&made, CATALOGUE_BYTES_DEFAULT as u64).await?;
-    let mut buffer = take_buffer(pool, CATALOGUE_BYTES_DEFAULT)?;
+    let created = fs::create(&made, file_bytes as u64).await?;
+    let mut buffer = take_buffer(pool, file_bytes)?;
     buffer.fill(0);
     created.write_durable(buffer.freeze(), 0).await?;
     fs::rename(&made, &path).await?;

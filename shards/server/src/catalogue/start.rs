@@ -20,7 +20,8 @@ use crate::shard::Shard;
 /// Opens the catalogue, makes this start durable in it, and tells every shard its part.
 pub(super) async fn start(catalogue: &Catalogue, shard: &Rc<Shard>) -> Result<(), ShardError> {
     let dir = &shard.config.broker.data_dir;
-    let (mut log, image) = CatalogueLogFiles::open(dir).await?;
+    let file_bytes = shard.config.test.catalogue_bytes as usize;
+    let (mut log, image) = CatalogueLogFiles::open(dir, file_bytes).await?;
     let mut commands = Vec::new();
     let before = match image {
         Some(image) => image,

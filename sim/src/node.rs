@@ -1,0 +1,220 @@
+//! One broker in a modelled world: its shards, and a client beside them on the mesh.
+//!
+//! Requests go to a shard the way another shard forwards them, whole frames and all; what the
+//! network and QUIC do to them is `quic`'s to model. Nothing here runs by itself: [`Node::step`]
+//! gives one shard one turn, or moves the clock when none has anything to do.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustmq_config::BrokerConfig;
+use rustmq_protocol::frame::{FrameHeader, RequestKind};
+use rustmq_protocol::{BrokerId, CorrelationId, ErrorCode, ShardEndpoint, ShardId};
+use rustmq_server::mesh::{self, Forwarded, MeshPort, Message};
+use rustmq_server::reply::{Response, ResponseBody};
+use rustmq_server::{Body, Node as NodeSetup, NodeKeys, ShardError, ShardSetup, life};
+use rustmq_sys::runtime::{Backend, RuntimeConfig};
+use rustmq_sys::sim::World;
+use rustmq_sys::sim::host::Host;
+
+use crate::failure::Failure;
+
+/// Steps after which a broker that still has not done what it should is stuck: some thousand times
+/// what anything takes.
+const STEPS_MAX: u64 = 2_000_000;
+
+/// What all lives of a broker have in common.
+pub(crate) struct Setup {
+    pub(crate) config: Arc<BrokerConfig>,
+    pub(crate) tls: Arc<rustls::ServerConfig>,
+}
+
+/// A running broker. Dropping it is a kill.
+pub(crate) struct Node {
+    world: World,
+    shards: Vec<Shard>,
+    /// The client's end of the mesh, where a shard of the next number would be.
+    link: MeshPort,
+    control: MeshPort,
+    serving: usize,
+    next_ticket: u64,
+    answers: BTreeMap<u64, Answer>,
+}
+
+struct Shard {
+    host: Host<Result<(), ShardError>>,
+    ended: Option<Result<(), ShardError>>,
+}
+
+/// What a request was told.
+pub(crate) struct Answer {
+    pub(crate) code: ErrorCode,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Node {
+    /// Starts a broker of so many shards on the world's disk. It serves once
+    /// [`until_serving`](Self::until_serving) says so.
+    pub(crate) fn boot(world: &World, setup: &Rc<Setup>, shard_count: u16) -> Self {
+        let mut ports = mesh::build(usize::from(shard_count) + 2).expect("eventfds");
+        let control = ports.pop().expect("the control thread's port");
+        let link = ports.pop().expect("the client's port");
+        let key = |seed: u8| std::array::from_fn(|index| seed ^ index as u8);
+        let node = Arc::new(NodeSetup {
+            broker: BrokerId(1),
+            shard_count,
+            advertised_host: "sim".to_owned(),
+            bootstrap_port: 9092,
+            shards: (0..shard_count)
+                .map(|shard| ShardEndpoint { shard: ShardId(shard), port: 9192 + shard })
+                .collect(),
+            tls: Arc::clone(&setup.tls),
+            keys: NodeKeys { reset: key(1), token: key(2), connection_id: 3 },
+        });
+        let shards = ports.into_iter().zip(0..).map(|(port, id)| {
+            let runtime = RuntimeConfig {
+                backend: Backend::Epoll,
+                core: None,
+                flush_delay: None,
+                ring_entries: 64,
+            };
+            let setup = ShardSetup {
+                id: ShardId(id),
+                node: Arc::clone(&node),
+                config: Arc::clone(&setup.config),
+                sockets: Vec::new(),
+                port,
+                runtime,
+            };
+            let (doorbell, life) = life(setup);
+            Shard { host: Host::new(doorbell, life), ended: None }
+        });
+        Self {
+            world: world.clone(),
+            shards: shards.collect(),
+            link,
+            control,
+            serving: 0,
+            next_ticket: 0,
+            answers: BTreeMap::new(),
+        }
+    }
+
+    /// Turns until every shard serves; or why it never will.
+    pub(crate) fn until_serving(&mut self) -> Result<(), Failure> {
+        for _ in 0..STEPS_MAX {
+            if self.serving == self.shards.len() {
+                return Ok(());
+            }
+            self.step()?;
+        }
+        Err(Failure::Stuck { doing: "starting" })
+    }
+
+    /// Sends a request to a shard; its ticket.
+    pub(crate) fn send(&mut self, to: ShardId, kind: RequestKind, body: Vec<u8>) -> u64 {
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        let header = FrameHeader::request(kind, CorrelationId(ticket as u32));
+        let header = header.with_body_bytes(body.len());
+        self.world.note("request", kind as u64, ticket, body.len() as u64);
+        let forwarded = Forwarded {
+            origin: ShardId(self.shards.len() as u16),
+            ticket,
+            header,
+            body: Body::from(Bytes::from(body)),
+            principal: "sim".to_owned(),
+        };
+        let to = usize::from(to.0);
+        let sender = self.link.senders[to].as_mut().expect("a ring to each shard");
+        let pushed = sender.try_push(Message::Forward(Box::new(forwarded)));
+        assert!(pushed.is_ok(), "fewer requests are in flight than a ring has places");
+        self.link.bells[to].ring();
+        ticket
+    }
+
+    /// The answer to a request, if it has come.
+    pub(crate) fn take_answer(&mut self, ticket: u64) -> Option<Answer> {
+        self.answers.remove(&ticket)
+    }
+
+    /// Sends a request and turns until it is answered.
+    pub(crate) fn ask(
+        &mut self,
+        to: ShardId,
+        kind: RequestKind,
+        body: Vec<u8>,
+    ) -> Result<Answer, Failure> {
+        let ticket = self.send(to, kind, body);
+        for _ in 0..STEPS_MAX {
+            if let Some(answer) = self.take_answer(ticket) {
+                return Ok(answer);
+            }
+            self.step()?;
+        }
+        Err(Failure::Stuck { doing: "answering" })
+    }
+
+    /// One turn of one shard, or the next thing in time. Fails when a shard has ended.
+    pub(crate) fn step(&mut self) -> Result<(), Failure> {
+        let ready: u64 = self.shards.iter().map(|shard| u64::from(shard.host.wants_turn())).sum();
+        if ready == 0 {
+            let timers = self.shards.iter().filter_map(|shard| shard.host.next_timer_ns());
+            let next = timers.chain(self.world.next_event_ns()).min();
+            let next = next.ok_or(Failure::Stuck { doing: "waiting for nothing" })?;
+            self.world.advance_to(next);
+            return Ok(());
+        }
+        let chosen = if ready == 1 { 0 } else { self.world.choice().below(ready) };
+        let mut waiting = self.shards.iter_mut().filter(|shard| shard.host.wants_turn());
+        let shard = waiting.nth(chosen as usize).expect("counted just now");
+        if let Some(ended) = shard.host.turn() {
+            shard.ended = Some(ended);
+        }
+        // A turn takes its time, or a clock that stands still would let timers starve others.
+        let next = self.world.now_ns() + TURN_NS;
+        self.world.advance_to(next);
+        self.receive();
+        let failed = self.shards.iter_mut().find_map(|shard| shard.ended.take());
+        match failed {
+            Some(Err(error)) => Err(Failure::Ended { error }),
+            Some(Ok(())) => Err(Failure::Stopped),
+            None => Ok(()),
+        }
+    }
+
+    fn receive(&mut self) {
+        for receiver in self.control.receivers.iter_mut().flatten() {
+            while let Some(message) = receiver.try_pop() {
+                if matches!(message, Message::Serving { .. }) {
+                    self.serving += 1;
+                }
+            }
+        }
+        for receiver in self.link.receivers.iter_mut().flatten() {
+            while let Some(message) = receiver.try_pop() {
+                if let Message::Answer(answer) = message {
+                    let answered = Answer::of(answer.response);
+                    let bytes = answered.body.len() as u64;
+                    self.world.note("answer", answered.code as u64, answer.ticket, bytes);
+                    self.answers.insert(answer.ticket, answered);
+                }
+            }
+        }
+    }
+}
+
+/// What a turn of a shard takes: the slice of a busy one.
+const TURN_NS: u64 = 2_000;
+
+impl Answer {
+    fn of(response: Response) -> Self {
+        let body = match response.body {
+            ResponseBody::Small { bytes, len } => bytes[..usize::from(len)].to_vec(),
+            ResponseBody::Chunks(chunks) => chunks.concat(),
+        };
+        Self { code: response.status, body }
+    }
+}
