@@ -31,6 +31,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("rustmq-client", &["rustmq-protocol"]),
+    ("rustmq-checker", &[]),
     ("rustmq-loom-tests", &["rustmq-sys"]),
 ];
 
@@ -43,6 +44,7 @@ const PURE: &[(&str, &str)] = &[
     ("rustmq-wal", "wal"),
     ("rustmq-metadata", "raft/metadata"),
     ("rustmq-engine", "shards/engine"),
+    ("rustmq-checker", "checker"),
 ];
 
 /// The crates of others that pure code may use: none of them does I/O, reads a clock or draws.
