@@ -28,7 +28,7 @@ pub struct Reader(u32);
 ///
 /// What is recorded later must not have happened earlier: see the crate's page. It takes 56 bytes
 /// for a send and 24 for a record read, keeps them until it is cleared, and keeps its memory then.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct History {
     now: Moment,
     pub(crate) sends: Vec<SendRecord>,
@@ -40,6 +40,7 @@ pub struct History {
     partitions: BTreeMap<Partition, PartitionRecord>,
 }
 
+#[derive(Clone)]
 pub(crate) struct SendRecord {
     pub(crate) process: Process,
     pub(crate) partition: Partition,
@@ -58,6 +59,7 @@ pub(crate) enum Outcome {
     Unknown,
 }
 
+#[derive(Clone)]
 pub(crate) struct ReadRecord {
     pub(crate) reader: Reader,
     pub(crate) at: Moment,
@@ -65,6 +67,7 @@ pub(crate) struct ReadRecord {
     pub(crate) value: Value,
 }
 
+#[derive(Clone)]
 pub(crate) struct ReaderRecord {
     pub(crate) process: Process,
     pub(crate) partition: Partition,
@@ -80,6 +83,7 @@ pub(crate) struct ReaderRecord {
 }
 
 /// A reader read another offset than the next one.
+#[derive(Clone)]
 pub(crate) struct Jump {
     pub(crate) reader: Reader,
     /// The next one.
@@ -91,6 +95,7 @@ pub(crate) struct Jump {
 }
 
 /// A reader was given what was not there to stay.
+#[derive(Clone)]
 pub(crate) struct AboveWatermark {
     pub(crate) reader: Reader,
     pub(crate) offset: u64,
@@ -105,7 +110,7 @@ pub(crate) struct Refused {
     pub(crate) end: u64,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct PartitionRecord {
     acknowledged: u64,
     acknowledged_end: u64,

@@ -39,6 +39,8 @@ pub(crate) struct Node {
     link: MeshPort,
     control: MeshPort,
     serving: usize,
+    /// Sealed segments by shard, as they were scraped.
+    scraped: Vec<u64>,
     next_ticket: u64,
     answers: BTreeMap<u64, Answer>,
 }
@@ -97,6 +99,7 @@ impl Node {
             link,
             control,
             serving: 0,
+            scraped: Vec::new(),
             next_ticket: 0,
             answers: BTreeMap::new(),
         }
@@ -157,6 +160,24 @@ impl Node {
         Err(Failure::Stuck { doing: "answering" })
     }
 
+    /// Segments that every shard has sealed so far, since this start.
+    pub(crate) fn segments_sealed(&mut self) -> Result<u64, Failure> {
+        self.scraped.clear();
+        for shard in 0..self.shards.len() {
+            let sender = self.control.senders[shard].as_mut().expect("a ring to each shard");
+            let pushed = sender.try_push(Message::Scrape);
+            assert!(pushed.is_ok(), "one scrape is out at a time");
+            self.control.bells[shard].ring();
+        }
+        for _ in 0..STEPS_MAX {
+            if self.scraped.len() == self.shards.len() {
+                return Ok(self.scraped.iter().sum());
+            }
+            self.step()?;
+        }
+        Err(Failure::Stuck { doing: "telling what it has measured" })
+    }
+
     /// One turn of one shard, or the next thing in time. Fails when a shard has ended.
     pub(crate) fn step(&mut self) -> Result<(), Failure> {
         let ready: u64 = self.shards.iter().map(|shard| u64::from(shard.host.wants_turn())).sum();
@@ -188,8 +209,12 @@ impl Node {
     fn receive(&mut self) {
         for receiver in self.control.receivers.iter_mut().flatten() {
             while let Some(message) = receiver.try_pop() {
-                if matches!(message, Message::Serving { .. }) {
-                    self.serving += 1;
+                match message {
+                    Message::Serving { .. } => self.serving += 1,
+                    Message::Scraped(snapshot) => {
+                        self.scraped.push(snapshot.counters.segments_sealed);
+                    }
+                    _ => {}
                 }
             }
         }

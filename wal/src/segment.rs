@@ -16,8 +16,9 @@ pub const SEGMENT_HEADER_BYTES: usize = BLOCK_ALIGN;
 /// stays readable in one go.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 
-/// Smallest segment: below it header, checkpoint and footer leave no room. For tests.
-pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+/// Smallest segment: below it header, checkpoint and footer leave no room. For simulations; brokers
+/// are configured with no less than 1 MiB.
+pub const SEGMENT_BYTES_MIN: u64 = 128 << 10;
 
 /// Largest segment: positions in a footer are 32 bits.
 pub const SEGMENT_BYTES_MAX: u64 = 2 << 30;

@@ -10,13 +10,14 @@ use rustmq_sys::file::File;
 use rustmq_sys::fs;
 use rustmq_sys::runtime;
 use rustmq_wal::{
-    SEGMENT_HEADER_BYTES, SegmentEnd, SegmentHeader, SegmentIndex, Slot, WalId, encode_footer,
-    footer_bytes,
+    FOOTER_TRAILER_BYTES, SEGMENT_HEADER_BYTES, SegmentEnd, SegmentHeader, SegmentIndex, Slot,
+    WalId, encode_footer, footer_bytes,
 };
 
 use crate::limits::{ZERO_CHUNK_BYTES, ZERO_PAUSE_MS};
 
-/// Writes the footer of a sealed segment and flushes it.
+/// Writes the footer of a sealed segment: its body, flushed, and only then the trailer, flushed. A
+/// crash leaves no trailer whose body is torn.
 pub(crate) async fn store_footer(
     file: &File,
     header: &SegmentHeader,
@@ -27,8 +28,13 @@ pub(crate) async fn store_footer(
     let bytes = footer_bytes(index.partition_count(), index.point_count());
     let mut buffer = take_buffer(pool, bytes)?;
     encode_footer(index, header, end, &mut buffer[..bytes]);
-    let memory = buffer.freeze().slice(0..bytes);
-    file.write_durable(memory, header.segment_bytes - bytes as u64).await.map(|_| ())
+    let memory = buffer.freeze();
+    let body_bytes = bytes - FOOTER_TRAILER_BYTES;
+    let begin = header.segment_bytes - bytes as u64;
+    if 0 < body_bytes {
+        file.write_durable(memory.slice(0..body_bytes), begin).await?;
+    }
+    file.write_durable(memory.slice(body_bytes..bytes), begin + body_bytes as u64).await
 }
 
 /// Makes a segment file: of full size, zeroed, with a spare's header, durable with its name.

@@ -119,11 +119,11 @@ pub enum Survival {
 }
 
 impl Disk {
-    /// An empty disk with a root folder.
-    pub fn new(capacity_bytes: Option<u64>) -> Self {
+    /// A disk with nothing but these folders.
+    pub fn new(capacity_bytes: Option<u64>, folders: &[&str]) -> Self {
         let mut disk = Self { capacity_bytes, next_file: 3, ..Self::default() };
         for state in [&mut disk.live, &mut disk.durable] {
-            state.folders.insert(PathBuf::from("/"));
+            state.folders.extend(folders.iter().map(PathBuf::from));
         }
         disk
     }
@@ -396,7 +396,7 @@ impl Disk {
     }
 
     /// The writes that became durable, oldest first, as far as they are remembered.
-    pub fn applied(&self) -> impl ExactSizeIterator<Item = &Applied> {
+    pub fn applied(&self) -> impl ExactSizeIterator<Item = &Applied> + DoubleEndedIterator {
         self.applied.iter()
     }
 

@@ -1,0 +1,36 @@
+//! Deterministic simulation: the real shards over a modelled disk, network and clock.
+//!
+//! A seed decides everything: how large segments and records are, how slow the disk is, what fails,
+//! who sends what and when the power goes. The same seed gives the same trace, byte for byte. What
+//! is simulated is the product: `wal`, the engine and the whole shell of a shard run as they are;
+//! only what `sys` would ask of a kernel is asked of a model.
+//!
+//! In reading order:
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`scenario`] | what a seed decides |
+//! | [`run`] | load, cuts, images |
+//! | [`node`] | a broker in a world, and a client beside it |
+//! | [`workload`], [`records`] | what clients do and know |
+//! | [`verify`] | everything read back and judged |
+//! | [`lies`] | what a dishonest disk does |
+
+mod scenario;
+
+mod run;
+
+mod node;
+
+mod workload;
+
+mod records;
+
+mod verify;
+
+mod lies;
+
+mod failure;
+
+pub use failure::Failure;
+pub use run::{Finding, Options, Simulator, Tally};

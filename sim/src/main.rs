@@ -1,0 +1,93 @@
+//! `cargo run -p sim -- --seeds N [--seed S]`: simulates seeds and says what came of it.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use sim::{Finding, Options, Simulator, Tally};
+
+const HELP: &str = "\
+usage: sim [--seeds N] [--seed S] [--images N] [--dishonest] [--trace N]
+
+  --seeds N      simulate seeds S, S+1, ..., N of them (default 20)
+  --seed S       the first seed (default 1)
+  --images N     images of each seed (default 100)
+  --dishonest    the disk lies once in each image
+  --trace N      lines of the trace to show of a failure (default 60)";
+
+/// What is asked for on the command line.
+struct Ask {
+    seeds: u64,
+    first: u64,
+    options: Options,
+}
+
+fn main() -> ExitCode {
+    let ask = match parse(std::env::args().skip(1)) {
+        Ok(ask) => ask,
+        Err(why) => {
+            eprintln!("sim: {why}\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    let begun = Instant::now();
+    let mut simulator = Simulator::new(ask.options.clone());
+    let mut total = Tally::default();
+    for seed in ask.first..ask.first + ask.seeds {
+        match simulator.run(seed) {
+            Ok(tally) => total.add(&tally),
+            Err(finding) => {
+                report(&finding);
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    println!(
+        "{} seeds, {} images, {} acknowledged records looked for, {:.0} simulated seconds in {:.1} s, \
+         trace {:016x}",
+        total.seeds,
+        total.images,
+        total.acknowledged,
+        total.simulated_ns as f64 / 1e9,
+        seconds,
+        total.hash
+    );
+    if ask.options.dishonest {
+        println!(
+            "refused with the file named {}, ranges named {}, no difference {}, last block gone {}",
+            total.refused, total.named, total.harmless, total.last_block
+        );
+    }
+    ExitCode::SUCCESS
+}
+
+fn report(finding: &Finding) {
+    for line in &finding.trace {
+        eprintln!("{line}");
+    }
+    let image = match finding.image {
+        Some(image) => format!("image {image}"),
+        None => "the broker under load".to_owned(),
+    };
+    eprintln!("seed {}, {image}: {}", finding.seed, finding.failure);
+}
+
+fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
+    let options = Options { images_per_seed: 100, dishonest: false, trace_lines: 60 };
+    let mut ask = Ask { seeds: 20, first: 1, options };
+    while let Some(name) = arguments.next() {
+        let mut number = || {
+            let value = arguments.next().ok_or_else(|| format!("{name} needs a number"))?;
+            value.parse::<u64>().map_err(|_| format!("{name} {value}: a number is allowed"))
+        };
+        match name.as_str() {
+            "--seeds" => ask.seeds = number()?,
+            "--seed" => ask.first = number()?,
+            "--images" => ask.options.images_per_seed = number()?,
+            "--trace" => ask.options.trace_lines = number()? as usize,
+            "--dishonest" => ask.options.dishonest = true,
+            _ => return Err(format!("{name} is not known")),
+        }
+    }
+    Ok(ask)
+}

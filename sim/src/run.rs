@@ -1,0 +1,450 @@
+//! One seed: a broker under load, its power cut again and again, and what each cut leaves.
+//!
+//! ```text
+//!   load ──── cut ──── cut ──── cut ────▶
+//!              │        │        └─▶ image → start → read → repeat → load ── cut → start → read
+//!              │        └─▶ image → …
+//!              └─▶ image → …
+//! ```
+//!
+//! The broker under load does not notice a cut: the disk is copied, page by reference, and the copy
+//! goes through the crash.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustmq_checker::{Anomaly, Checker, Report};
+use rustmq_server::ShardError;
+use rustmq_sys::sim::World;
+use rustmq_sys::sim::choice::Choice;
+use rustmq_sys::sim::disk::{Disk, Survival};
+
+use crate::failure::Failure;
+use crate::lies::{self, Lie};
+use crate::node::{Node, Setup};
+use crate::scenario::{SEGMENT_BYTES, Scenario, tls};
+use crate::verify;
+use crate::workload::{Fate, Workload};
+
+/// Appends before a cut counts.
+const APPENDS_MIN: u64 = 50;
+
+/// Recycled rotations before a cut counts.
+const RECYCLED_MIN: u64 = 2;
+
+/// Steps of the broker under load at most: it gives up and its images count as they are.
+const STEPS_MAX: u64 = 400_000;
+
+/// Steps in which a recovered broker has to acknowledge what producers repeat.
+const SETTLE_STEPS_MAX: u64 = 200_000;
+
+/// How a simulation is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Images of each seed.
+    pub images_per_seed: u64,
+    /// The disk lies once in each image.
+    pub dishonest: bool,
+    /// Lines of the trace to keep, for whoever reads about a failure.
+    pub trace_lines: usize,
+}
+
+/// What came of some seeds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Seeds.
+    pub seeds: u64,
+    /// Images that count.
+    pub images: u64,
+    /// Batches acknowledged before a cut, over all images.
+    pub acknowledged: u64,
+    /// Simulated nanoseconds.
+    pub simulated_ns: u64,
+    /// Images of a lying disk that were refused at the start, with the file named.
+    pub refused: u64,
+    /// Images of a lying disk in which ranges were named as damaged.
+    pub named: u64,
+    /// Images of a lying disk in which the lie made no difference.
+    pub harmless: u64,
+    /// Images of a lying disk in which the last block before an idle mark is gone, and nothing says so.
+    pub last_block: u64,
+    /// A hash over everything that happened.
+    pub hash: u64,
+}
+
+/// A seed that failed.
+#[derive(Debug)]
+pub struct Finding {
+    /// The seed.
+    pub seed: u64,
+    /// Which image of it, from 0; none: the broker under load.
+    pub image: Option<u64>,
+    /// What was found.
+    pub failure: Failure,
+    /// The last things that happened.
+    pub trace: Vec<String>,
+}
+
+/// A failure, the image it is of, and the trace of that image's world.
+type Found = (Option<u64>, Failure, Option<Vec<String>>);
+
+/// Runs seeds; keeps what all of them need.
+pub struct Simulator {
+    tls: Arc<rustls::ServerConfig>,
+    checker: Checker,
+    options: Options,
+}
+
+impl Tally {
+    /// Adds another tally.
+    pub fn add(&mut self, other: &Tally) {
+        self.seeds += other.seeds;
+        self.images += other.images;
+        self.acknowledged += other.acknowledged;
+        self.simulated_ns += other.simulated_ns;
+        self.refused += other.refused;
+        self.named += other.named;
+        self.harmless += other.harmless;
+        self.last_block += other.last_block;
+        self.hash = self.hash.rotate_left(7) ^ other.hash;
+    }
+}
+
+impl Simulator {
+    /// A simulator with these options.
+    pub fn new(options: Options) -> Self {
+        Self { tls: tls(), checker: Checker::default(), options }
+    }
+
+    /// Runs one seed.
+    pub fn run(&mut self, seed: u64) -> Result<Tally, Box<Finding>> {
+        let scenario = Scenario::of(seed, &self.tls);
+        let world = World::new(seed, Disk::new(None, &["/", "/data"]));
+        world.keep_trace(self.options.trace_lines);
+        world.set_latency(scenario.latency);
+        let mut tally = Tally { seeds: 1, ..Tally::default() };
+        let outcome = {
+            let _entered = world.enter();
+            self.load(seed, &world, &scenario, &mut tally)
+        };
+        tally.simulated_ns += world.now_ns();
+        tally.hash ^= world.trace_hash().0;
+        match outcome {
+            Ok(()) => Ok(tally),
+            Err((image, failure, trace)) => {
+                let trace = trace.unwrap_or_else(|| world.trace_lines());
+                Err(Box::new(Finding { seed, image, failure, trace }))
+            }
+        }
+    }
+
+    /// The broker under load, and the cuts.
+    fn load(
+        &mut self,
+        seed: u64,
+        world: &World,
+        scenario: &Scenario,
+        tally: &mut Tally,
+    ) -> Result<(), Found> {
+        let here = |failure: Failure| (None, failure, None);
+        let mut choice = Choice::new(seed ^ 0xc0de);
+        let mut node = Node::boot(world, &scenario.setup, scenario.shards);
+        let mut workload = Workload::new(choice.split(), scenario.record_bytes_max);
+        node.until_serving().map_err(here)?;
+        begin(&mut workload, &mut node, scenario).map_err(here)?;
+        world.set_faults(scenario.faults);
+
+        let mut warm = false;
+        let mut brief = None;
+        let mut cut_at = 0;
+        for step in 0..STEPS_MAX {
+            if tally.images == self.options.images_per_seed {
+                break;
+            }
+            let mut went = act(&mut workload, &mut node, scenario, &mut choice, &mut brief);
+            if went.is_ok() && !warm && step % 512 == 511 {
+                went = is_warm(&mut node, &workload, scenario, world).map(|yes| warm = yes);
+            }
+            let ended = match went {
+                Ok(()) => false,
+                // A disk that fails ends the broker, as it should: one more image, the last.
+                Err(Failure::Ended { error: ShardError::Device { .. } }) if fails(scenario) => true,
+                Err(failure) => return Err(here(failure)),
+            };
+            if ended && !warm {
+                return Ok(());
+            }
+            let busy = 0 < world.disk().pending_writes();
+            let now = world.trace_hash().1;
+            let cut = warm && now != cut_at && choice.chance(if busy { 8 } else { 1 }, 32);
+            if cut || ended {
+                cut_at = now;
+                let number = tally.images;
+                let mut choice = choice.split();
+                let image = Image::cut(world, &workload, &mut choice);
+                self.image(image, scenario, choice, tally)
+                    .map_err(|(failure, trace)| (Some(number), failure, Some(trace)))?;
+            }
+            if ended {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// What one cut leaves: started, read, written to, cut again, started, read.
+    fn image(
+        &mut self,
+        mut image: Image,
+        scenario: &Scenario,
+        mut choice: Choice,
+        tally: &mut Tally,
+    ) -> Result<(), (Failure, Vec<String>)> {
+        let lie = self.options.dishonest.then(|| lies::tell(&mut image, &mut choice));
+        tally.images += 1;
+        tally.acknowledged += image.workload.history.acknowledged();
+        let world = World::new(choice.number(), image.disk);
+        world.keep_trace(self.options.trace_lines);
+        let outcome = {
+            let _entered = world.enter();
+            match lie {
+                Some(lie) => self.lied_to(&world, image.workload, scenario, lie.as_ref(), tally),
+                None => self.recovered(&world, image.workload, scenario, &mut choice, tally),
+            }
+        };
+        tally.simulated_ns += world.now_ns();
+        tally.hash = tally.hash.rotate_left(3) ^ world.trace_hash().0;
+        if outcome.is_err() && std::env::var("DUMP").is_ok() {
+            for (label, disk) in [("after", &*world.disk()), ("before", &image.before)] {
+                for (name, file, bytes) in disk.files() {
+                    eprintln!(
+                        "{label} {} {bytes} {:02x?}",
+                        name.display(),
+                        disk.bytes_at(file, 0, 80)
+                    );
+                }
+            }
+        }
+        outcome.map_err(|failure| (failure, world.trace_lines()))
+    }
+
+    fn recovered(
+        &mut self,
+        world: &World,
+        mut workload: Workload,
+        scenario: &Scenario,
+        choice: &mut Choice,
+        tally: &mut Tally,
+    ) -> Result<(), Failure> {
+        workload.handle_crash();
+        // Now and then with another number of shards than before.
+        let shards = match choice.chance(1, 8) {
+            true => choice.between(1, 3) as u16,
+            false => scenario.shards,
+        };
+        let setup = with_room(&scenario.setup, scenario.shards, shards);
+        let mut node = Node::boot(world, &setup, shards);
+        node.until_serving()?;
+        self.read(&mut workload, &mut node)?;
+        workload.settle(&mut node, SETTLE_STEPS_MAX)?;
+        workload.init_producer(&mut node)?;
+        let steps = choice.below(600);
+        for _ in 0..steps {
+            if choice.chance(scenario.send_chance, 100) {
+                workload.produce(&mut node, None);
+            }
+            node.step()?;
+            workload.receive(&mut node)?;
+        }
+        // And once more, in the middle of it.
+        let mut again = Image::cut(world, &workload, choice);
+        drop(node);
+        let second = World::new(choice.number(), again.disk);
+        second.keep_trace(self.options.trace_lines);
+        let _entered = second.enter();
+        again.workload.handle_crash();
+        let mut node = Node::boot(&second, &setup, shards);
+        let outcome = node.until_serving().and_then(|()| {
+            self.read(&mut again.workload, &mut node)?;
+            again.workload.settle(&mut node, SETTLE_STEPS_MAX)
+        });
+        tally.simulated_ns += second.now_ns();
+        tally.hash = tally.hash.rotate_left(3) ^ second.trace_hash().0;
+        outcome.map_err(|failure| match failure {
+            Failure::Broken { what } => Failure::broken(format!("after the second cut: {what}")),
+            other => other,
+        })
+    }
+
+    fn read(&mut self, workload: &mut Workload, node: &mut Node) -> Result<(), Failure> {
+        workload.refresh(node)?;
+        let reading = verify::read_all(workload, node)?;
+        if 0 < reading.damaged {
+            return Err(Failure::broken("an honest disk is said to have damaged records"));
+        }
+        let report = verify::judge(workload, &mut self.checker);
+        match report.is_clean() {
+            true => Ok(()),
+            false => Err(Failure::broken(report.to_string())),
+        }
+    }
+
+    /// The disk lied once: nothing wrong may be served, and what is lost must be named.
+    fn lied_to(
+        &mut self,
+        world: &World,
+        mut workload: Workload,
+        scenario: &Scenario,
+        lie: Option<&Lie>,
+        tally: &mut Tally,
+    ) -> Result<(), Failure> {
+        workload.handle_crash();
+        let mut node = Node::boot(world, &scenario.setup, scenario.shards);
+        match node.until_serving() {
+            Ok(()) => {}
+            Err(Failure::Ended { error }) if names_a_place(&error) => {
+                tally.refused += 1;
+                return Ok(());
+            }
+            Err(failure) => return Err(failure),
+        }
+        let may_be_last = lie.is_none_or(|lie| lie.is_last_write);
+        match workload.refresh(&mut node) {
+            Ok(()) => {}
+            Err(_) if may_be_last => {
+                tally.last_block += 1;
+                return Ok(());
+            }
+            Err(failure) => return Err(failure),
+        }
+        let reading = verify::read_all(&mut workload, &mut node)?;
+        let report = verify::judge(&workload, &mut self.checker);
+        let silent = only_lost(&report);
+        match (report.is_clean(), silent && may_be_last) {
+            (true, _) if 0 < reading.damaged => tally.named += 1,
+            (true, _) => tally.harmless += 1,
+            (false, true) => tally.last_block += 1,
+            (false, false) => {
+                return Err(Failure::broken(format!("{lie:?}: {report}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A disk after the power went, and what clients knew then.
+pub(crate) struct Image {
+    pub(crate) disk: Disk,
+    /// The disk as it was, for lies about what had been durable.
+    pub(crate) before: Disk,
+    pub(crate) workload: Workload,
+}
+
+impl Image {
+    fn cut(world: &World, workload: &Workload, choice: &mut Choice) -> Self {
+        let survivals = [
+            Survival::Nothing,
+            Survival::Nothing,
+            Survival::Everything,
+            Survival::Some,
+            Survival::Torn,
+            Survival::Torn,
+        ];
+        let survival = *choice.pick(&survivals);
+        let before = world.disk().clone();
+        world.note("cut", survival as u64, before.pending_writes() as u64, 0);
+        Self { disk: before.crash(choice, survival), before, workload: workload.clone() }
+    }
+}
+
+/// The topics and producers that a run begins with.
+fn begin(workload: &mut Workload, node: &mut Node, scenario: &Scenario) -> Result<(), Failure> {
+    let topic = workload.create_topic(node, scenario.partitions)?;
+    for number in 0..scenario.producers {
+        workload.start_producer(node, topic, (number % scenario.partitions) as usize)?;
+    }
+    Ok(())
+}
+
+/// One step under load: perhaps somebody sends, perhaps a topic comes or goes, one turn passes.
+fn act(
+    workload: &mut Workload,
+    node: &mut Node,
+    scenario: &Scenario,
+    choice: &mut Choice,
+    brief: &mut Option<usize>,
+) -> Result<(), Failure> {
+    if choice.chance(scenario.send_chance, 100) {
+        workload.produce(node, None);
+    }
+    if choice.chance(1, 3_000) {
+        match brief.take() {
+            Some(topic) if workload.topics[topic].fate == Fate::Lives => {
+                workload.delete_topic(node, topic)?;
+            }
+            _ => {
+                let topic = workload.create_topic(node, 2)?;
+                workload.start_producer(node, topic, 0)?;
+                *brief = Some(topic);
+            }
+        }
+    }
+    node.step()?;
+    workload.receive(node)
+}
+
+/// Is the broker in the state that images are to be taken from?
+fn is_warm(
+    node: &mut Node,
+    workload: &Workload,
+    scenario: &Scenario,
+    world: &World,
+) -> Result<bool, Failure> {
+    if workload.acknowledged < APPENDS_MIN {
+        return Ok(false);
+    }
+    let sealed = node.segments_sealed()?;
+    let is_segment = |name: &PathBuf| name.extension().is_some_and(|extension| extension == "seg");
+    let files = world.disk().files();
+    let segments =
+        files.iter().filter(|(name, _, bytes)| is_segment(name) || *bytes == SEGMENT_BYTES);
+    // Each file is used a first time; every use beyond that is a recycled one.
+    let uses = sealed + u64::from(scenario.shards);
+    Ok(segments.count() as u64 + RECYCLED_MIN <= uses)
+}
+
+fn fails(scenario: &Scenario) -> bool {
+    scenario.faults.write_error != 0 || scenario.faults.flush_error != 0
+}
+
+/// Does an error name a file or folder?
+fn names_a_place(error: &ShardError) -> bool {
+    match error {
+        ShardError::Refused { dir, why } => dir.starts_with("/data") && !why.is_empty(),
+        ShardError::Corrupt { file, .. } => file.starts_with("/data"),
+        ShardError::Device { dir, .. } => dir.starts_with("/data"),
+        ShardError::Memory { .. } | ShardError::Runtime { .. } => false,
+    }
+}
+
+/// Is nothing worse than that records are gone?
+fn only_lost(report: &Report) -> bool {
+    report.anomalies().all(|anomaly| {
+        matches!(
+            anomaly,
+            Anomaly::Unseen | Anomaly::LostWrite | Anomaly::ReadThenLost | Anomaly::PollSkip
+        )
+    })
+}
+
+/// The same broker with room for the WALs that another number of shards brings.
+fn with_room(setup: &Rc<Setup>, before: u16, now: u16) -> Rc<Setup> {
+    if now <= before {
+        return Rc::clone(setup);
+    }
+    let mut config = (*setup.config).clone();
+    let per_wal = config.wal.capacity_bytes / u64::from(before);
+    config.wal.capacity_bytes = per_wal * u64::from(now);
+    Rc::new(Setup { config: Arc::new(config), tls: Arc::clone(&setup.tls) })
+}

@@ -1,0 +1,95 @@
+//! What a seed decides before anything happens: how large everything is and what goes wrong.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustmq_config::BrokerConfig;
+use rustmq_sys::sim::choice::Choice;
+use rustmq_sys::sim::{Faults, Latency};
+
+use crate::node::Setup;
+
+/// Bytes of a segment: so few that a run rotates and recycles within milliseconds.
+pub(crate) const SEGMENT_BYTES: u64 = 128 << 10;
+
+/// Everything that a seed decides at once.
+pub(crate) struct Scenario {
+    pub(crate) setup: Rc<Setup>,
+    pub(crate) shards: u16,
+    /// Partitions of the topic that stays.
+    pub(crate) partitions: u32,
+    pub(crate) producers: u32,
+    pub(crate) record_bytes_max: usize,
+    pub(crate) latency: Latency,
+    pub(crate) faults: Faults,
+    /// A step sends a batch so often out of 100: how busy the producers are.
+    pub(crate) send_chance: u64,
+}
+
+impl Scenario {
+    /// The scenario of a seed.
+    pub(crate) fn of(seed: u64, tls: &Arc<rustls::ServerConfig>) -> Self {
+        let mut choice = Choice::new(seed ^ 0x5ce0_a210);
+        let shards = *choice.pick(&[1, 1, 2, 2, 3]);
+        let segments = choice.between(4, 6);
+        let slow = choice.chance(1, 3);
+        let latency = match slow {
+            true => Latency { transfer_ns: (20_000, 400_000), flush_ns: (100_000, 3_000_000) },
+            false => Latency { transfer_ns: (5_000, 60_000), flush_ns: (20_000, 300_000) },
+        };
+        let faults = match choice.below(4) {
+            0 => Faults { short: 40, ..Faults::default() },
+            1 => Faults { short: 40, write_error: 3_000, flush_error: 3_000, read_error: 0 },
+            _ => Faults::default(),
+        };
+        Self {
+            setup: Rc::new(Setup {
+                config: Arc::new(config(u64::from(shards) * segments * SEGMENT_BYTES)),
+                tls: Arc::clone(tls),
+            }),
+            shards,
+            partitions: choice.between(3, 6) as u32,
+            producers: choice.between(3, 8) as u32,
+            record_bytes_max: choice.between(64, 6_000) as usize,
+            latency,
+            faults,
+            send_chance: choice.between(2, 40),
+        }
+    }
+}
+
+fn config(capacity_bytes: u64) -> BrokerConfig {
+    let sets = [
+        "test.enabled=true",
+        "test.retention_check_ms=5",
+        "test.catalogue_bytes=64KiB",
+        "wal.when_full=delete_oldest",
+        "wal.block_bytes_max=64KiB",
+        "topics.record_bytes_max=16KiB",
+        "wal.segment_bytes=1MiB",
+        "wal.buffer_bytes=8MiB",
+        "broker.data_dir=/data",
+    ];
+    let sets: Vec<String> = sets.map(str::to_owned).into();
+    let mut config =
+        BrokerConfig::load(None, std::iter::empty(), &sets).expect("options that are known");
+    // Smaller than any broker may be told to be: it is the same code, and a run is as much shorter.
+    config.wal.segment_bytes = SEGMENT_BYTES;
+    config.wal.capacity_bytes = capacity_bytes;
+    config.cache.hot_bytes = 64 << 10;
+    config
+}
+
+/// The TLS settings that shards are given and never use here.
+pub(crate) fn tls() -> Arc<rustls::ServerConfig> {
+    let key = rcgen::generate_simple_self_signed(["sim".to_owned()]).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let private = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3 is known")
+        .with_no_client_auth()
+        .with_single_cert(vec![key.cert.der().clone()], private.expect("a key in PKCS 8"))
+        .expect("the key belongs to the certificate");
+    Arc::new(config)
+}
