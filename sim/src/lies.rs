@@ -19,8 +19,8 @@ pub(crate) struct Lie {
     pub(crate) position: u64,
     #[expect(dead_code, reason = "read through Debug, in the message of a finding")]
     pub(crate) bytes: u64,
-    /// Nothing was made durable in its folder after it: a log that ends earlier looks as whole as
-    /// one that was never longer.
+    /// Nothing is left in its folder that was made durable after it: a log that ends earlier looks as
+    /// whole as one that was never longer.
     pub(crate) is_last_write: bool,
 }
 
@@ -28,8 +28,8 @@ pub(crate) struct Lie {
 pub(crate) fn tell(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     for _ in 0..16 {
         let lie = match choice.below(4) {
-            0 => take_back(image, choice, "lost write"),
-            1 => take_back(image, choice, "lying flush"),
+            0 => take_back(image, choice),
+            1 => lying_flush(image, choice),
             2 => misdirect(image, choice),
             _ => rot(image, choice),
         };
@@ -40,24 +40,31 @@ pub(crate) fn tell(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     None
 }
 
-fn take_back(image: &mut Image, choice: &mut Choice, kind: &'static str) -> Option<Lie> {
+fn take_back(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     let index = recent(image.before.applied().len(), choice)?;
     let before = image.before.clone();
     let write = before.applied().nth(index)?;
-    let lie = describe(image, kind, write, index)?;
-    image.disk.lose(write).then_some(lie)
+    image.disk.lose(write).then(|| describe(image, "lost write", write, index))?
+}
+
+fn lying_flush(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
+    let index = recent(image.before.applied().len(), choice)?;
+    let before = image.before.clone();
+    let write = before.applied().nth(index)?;
+    let lied = image.disk.lose_sectors(write, choice);
+    lied.then(|| describe(image, "lying flush", write, index))?
 }
 
 fn misdirect(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     let index = recent(image.before.applied().len(), choice)?;
     let before = image.before.clone();
     let write = before.applied().nth(index)?;
-    let lie = describe(image, "misdirected write", write, index)?;
     let files = image.disk.files();
     let (_, to, bytes) = choice.pick(&files);
     let pages = (*bytes as usize / PAGE_BYTES).max(1);
     let page = choice.below(pages as u64) as usize;
-    image.disk.misdirect(write, *to, page).then_some(lie)
+    let lied = image.disk.misdirect(write, *to, page);
+    lied.then(|| describe(image, "misdirected write", write, index))?
 }
 
 /// Flips bits where something is: a page of zeroes tells little.
@@ -90,15 +97,22 @@ fn describe(image: &Image, kind: &'static str, write: &Applied, index: usize) ->
     Some(Lie { kind, file: name.display().to_string(), position, bytes, is_last_write })
 }
 
-/// Was nothing made durable in this folder after the write with this index?
+/// Has no block or catalogue entry survived in this folder that was made durable after the write with
+/// this index?
 fn is_last(image: &Image, folder: Option<&Path>, index: usize) -> bool {
     let files = image.before.files();
-    let in_folder = |other: &Applied| {
+    let in_folder = |other: &&Applied| {
         let (file, _, _) = other.place();
         files.iter().any(|(name, id, _)| *id == file && name.parent() == folder)
     };
-    !image.before.applied().skip(index + 1).any(in_folder)
+    let says_what_is_durable =
+        |other: &&Applied| MAGICS.iter().any(|magic| other.first_bytes().starts_with(magic));
+    let later = image.before.applied().skip(index + 1);
+    !later.filter(in_folder).filter(says_what_is_durable).any(|other| image.disk.has(other))
 }
+
+/// How writes begin that tell of those before them: blocks of a WAL, appends to the catalogue.
+const MAGICS: [&[u8]; 2] = [b"RQBK", b"RQCA"];
 
 /// Half of the time one of the last few, or most lies would be about what is long gone.
 fn recent(count: usize, choice: &mut Choice) -> Option<usize> {

@@ -94,6 +94,8 @@ pub struct Simulator {
     tls: Arc<rustls::ServerConfig>,
     checker: Checker,
     options: Options,
+    /// Lines of the trace kept now.
+    trace_lines: usize,
 }
 
 impl Tally {
@@ -114,14 +116,27 @@ impl Tally {
 impl Simulator {
     /// A simulator with these options.
     pub fn new(options: Options) -> Self {
-        Self { tls: tls(), checker: Checker::default(), options }
+        Self { tls: tls(), checker: Checker::default(), options, trace_lines: 0 }
     }
 
-    /// Runs one seed.
+    /// Runs one seed. One that fails is run once more, with its trace.
     pub fn run(&mut self, seed: u64) -> Result<Tally, Box<Finding>> {
+        let found = match self.run_once(seed) {
+            Ok(tally) => return Ok(tally),
+            Err(found) if self.options.trace_lines == 0 => return Err(found),
+            Err(found) => found,
+        };
+        self.trace_lines = self.options.trace_lines;
+        let again = self.run_once(seed);
+        self.trace_lines = 0;
+        // The same seed does the same; if it does not, that is the worse finding.
+        Err(again.err().unwrap_or(found))
+    }
+
+    fn run_once(&mut self, seed: u64) -> Result<Tally, Box<Finding>> {
         let scenario = Scenario::of(seed, &self.tls);
         let world = World::new(seed, Disk::new(None, &["/", "/data"]));
-        world.keep_trace(self.options.trace_lines);
+        world.keep_trace(self.trace_lines);
         world.set_latency(scenario.latency);
         let mut tally = Tally { seeds: 1, ..Tally::default() };
         let outcome = {
@@ -205,7 +220,7 @@ impl Simulator {
         tally.images += 1;
         tally.acknowledged += image.workload.history.acknowledged();
         let world = World::new(choice.number(), image.disk);
-        world.keep_trace(self.options.trace_lines);
+        world.keep_trace(self.trace_lines);
         let outcome = {
             let _entered = world.enter();
             match lie {
@@ -215,17 +230,6 @@ impl Simulator {
         };
         tally.simulated_ns += world.now_ns();
         tally.hash = tally.hash.rotate_left(3) ^ world.trace_hash().0;
-        if outcome.is_err() && std::env::var("DUMP").is_ok() {
-            for (label, disk) in [("after", &*world.disk()), ("before", &image.before)] {
-                for (name, file, bytes) in disk.files() {
-                    eprintln!(
-                        "{label} {} {bytes} {:02x?}",
-                        name.display(),
-                        disk.bytes_at(file, 0, 80)
-                    );
-                }
-            }
-        }
         outcome.map_err(|failure| (failure, world.trace_lines()))
     }
 
@@ -261,7 +265,7 @@ impl Simulator {
         let mut again = Image::cut(world, &workload, choice);
         drop(node);
         let second = World::new(choice.number(), again.disk);
-        second.keep_trace(self.options.trace_lines);
+        second.keep_trace(self.trace_lines);
         let _entered = second.enter();
         again.workload.handle_crash();
         let mut node = Node::boot(&second, &setup, shards);

@@ -30,8 +30,8 @@ impl Scenario {
     /// The scenario of a seed.
     pub(crate) fn of(seed: u64, tls: &Arc<rustls::ServerConfig>) -> Self {
         let mut choice = Choice::new(seed ^ 0x5ce0_a210);
-        let shards = *choice.pick(&[1, 1, 2, 2, 3]);
-        let segments = choice.between(4, 6);
+        let shards = *choice.pick(&[1, 1, 1, 1, 1, 2, 2, 3]);
+        let segments = *choice.pick(&[4, 4, 4, 5, 6]);
         let slow = choice.chance(1, 3);
         let latency = match slow {
             true => Latency { transfer_ns: (20_000, 400_000), flush_ns: (100_000, 3_000_000) },
@@ -67,7 +67,7 @@ fn config(capacity_bytes: u64) -> BrokerConfig {
         "wal.block_bytes_max=64KiB",
         "topics.record_bytes_max=16KiB",
         "wal.segment_bytes=1MiB",
-        "wal.buffer_bytes=8MiB",
+        "wal.buffer_bytes=4MiB",
         "broker.data_dir=/data",
     ];
     let sets: Vec<String> = sets.map(str::to_owned).into();

@@ -57,7 +57,6 @@ fn read_log(
     let reader = workload.history.assign(READER, number, start);
     let end = end_of(workload, node, topic, log, OffsetAt::Latest)?;
     let mut next = start;
-    let mut scratch = Vec::new();
     while next < end {
         match fetch(workload, node, topic, log, next, FETCH_BYTES)? {
             Fetched::Damaged { until } => {
@@ -73,7 +72,7 @@ fn read_log(
                 let before = next;
                 for batch in batches(response.batches) {
                     let (_, bytes) = batch.map_err(|error| Failure::broken(error.to_string()))?;
-                    let header = records::read(bytes, &mut scratch, |offset, value| {
+                    let header = records::read(bytes, |offset, value| {
                         if next <= offset {
                             workload.history.read(reader, offset, Value(value));
                         }

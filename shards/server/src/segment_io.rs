@@ -69,7 +69,7 @@ pub(crate) async fn create_segment(
 }
 
 async fn zero(file: &File, bytes: u64, pool: &BufferPool, pause: bool) -> io::Result<()> {
-    let mut buffer = take_buffer(pool, ZERO_CHUNK_BYTES)?;
+    let mut buffer = take_buffer(pool, ZERO_CHUNK_BYTES.min(bytes as usize))?;
     buffer.fill(0);
     let zeroes = buffer.freeze();
     let mut position = 0;

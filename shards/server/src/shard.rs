@@ -17,7 +17,7 @@ use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::runtime::{self, Class, RuntimeConfig, TaskPool};
 use rustmq_sys::udp::UdpSocket;
 use rustmq_wal::{
-    BlockBuilder, BlockFlags, DIRECTORY_CAPACITY_MIN, FlushPolicy, GroupCommit, WalId,
+    BLOCK_ALIGN, BlockBuilder, BlockFlags, DIRECTORY_CAPACITY_MIN, FlushPolicy, GroupCommit, WalId,
 };
 
 use crate::catalogue::{self, Catalogue};
@@ -34,8 +34,12 @@ use crate::session::Request;
 use crate::wal_writer::{Ticket, WalWriter, write_loop};
 use crate::{fetch, housekeeping, produce, tls};
 
-/// Memory that one buffer of the block pool holds: blocks lie in it one after another.
+/// Memory that one buffer of the block pool holds at most: blocks lie in it one after another. Of a
+/// small pool it is a sixteenth, so that slow consumers of a few blocks do not pin most of it.
 const BLOCK_BUFFER_BYTES: usize = 4 << 20;
+
+/// And at least, so that the largest block fits whatever the pool.
+const BLOCK_BUFFER_BYTES_MIN: usize = 256 << 10;
 
 /// Memory of a WAL for what consumers read from the disk, beside blocks and the hot cache.
 const READ_BUFFER_BYTES: usize = 64 << 20;
@@ -43,7 +47,7 @@ const READ_BUFFER_BYTES: usize = 64 << 20;
 /// Memory of a WAL for its own headers, checkpoints and footers, and for recovery.
 const UPKEEP_BUFFER_BYTES: usize = 64 << 20;
 
-/// One buffer of the two pools above; larger ones are made as needed.
+/// One buffer of the two pools above, or a segment if that is smaller; larger ones are made as needed.
 const SMALL_BUFFER_BYTES: usize = 1 << 20;
 
 /// What a shard's thread is given at start.
@@ -277,11 +281,17 @@ impl Shard {
                 .map_err(|why| self.refused(why))?,
         };
         let memory = self.config.cache.hot_bytes + config.buffer_bytes;
-        let pool = BufferPool::new(memory as usize, BLOCK_BUFFER_BYTES);
-        let read_pool = BufferPool::new(READ_BUFFER_BYTES, SMALL_BUFFER_BYTES);
+        let block_buffer = (config.buffer_bytes as usize / 16).next_multiple_of(BLOCK_ALIGN);
+        let least = BLOCK_BUFFER_BYTES_MIN.max(2 * config.block_bytes_max as usize);
+        let pool = BufferPool::new(
+            memory as usize,
+            block_buffer.clamp(least.min(BLOCK_BUFFER_BYTES), BLOCK_BUFFER_BYTES),
+        );
+        let small_buffer = SMALL_BUFFER_BYTES.min(config.segment_bytes as usize);
+        let read_pool = BufferPool::new(READ_BUFFER_BYTES, small_buffer);
         // A footer takes less than a quarter of its segment.
         let upkeep_bytes = UPKEEP_BUFFER_BYTES + config.segment_bytes as usize / 4;
-        let upkeep_pool = BufferPool::new(upkeep_bytes, SMALL_BUFFER_BYTES);
+        let upkeep_pool = BufferPool::new(upkeep_bytes, small_buffer);
         let opened = recover::open(&setup, &upkeep_pool).await?;
         let policy = Policy {
             flush_always: config.flush == FlushOption::Always,

@@ -404,10 +404,22 @@ impl Disk {
 
     /// Takes a durable write back, as if the disk had only said so. False: it was written over.
     pub fn lose(&mut self, write: &Applied) -> bool {
-        if !self.holds(write) {
+        if !self.has(write) {
             return false;
         }
         self.put(write.file, write.first_page, &write.before);
+        true
+    }
+
+    /// Takes some sectors of a durable write back, as if a flush had only said that they were
+    /// written. False: it was written over.
+    pub fn lose_sectors(&mut self, write: &Applied, choice: &mut Choice) -> bool {
+        if !self.has(write) {
+            return false;
+        }
+        let mut torn = Pages { bytes: 0, pages: write.after.clone() };
+        torn.tear(choice, 0, &write.before);
+        self.put(write.file, write.first_page, &torn.pages);
         true
     }
 
@@ -446,7 +458,8 @@ impl Disk {
         out
     }
 
-    fn holds(&self, write: &Applied) -> bool {
+    /// Is all of a durable write still there?
+    pub fn has(&self, write: &Applied) -> bool {
         let Some(file) = self.durable.files.get(&write.file) else { return false };
         let there = file.pages.get(write.first_page..write.first_page + write.after.len());
         there.is_some_and(|there| {
@@ -468,6 +481,12 @@ impl Disk {
 }
 
 impl Applied {
+    /// How it begins.
+    pub fn first_bytes(&self) -> [u8; 16] {
+        let page = self.after.first().and_then(Option::as_ref);
+        page.map_or([0; 16], |page| std::array::from_fn(|index| page[index]))
+    }
+
     /// Where it was written: file, position and length in bytes.
     pub fn place(&self) -> (FileId, u64, u64) {
         let position = self.first_page * PAGE_BYTES;
