@@ -226,6 +226,39 @@ impl BlockHeader {
             && (self.entries_start as usize).is_multiple_of(ENTRY_ALIGN)
     }
 
+    /// Decodes the header that must come next at `expect`.
+    pub(crate) fn decode_next(bytes: &[u8], expect: &ChainPoint) -> Result<Self, BlockError> {
+        let header = Self::decode(bytes, expect.wal, expect.generation, expect.position)?;
+        header.joins(expect)?;
+        Ok(header)
+    }
+
+    /// The header that must come next at `expect`, if one wrong bit is all that keeps these bytes
+    /// from being it. The checksum tells any three wrong bits from none at this length, so no other
+    /// bit does; and the result has to join the chain.
+    pub(crate) fn correct(bytes: &[u8], expect: &ChainPoint) -> Option<Self> {
+        let mut bytes = *bytes.first_chunk::<BLOCK_HEADER_BYTES>()?;
+        correct_bit(&mut bytes, |bytes| Self::decode_next(bytes, expect).ok())
+    }
+
+    /// A header that nothing is known about but its place in its file: its own generation is taken.
+    pub(crate) fn decode_alone(bytes: &[u8], wal: WalId, position: u64) -> Option<Self> {
+        let generation = Generation(u64_at(bytes.first_chunk::<BLOCK_HEADER_BYTES>()?, 24));
+        Self::decode(bytes, wal, generation, position).ok()
+    }
+
+    /// What this block is, as the chain before it would have said.
+    pub(crate) fn chain_at(&self) -> ChainPoint {
+        ChainPoint {
+            wal: self.wal,
+            generation: self.generation,
+            incarnation: self.incarnation,
+            position: self.position,
+            sequence: self.sequence,
+            prev_crc: self.prev_crc,
+        }
+    }
+
     /// The directory, if the block's bytes reach over it and its checksum is right.
     pub(crate) fn directory(&self, block: &[u8]) -> Option<Vec<DirectoryLine>> {
         let end = BLOCK_HEADER_BYTES + self.entry_count as usize * DIRECTORY_LINE_BYTES;
@@ -387,8 +420,7 @@ fn entry_at<'a>(
 /// # Errors
 /// What is wrong with it. The bytes may belong to nobody: recovery judges what an error means.
 pub fn decode_block<'a>(bytes: &'a [u8], expect: &ChainPoint) -> Result<BlockView<'a>, BlockError> {
-    let header = BlockHeader::decode(bytes, expect.wal, expect.generation, expect.position)?;
-    header.joins(expect)?;
+    let header = BlockHeader::decode_next(bytes, expect)?;
     let needed = header.length as usize;
     let Some(bytes) = bytes.get(..needed) else {
         return Err(BlockError::Short { needed, available: bytes.len() });
@@ -411,6 +443,77 @@ pub fn decode_block<'a>(bytes: &'a [u8], expect: &ChainPoint) -> Result<BlockVie
         return Err(BlockError::EntriesCrc);
     }
     Ok(BlockView { header, bytes, directory })
+}
+
+/// What is whole in a damaged block.
+pub(crate) struct Rescued<'a> {
+    /// Entries of which every byte was checked.
+    pub(crate) entries: Vec<Entry<'a>>,
+    /// The others; `None`: there may be any others.
+    pub(crate) lost: Option<Vec<DirectoryLine>>,
+    /// An entry is whole and of a kind that this version does not know.
+    pub(crate) unknown_kind: Option<u8>,
+}
+
+/// Finds what is whole in a damaged block whose header is good. `bytes` begin with it and may end
+/// early. Which entries there were is told by the directory, else by the entry headers themselves,
+/// whose checksum is in the block's header.
+pub(crate) fn rescue_block<'a>(header: &BlockHeader, bytes: &'a [u8]) -> Rescued<'a> {
+    let bytes = bytes.get(..header.length as usize).unwrap_or(bytes);
+    let mut rescued = Rescued { entries: Vec::new(), lost: None, unknown_kind: None };
+    let Some(lines) = header.directory(bytes).or_else(|| walk(header, bytes)) else {
+        return rescued;
+    };
+    let mut lost = Vec::new();
+    for line in lines {
+        match entry_at(header, bytes, &line) {
+            Ok((entry, payload)) if entry.check_payload(payload).is_ok() => {
+                let position = header.position + u64::from(line.position);
+                rescued.entries.push(Entry { header: entry, position, payload });
+            }
+            Err(EntryError::UnknownKind { kind }) => rescued.unknown_kind = Some(kind),
+            Ok(_) | Err(_) => lost.push(line),
+        }
+    }
+    rescued.lost = Some(lost);
+    rescued
+}
+
+/// The directory that a block must have had, from its entry headers, if these are all whole.
+fn walk(header: &BlockHeader, bytes: &[u8]) -> Option<Vec<DirectoryLine>> {
+    let mut crc = Checksum::for_block(header.generation, header.sequence);
+    let mut at = header.entries_start as usize;
+    let mut lines = Vec::new();
+    for _ in 0..header.entry_count {
+        let entry_bytes = bytes.get(at..at + ENTRY_HEADER_BYTES)?;
+        let entry = EntryHeader::decode(entry_bytes, header.generation).ok()?;
+        crc = crc.add(entry_bytes);
+        lines.push(DirectoryLine {
+            partition: entry.partition,
+            kind: entry.kind as u8,
+            base_offset: entry.base_offset,
+            record_count: entry.record_count,
+            position: u32::try_from(at).ok()?,
+            payload_length: entry.payload_length,
+        });
+        at = round_up(at + entry.entry_bytes(), ENTRY_ALIGN);
+    }
+    (crc.value() == header.entries_crc).then_some(lines)
+}
+
+/// Turns each bit in turn until `decode` takes the bytes.
+pub(crate) fn correct_bit<T>(
+    bytes: &mut [u8],
+    mut decode: impl FnMut(&[u8]) -> Option<T>,
+) -> Option<T> {
+    for bit in 0..bytes.len() * 8 {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        if let Some(decoded) = decode(bytes) {
+            return Some(decoded);
+        }
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    None
 }
 
 /// Why bytes are not the block that was looked for.

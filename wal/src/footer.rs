@@ -8,9 +8,11 @@ use core::fmt;
 use crate::block::{BLOCK_ALIGN, ChainPoint};
 use crate::bytes::{Reader, put, put_partition, round_up, u16_at, u32_at, u64_at, wal_at};
 use crate::checksum::Checksum;
-use crate::ids::{BlockSequence, Generation, Incarnation, NextSegment, SegmentSequence, Slot};
+use crate::ids::{
+    BlockSequence, Generation, Incarnation, NextSegment, SegmentSequence, Slot, WalId,
+};
 use crate::index::{IndexPoint, PartitionRange, PartitionSummary, SegmentIndex};
-use crate::segment::SegmentHeader;
+use crate::segment::{SegmentHeader, SegmentState};
 use rustmq_protocol::{Offset, TimestampMs, TopicPartition};
 
 /// Bytes of the trailer, the last page of the segment.
@@ -85,6 +87,21 @@ impl SegmentEnd {
             prev_crc: point.prev_crc,
             incarnation: point.incarnation,
             next,
+        }
+    }
+
+    /// Header of the segment that comes next: all of it is known from how this one ended.
+    #[must_use]
+    pub fn next_header(&self, wal: WalId, segment_bytes: u64) -> SegmentHeader {
+        SegmentHeader {
+            state: SegmentState::Active,
+            slot: self.next.slot,
+            wal,
+            sequence: self.next.sequence,
+            generation: self.next.generation,
+            segment_bytes,
+            first_block: self.next_block,
+            prev_crc: self.prev_crc,
         }
     }
 
@@ -211,6 +228,29 @@ impl FooterTrailer {
             },
         };
         if trailer.extents_are_sane(segment) { Ok(trailer) } else { Err(FooterError::Extents) }
+    }
+
+    /// Reads the trailer of a segment whose header says nothing: which segment the file holds, by
+    /// its footer. `None`: there is no whole footer of this WAL and slot.
+    #[must_use]
+    pub fn decode_alone(
+        page: &[u8],
+        wal: WalId,
+        slot: Slot,
+        segment_bytes: u64,
+    ) -> Option<(SegmentHeader, Self)> {
+        let bytes = page.first_chunk::<FOOTER_TRAILER_BYTES>()?;
+        let segment = SegmentHeader {
+            state: SegmentState::Active,
+            slot,
+            wal,
+            sequence: SegmentSequence(u64_at(bytes, 32)),
+            generation: Generation(u64_at(bytes, 40)),
+            segment_bytes,
+            first_block: BlockSequence(0),
+            prev_crc: 0,
+        };
+        Some((segment, Self::decode(page, &segment).ok()?))
     }
 
     fn extents_are_sane(&self, segment: &SegmentHeader) -> bool {

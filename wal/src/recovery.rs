@@ -2,31 +2,40 @@
 //!
 //! The shell's steps, each decided here or in [`scan`](crate::scan):
 //!
-//! 1. Read the header page of every file; [`plan`] puts them in order or refuses.
+//! 1. Read the header page of every file, and of each whose header says nothing its last page and
+//!    first block; [`rebuild`] makes up the headers that can be known from the others, [`plan`] puts
+//!    them in order or refuses.
 //! 2. Scan the newest segment without believing it yet: it may never have been activated.
 //! 3. Every older one: its footer says what it holds and how it ended; without a valid footer it is
 //!    scanned. What `durable_end` to scan with, [`Scan::new`](crate::Scan::new) says. Each must join the next
 //!    ([`check_join`]).
 //! 4. [`judge_newest`]: activated, or a preparation that a crash cut off. The latter is freed
 //!    before anything else is written, and the segment before it is the tail.
-//! 5. The tail's checkpoint and entries, in order, are the state of every partition; no partition may
-//!    miss records behind its log start ([`missing_records`]).
+//! 5. The tail's checkpoint and entries, in order, are the state of every partition. If the
+//!    checkpoint is damaged, an older segment's and everything behind it are. Records that should be
+//!    there and that no segment holds are named ([`missing_records`]).
 //! 6. Rewrite the `undurable` range of each scanned segment, write a start block, flush. Then serve.
 
 use core::fmt;
 use core::ops::Range;
 
-use crate::footer::SegmentEnd;
+use std::collections::BTreeMap;
+
+use crate::block::BlockHeader;
+use crate::footer::{FooterTrailer, SegmentEnd};
 use crate::ids::{NextSegment, SegmentSequence, Slot, WalId};
 use crate::scan::ScanEnd;
-use crate::segment::{SegmentHeader, SegmentHeaderError, SegmentState};
+use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderError, SegmentState};
 use rustmq_protocol::{Offset, TopicPartition};
 
 /// The files of a WAL, in order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct RecoveryPlan {
-    /// Segments in use, oldest first, without a gap. Empty: the WAL was never written.
+    /// Segments in use, oldest first. Empty: the WAL was never written.
     pub segments: Vec<SegmentHeader>,
+    /// Segments between those, which no file holds. What is missing with them is told by the
+    /// offsets around them.
+    pub lost: Vec<SegmentSequence>,
     /// Files that are ready to be used.
     pub spares: Vec<Slot>,
     /// Files that were not made to the end: neither zeroed nor known to be whole. To be made anew.
@@ -34,6 +43,142 @@ pub struct RecoveryPlan {
     /// Files whose header says nothing, and why. If the segments join and no records are missing,
     /// they held nothing that is needed and may be made anew; the shell logs them.
     pub unreadable: Vec<(Slot, SegmentHeaderError)>,
+}
+
+/// The pages of one file that say which segment it holds.
+#[derive(Clone, Debug)]
+pub struct FileClues {
+    /// The slot in the file's name.
+    pub slot: Slot,
+    /// What its header page says.
+    pub header: Result<SegmentHeader, SegmentHeaderError>,
+    /// The page behind the header, where the first block begins; read when the header says nothing.
+    pub first_page: Vec<u8>,
+    /// The last page of the file, where a sealed segment has its footer's trailer; empty if the
+    /// file has another size than it should.
+    pub last_page: Vec<u8>,
+    /// The header that the page was before one bit of it turned.
+    pub corrected: Option<SegmentHeader>,
+}
+
+impl FileClues {
+    /// What the pages of a file say.
+    #[must_use]
+    pub fn new(slot: Slot, header_page: &[u8], first_page: &[u8], last_page: &[u8]) -> Self {
+        let header = SegmentHeader::decode(header_page);
+        let corrected = match header {
+            Err(SegmentHeaderError::Crc { .. } | SegmentHeaderError::NotASegment) => {
+                SegmentHeader::correct(header_page)
+            }
+            _ => None,
+        };
+        let (first_page, last_page) = (first_page.to_vec(), last_page.to_vec());
+        Self { slot, header, first_page, last_page, corrected }
+    }
+}
+
+/// Makes up the headers that are damaged and can be known: the footer of the segment before says
+/// all that a header does, and of the oldest its own footer and first block do. Gives the slots
+/// whose header has to be written again once the start has believed it.
+///
+/// A made-up header is taken only where it joins segments in use, or stands between them; so a file
+/// that was given back stays what it is, or at worst is given back once more.
+pub fn rebuild(wal: WalId, segment_bytes: u64, files: &mut [FileClues]) -> Vec<Slot> {
+    let mut rebuilt = Vec::new();
+    for file in files.iter_mut().filter(|file| is_damaged(&file.header)) {
+        if let Some(header) = file.corrected.take() {
+            file.header = Ok(header);
+            rebuilt.push(file.slot);
+        }
+    }
+    let candidates = candidates(wal, segment_bytes, files);
+    loop {
+        let in_use = || {
+            let headers = files.iter().filter_map(|file| file.header.ok());
+            headers.filter(|header| header.state == SegmentState::Active)
+        };
+        let oldest = in_use().map(|header| header.sequence).min();
+        let newest = in_use().map(|header| header.sequence).max();
+        let fits = |sequence: SegmentSequence| match (oldest, newest) {
+            (Some(oldest), Some(newest)) => {
+                oldest.0 <= sequence.0 + 1
+                    && sequence.0 <= newest.0 + 1
+                    && in_use().all(|header| header.sequence != sequence)
+            }
+            _ => true,
+        };
+        let best = candidates
+            .iter()
+            .filter(|(slot, header)| {
+                let of_slot = files.iter().find(|file| file.slot == *slot);
+                of_slot.is_some_and(|file| file.header.is_err()) && fits(header.sequence)
+            })
+            .max_by_key(|(_, header)| header.sequence);
+        let Some((slot, header)) = best else { return rebuilt };
+        let (slot, header) = (*slot, *header);
+        if let Some(file) = files.iter_mut().find(|file| file.slot == slot) {
+            file.header = Ok(header);
+        }
+        rebuilt.push(slot);
+    }
+}
+
+/// What the damaged headers may have said.
+fn candidates(wal: WalId, segment_bytes: u64, files: &[FileClues]) -> Vec<(Slot, SegmentHeader)> {
+    let footers: BTreeMap<Slot, (SegmentHeader, FooterTrailer)> = files
+        .iter()
+        .filter_map(|file| {
+            let footer =
+                FooterTrailer::decode_alone(&file.last_page, wal, file.slot, segment_bytes)?;
+            Some((file.slot, footer))
+        })
+        .collect();
+    let mut found = Vec::new();
+    for file in files.iter().filter(|file| is_damaged(&file.header)) {
+        let first = BlockHeader::decode_alone(&file.first_page, wal, SEGMENT_HEADER_BYTES as u64);
+        for (of, (_, trailer)) in &footers {
+            let header = trailer.end.next_header(wal, segment_bytes);
+            // The segment that names it must be in use, or the first block must agree.
+            let named_by = files.iter().find(|other| other.slot == *of);
+            let is_live = named_by.and_then(|other| other.header.ok()).is_some_and(|before| {
+                before.state == SegmentState::Active && before.sequence.next() == header.sequence
+            });
+            let agrees = first.is_some_and(|first| {
+                first.generation == header.generation
+                    && first.sequence == header.first_block
+                    && first.prev_crc == header.prev_crc
+            });
+            if header.slot == file.slot && (is_live || agrees) {
+                found.push((file.slot, header));
+            }
+        }
+        let Some(first) = first else { continue };
+        if let Some((header, _)) = footers.get(&file.slot)
+            && header.generation == first.generation
+        {
+            let header =
+                SegmentHeader { first_block: first.sequence, prev_crc: first.prev_crc, ..*header };
+            found.push((file.slot, header));
+        }
+        if first.sequence == crate::ids::BlockSequence::FIRST && first.prev_crc == 0 {
+            let header = SegmentHeader {
+                state: SegmentState::Active,
+                slot: file.slot,
+                wal,
+                sequence: SegmentSequence::FIRST,
+                generation: first.generation,
+                segment_bytes,
+                first_block: first.sequence,
+                prev_crc: 0,
+            };
+            found.push((file.slot, header));
+        }
+    }
+    found
+}
+
+fn is_damaged(header: &Result<SegmentHeader, SegmentHeaderError>) -> bool {
+    header.is_err_and(|error| !matches!(error, SegmentHeaderError::NewerVersion { .. }))
 }
 
 /// Puts the files of a WAL in order.
@@ -78,9 +223,8 @@ pub fn plan(
                 slots: [older.slot, newer.slot],
             });
         }
-        if older.sequence.next() != newer.sequence {
-            return Err(OpenError::MissingSegment { sequence: older.sequence.next() });
-        }
+        let between = older.sequence.next().0..newer.sequence.0;
+        plan.lost.extend(between.take(LOST_SEGMENTS_NAMED).map(SegmentSequence));
     }
     // A WAL that got past its first segment always has an active one. Before that, a crash may
     // leave its first file a spare: never used, or given back by the start after.
@@ -89,6 +233,9 @@ pub fn plan(
     }
     Ok(plan)
 }
+
+/// Lost segments between two others that are named one by one: no pool is larger.
+const LOST_SEGMENTS_NAMED: usize = crate::segments::SEGMENTS_MAX;
 
 fn check_header(
     wal: WalId,
@@ -123,26 +270,29 @@ pub enum Activation {
 }
 
 /// Judges the newest segment by its scan and by how the segment before it ended: `None` if there is
-/// none, `Some(None)` if that one is not sealed (its scan knew the newest one's durable end).
+/// none or it is lost, `Some(None)` if that one is not sealed (its scan knew the newest one's durable
+/// end).
 ///
 /// # Errors
-/// A segment, or the checkpoint in one, is missing.
+/// A segment is missing.
 pub fn judge_newest(
     before: Option<Option<SegmentEnd>>,
     newest: &SegmentHeader,
     scan: &ScanEnd,
 ) -> Result<Activation, OpenError> {
     match before {
+        // The seal may be damaged: it was flushed if the newest segment's blocks say so.
+        Some(None) if newest.first_block <= scan.durable_end => {}
         Some(None) => return Ok(Activation::Never),
         Some(Some(end)) => check_join(&end, newest)?,
         // Making a WAL was cut off before its first checkpoint was written.
-        None if newest.sequence == SegmentSequence::FIRST && !scan.checkpoint_complete => {
+        None if newest.sequence == SegmentSequence::FIRST
+            && !scan.checkpoint_complete
+            && !scan.corrupt =>
+        {
             return Ok(Activation::Never);
         }
         None => {}
-    }
-    if !scan.checkpoint_complete {
-        return Err(OpenError::MissingCheckpoint { sequence: newest.sequence });
     }
     match scan.sealed {
         None => Ok(Activation::Activated),
@@ -158,16 +308,27 @@ pub fn check_join(end: &SegmentEnd, header: &SegmentHeader) -> Result<(), OpenEr
     if end.joins(header) { Ok(()) } else { Err(OpenError::LostSegment { next: end.next }) }
 }
 
-/// Offsets that a partition should have by its log start and end, and that no segment holds;
-/// `first` is the first offset any segment holds. Lost by whatever made a header unreadable.
+/// Offsets that a partition should have by its log start and end, and that none of the ranges holds,
+/// which are given in order. They were in blocks that are damaged, or in a file that is lost.
 #[must_use]
 pub fn missing_records(
     log_start: Offset,
     log_end: Offset,
-    first: Option<Offset>,
-) -> Option<Range<Offset>> {
-    let held_from = first.unwrap_or(log_end).min(log_end);
-    (log_start < held_from).then_some(log_start..held_from)
+    held: impl IntoIterator<Item = Range<Offset>>,
+) -> Vec<Range<Offset>> {
+    let mut missing = Vec::new();
+    let mut next = log_start;
+    for range in held {
+        if next < range.start {
+            missing.push(next..range.start.min(log_end));
+        }
+        next = next.max(range.end);
+    }
+    if next < log_end {
+        missing.push(next..log_end);
+    }
+    missing.retain(|range| range.start < range.end);
+    missing
 }
 
 /// Why a WAL is not opened.
@@ -212,11 +373,6 @@ pub enum OpenError {
         /// Both files.
         slots: [Slot; 2],
     },
-    /// A segment between others has no file.
-    MissingSegment {
-        /// The segment.
-        sequence: SegmentSequence,
-    },
     /// There are used files and none is in use.
     NoSegment,
     /// A sealed segment names one that is not there.
@@ -224,8 +380,10 @@ pub enum OpenError {
         /// That segment.
         next: NextSegment,
     },
-    /// A segment that was activated does not begin with a whole checkpoint.
+    /// The checkpoint of the newest segment is damaged, and no older segment makes up for it.
     MissingCheckpoint {
+        /// The file.
+        slot: Slot,
         /// The segment.
         sequence: SegmentSequence,
     },
@@ -267,7 +425,6 @@ impl fmt::Display for OpenError {
                 one.file_name(),
                 other.file_name()
             ),
-            Self::MissingSegment { sequence } => write!(f, "segment {sequence} has no file"),
             Self::NoSegment => f.write_str("there are used segment files and none is in use"),
             Self::LostSegment { next } => write!(
                 f,
@@ -275,9 +432,12 @@ impl fmt::Display for OpenError {
                 next.sequence,
                 next.slot.file_name()
             ),
-            Self::MissingCheckpoint { sequence } => {
-                write!(f, "segment {sequence} does not begin with a whole checkpoint")
-            }
+            Self::MissingCheckpoint { slot, sequence } => write!(
+                f,
+                "the checkpoint at the beginning of {} (segment {sequence}) is damaged, and no older \
+                 segment is left to make up for it",
+                slot.file_name()
+            ),
             Self::OffsetsFall { sequence, partition, end, first } => write!(
                 f,
                 "segment {sequence} has partition {partition} from offset {first}, an older one \
@@ -345,10 +505,6 @@ mod tests {
     #[test]
     fn files_that_are_not_one_whole_wal_are_refused() {
         assert_eq!(
-            plan_of(&[active(5, 0), active(7, 1)]),
-            Err(OpenError::MissingSegment { sequence: SegmentSequence(6) })
-        );
-        assert_eq!(
             plan_of(&[active(5, 0), active(5, 1)]),
             Err(OpenError::TwoSegments { sequence: SegmentSequence(5), slots: [Slot(0), Slot(1)] })
         );
@@ -392,15 +548,25 @@ mod tests {
     }
 
     #[test]
-    fn records_behind_the_log_start_that_no_segment_holds_are_missing() {
-        let missing = |log_start: u64, log_end: u64, first: Option<u64>| {
-            missing_records(Offset(log_start), Offset(log_end), first.map(Offset))
-                .map(|range| range.start.0..range.end.0)
+    fn a_segment_that_is_lost_between_others_is_named() {
+        let plan = plan_of(&[active(5, 0), active(8, 1)]).unwrap();
+        assert_eq!(plan.segments.len(), 2);
+        assert_eq!(plan.lost, [SegmentSequence(6), SegmentSequence(7)]);
+    }
+
+    #[test]
+    fn records_that_no_segment_holds_are_missing() {
+        let missing = |log_start: u64, log_end: u64, held: &[(u64, u64)]| {
+            let held = held.iter().map(|(start, end)| Offset(*start)..Offset(*end));
+            let missing = missing_records(Offset(log_start), Offset(log_end), held);
+            missing.iter().map(|range| (range.start.0, range.end.0)).collect::<Vec<_>>()
         };
-        assert_eq!(missing(5, 5, None), None, "empty");
-        assert_eq!(missing(5, 9, Some(5)), None);
-        assert_eq!(missing(5, 9, Some(0)), None, "more than needed");
-        assert_eq!(missing(5, 9, Some(7)), Some(5..7));
-        assert_eq!(missing(5, 9, None), Some(5..9));
+        assert_eq!(missing(5, 5, &[]), [], "empty");
+        assert_eq!(missing(5, 9, &[(5, 9)]), []);
+        assert_eq!(missing(5, 9, &[(0, 6), (6, 9)]), [], "more than needed");
+        assert_eq!(missing(5, 9, &[(7, 9)]), [(5, 7)]);
+        assert_eq!(missing(5, 9, &[]), [(5, 9)]);
+        assert_eq!(missing(5, 9, &[(0, 3)]), [(5, 9)]);
+        assert_eq!(missing(0, 20, &[(0, 4), (6, 10), (15, 18)]), [(4, 6), (10, 15), (18, 20)]);
     }
 }

@@ -4,15 +4,20 @@
 //! the same generation whose durable end lies beyond it (a clean or seal block's always does), or
 //! what the caller knows from elsewhere. Otherwise it is the torn tail of the last writes and is cut.
 //! Valid blocks after the cut belong to the same unflushed tail, or to one cut earlier: ignored.
+//!
+//! Of a corrupt block everything is handed out that proves itself, and the rest is named as closely
+//! as what survived allows. Valid blocks between it and the block that proves it flushed are live:
+//! whatever was cut before lies behind the live end, or was overwritten. So the scan goes on there.
 
 use core::fmt;
 use std::collections::VecDeque;
 
 use crate::block::{
-    BLOCK_ALIGN, BLOCK_HEADER_BYTES, BlockError, BlockFlags, BlockHeader, BlockView, ChainPoint,
-    DirectoryLine, Entry, decode_block,
+    BLOCK_ALIGN, BLOCK_HEADER_BYTES, BlockError, BlockFlags, BlockHeader, ChainPoint,
+    DirectoryLine, Entry, decode_block, rescue_block,
 };
-use crate::entry::EntryError;
+use crate::checkpoint::WalCheckpoint;
+use crate::entry::{EntryError, EntryKind, WAL_ITSELF};
 use crate::footer::SegmentEnd;
 use crate::ids::{BlockSequence, NextSegment};
 use crate::index::SegmentIndex;
@@ -26,7 +31,8 @@ pub const SCAN_READ_BYTES: usize = 1 << 20;
 /// until there is nothing to read; then [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct Scan {
-    segment_bytes: u64,
+    /// Where the file ends: what lies behind is not there.
+    end: u64,
     /// The block that comes next.
     point: ChainPoint,
     read_bytes: usize,
@@ -36,7 +42,8 @@ pub struct Scan {
     undurable: VecDeque<(BlockSequence, u64)>,
     index: SegmentIndex,
     last: Option<BlockHeader>,
-    checkpoint_complete: bool,
+    checkpoint: Checkpoint,
+    corrupt: bool,
     torn: Option<Torn>,
 }
 
@@ -44,12 +51,60 @@ pub struct Scan {
 enum Mode {
     /// Following the chain.
     Chain,
-    /// Behind a bad block, looking for proof that it was flushed.
-    LookOn { bad: Box<Corruption>, position: u64 },
+    /// Behind a bad block, looking for proof that it was flushed, and for the next good one.
+    LookOn {
+        bad: Box<Corruption>,
+        /// The bad block's header, if that is good.
+        header: Option<BlockHeader>,
+        position: u64,
+        next: Option<ChainPoint>,
+    },
+    /// Reading a corrupt block again, for what in it is whole.
+    Rescue { bad: Box<Corruption>, header: BlockHeader },
     /// Told the caller of corruption; may go on behind it.
     Corrupt { resume: Option<ChainPoint> },
     /// At the end.
     Done,
+}
+
+/// What was seen of the segment's checkpoint.
+#[derive(Clone, Copy, Debug, Default)]
+struct Checkpoint {
+    /// Partitions that it says it has.
+    expected: Option<u32>,
+    seen: u32,
+    /// Its last block was good.
+    ended: bool,
+    /// A partition of it is damaged, or may be.
+    lost: bool,
+}
+
+impl Checkpoint {
+    fn is_complete(&self) -> bool {
+        self.expected == Some(self.seen) || self.ended && !self.lost
+    }
+
+    fn take(&mut self, entry: &Entry<'_>) {
+        if entry.header.kind != EntryKind::Checkpoint {
+            return;
+        }
+        if entry.header.partition == WAL_ITSELF {
+            let decoded = WalCheckpoint::decode(entry.payload).ok();
+            self.expected = decoded.map(|checkpoint| checkpoint.partition_count);
+        } else {
+            self.seen += 1;
+        }
+    }
+
+    fn lose(&mut self, named: Option<&[DirectoryLine]>) {
+        let is_partition = |line: &DirectoryLine| {
+            line.kind == EntryKind::Checkpoint as u8 && line.partition != WAL_ITSELF
+        };
+        self.lost |= match named {
+            Some(lines) => lines.iter().any(is_partition),
+            None => !self.ended,
+        };
+    }
 }
 
 /// A block that was flushed once and is damaged now.
@@ -57,12 +112,15 @@ enum Mode {
 pub struct Corruption {
     /// Where in the segment it begins.
     pub position: u64,
+    /// Where what is in doubt ends: the next good block, or the end of the segment.
+    pub end: u64,
     /// Its sequence.
     pub sequence: BlockSequence,
     /// What is wrong with it.
     pub why: BlockError,
-    /// The entries in it, if header and directory survived: exactly these are in doubt. `None`:
-    /// anything may be, in this segment from `position` on.
+    /// The damaged entries in it, if enough survived to tell: exactly these are lost, the others of
+    /// the block were handed out. Empty: nothing is lost. `None`: anything may be that lay between
+    /// `position` and `end`.
     pub named: Option<Vec<DirectoryLine>>,
     /// What comes after it, if that is known: [`Scan::skip_corruption`] goes on there.
     pub resume: Option<ChainPoint>,
@@ -93,8 +151,10 @@ pub struct ScanEnd {
     pub clean: bool,
     /// The tail that was cut, if there are remains of one.
     pub torn: Option<Torn>,
-    /// Whether the segment's checkpoint is whole.
+    /// Whether the state of every partition in the segment's checkpoint was handed out.
     pub checkpoint_complete: bool,
+    /// Whether corruption was told of.
+    pub corrupt: bool,
     /// Index of the entries handed out.
     pub index: SegmentIndex,
 }
@@ -114,7 +174,7 @@ impl Scan {
     #[must_use]
     pub fn new(header: &SegmentHeader, durable_end: BlockSequence) -> Self {
         Self {
-            segment_bytes: header.segment_bytes,
+            end: header.segment_bytes,
             point: header.chain_start(),
             read_bytes: SCAN_READ_BYTES,
             mode: Mode::Chain,
@@ -122,9 +182,17 @@ impl Scan {
             undurable: VecDeque::new(),
             index: SegmentIndex::new(),
             last: None,
-            checkpoint_complete: false,
+            checkpoint: Checkpoint::default(),
+            corrupt: false,
             torn: None,
         }
+    }
+
+    /// The same in a file that ends early: it was cut to `bytes`.
+    #[must_use]
+    pub fn of_file(mut self, bytes: u64) -> Self {
+        self.end = self.end.min(bytes - bytes % BLOCK_ALIGN as u64);
+        self
     }
 
     /// What to read and feed next, in whole pages; `None` at the end.
@@ -133,9 +201,10 @@ impl Scan {
         let (start, bytes) = match &self.mode {
             Mode::Chain => (self.point.position, self.read_bytes),
             Mode::LookOn { position, .. } => (*position, SCAN_READ_BYTES),
+            Mode::Rescue { header, .. } => (header.position, header.length as usize),
             Mode::Corrupt { .. } | Mode::Done => return None,
         };
-        let end = (start + bytes as u64).min(self.segment_bytes);
+        let end = (start + bytes as u64).min(self.end);
         (start < end).then_some(start..end)
     }
 
@@ -157,20 +226,24 @@ impl Scan {
         match self.mode {
             Mode::Chain => self.follow(bytes, &mut on_entry)?,
             Mode::LookOn { .. } => self.look_on(bytes)?,
+            Mode::Rescue { .. } => self.rescue(bytes, &mut on_entry)?,
             Mode::Corrupt { .. } | Mode::Done => {}
         }
         if self.next_read().is_none() && !matches!(self.mode, Mode::Corrupt { .. }) {
-            self.end();
+            self.end()?;
         }
         Ok(())
     }
 
-    /// Goes on behind a corrupt block of known extent. `false`: its extent is not known and the
-    /// rest of the segment cannot be told.
+    /// Goes on behind a corrupt block. `false`: no good block of this segment follows it.
     pub fn skip_corruption(&mut self) -> bool {
         let Mode::Corrupt { resume: Some(resume) } = self.mode else { return false };
         self.point = resume;
-        self.mode = Mode::Chain;
+        self.read_bytes = SCAN_READ_BYTES;
+        let is_sealed = self
+            .last
+            .is_some_and(|last| last.next.is_some() && last.sequence.next() == resume.sequence);
+        self.mode = if is_sealed || self.end <= resume.position { Mode::Done } else { Mode::Chain };
         true
     }
 
@@ -187,7 +260,8 @@ impl Scan {
             sealed: self.last.and_then(|last| last.next),
             clean: last_has(BlockFlags::CLEAN),
             torn: self.torn,
-            checkpoint_complete: self.checkpoint_complete,
+            checkpoint_complete: self.checkpoint.is_complete(),
+            corrupt: self.corrupt,
             index: self.index,
         }
     }
@@ -202,13 +276,13 @@ impl Scan {
             match decode_block(rest, &self.point) {
                 Ok(block) => {
                     rest = rest.get(block.header.length as usize..).unwrap_or_default();
-                    self.accept(&block, on_entry)?;
+                    self.accept(&block.header, block.entries(), on_entry)?;
                     if matches!(self.mode, Mode::Done) {
                         return Ok(());
                     }
                 }
                 Err(BlockError::Short { needed, .. })
-                    if self.point.position + needed as u64 <= self.segment_bytes =>
+                    if self.point.position + needed as u64 <= self.end =>
                 {
                     // The block goes on behind this read: ask for all of it, from its beginning.
                     self.read_bytes = needed.max(SCAN_READ_BYTES);
@@ -221,13 +295,13 @@ impl Scan {
         Ok(())
     }
 
-    fn accept(
+    fn accept<'a>(
         &mut self,
-        block: &BlockView<'_>,
+        header: &BlockHeader,
+        entries: impl Iterator<Item = Entry<'a>>,
         on_entry: &mut impl FnMut(&BlockHeader, &Entry<'_>),
     ) -> Result<(), ScanError> {
-        let header = block.header;
-        for entry in block.entries() {
+        for entry in entries {
             if !self.index.continues(&entry.header) {
                 return Err(ScanError::OffsetsFall {
                     position: entry.position,
@@ -236,15 +310,16 @@ impl Scan {
                 });
             }
             self.index.add(&entry.header, entry.position);
-            on_entry(&header, &entry);
+            self.checkpoint.take(&entry);
+            on_entry(header, &entry);
         }
         self.durable_end = self.durable_end.max(header.durable_end);
         self.undurable.push_back((header.sequence, header.position));
         while self.undurable.front().is_some_and(|(sequence, _)| *sequence < self.durable_end) {
             self.undurable.pop_front();
         }
-        self.checkpoint_complete |= header.flags.has(BlockFlags::CHECKPOINT_END);
-        self.last = Some(header);
+        self.checkpoint.ended |= header.flags.has(BlockFlags::CHECKPOINT_END);
+        self.last = Some(*header);
         self.point = header.chain_after();
         if header.next.is_some() {
             self.mode = Mode::Done;
@@ -260,57 +335,130 @@ impl Scan {
         if let BlockError::Entry { error: EntryError::UnknownKind { kind }, .. } = why {
             return Err(ScanError::UnknownEntryKind { position, kind });
         }
-        // Only a header that is good and joins the chain may say what the block held.
-        let joined = match why {
-            BlockError::DirectoryCrc | BlockError::EntriesCrc | BlockError::Entry { .. } => {
-                let point = &self.point;
-                BlockHeader::decode(bytes, point.wal, point.generation, position).ok()
+        // Only a header that joins the chain may say what the block held.
+        let header = match why {
+            BlockError::HeaderCrc { .. } | BlockError::NotABlock | BlockError::Generation => {
+                BlockHeader::correct(bytes, &self.point)
             }
-            _ => None,
+            _ => BlockHeader::decode_next(bytes, &self.point).ok(),
         };
-        let named = joined.and_then(|header| header.directory(bytes));
-        let resume = joined.map(|header| header.chain_after());
-        let bad =
-            Box::new(Corruption { position, sequence: self.point.sequence, why, named, resume });
-        if bad.sequence < self.durable_end {
-            return Err(self.corrupt(bad));
+        let bad = Box::new(Corruption {
+            position,
+            end: header.map_or(self.end, |header| position + u64::from(header.length)),
+            sequence: self.point.sequence,
+            why,
+            named: None,
+            resume: header.map(|header| header.chain_after()),
+        });
+        if bad.sequence < self.durable_end
+            && let Some(header) = header
+        {
+            self.mode = Mode::Rescue { bad, header };
+            return Ok(());
         }
-        self.mode = Mode::LookOn { bad, position: position + BLOCK_ALIGN as u64 };
+        self.mode =
+            Mode::LookOn { bad, header, position: position + BLOCK_ALIGN as u64, next: None };
         // The rest of this read is looked at too.
         self.look_on(bytes.get(BLOCK_ALIGN..).unwrap_or_default())
     }
 
     fn look_on(&mut self, bytes: &[u8]) -> Result<(), ScanError> {
-        let Mode::LookOn { bad, position } = &mut self.mode else { return Ok(()) };
+        let Mode::LookOn { bad, header, position, next } = &mut self.mode else { return Ok(()) };
         let (wal, generation) = (self.point.wal, self.point.generation);
         for page in bytes.chunks(BLOCK_ALIGN) {
             let at = *position;
             *position += BLOCK_ALIGN as u64;
-            let header = page.get(..BLOCK_HEADER_BYTES).unwrap_or_default();
-            match BlockHeader::decode(header, wal, generation, at) {
-                Ok(later) if bad.sequence < later.durable_end => {
-                    let bad = bad.clone();
-                    return Err(self.corrupt(bad));
+            let found = page.get(..BLOCK_HEADER_BYTES).unwrap_or_default();
+            match BlockHeader::decode(found, wal, generation, at) {
+                Ok(later) => {
+                    if bad.sequence < later.sequence && self.point.incarnation <= later.incarnation
+                    {
+                        next.get_or_insert(later.chain_at());
+                    }
+                    if bad.sequence < later.durable_end {
+                        let (bad, header, next) = (bad.clone(), *header, *next);
+                        return self.convict(bad, header, next);
+                    }
                 }
                 Err(BlockError::NewerVersion { found, supported }) => {
                     return Err(ScanError::NewerVersion { position: at, found, supported });
                 }
-                Ok(_) | Err(_) => {}
+                Err(_) => {}
             }
         }
         Ok(())
     }
 
+    /// The bad block is known to have been flushed.
+    fn convict(
+        &mut self,
+        mut bad: Box<Corruption>,
+        header: Option<BlockHeader>,
+        next: Option<ChainPoint>,
+    ) -> Result<(), ScanError> {
+        if let Some(header) = header {
+            self.mode = Mode::Rescue { bad, header };
+            return Ok(());
+        }
+        self.checkpoint.lose(None);
+        bad.resume = next;
+        bad.end = next.map_or(self.end, |next| next.position);
+        Err(self.corrupt(bad))
+    }
+
+    fn rescue(
+        &mut self,
+        bytes: &[u8],
+        on_entry: &mut impl FnMut(&BlockHeader, &Entry<'_>),
+    ) -> Result<(), ScanError> {
+        let Mode::Rescue { bad, header } = &self.mode else { return Ok(()) };
+        let (mut bad, header) = (bad.clone(), *header);
+        let rescued = rescue_block(&header, bytes);
+        if let Some(kind) = rescued.unknown_kind {
+            return Err(ScanError::UnknownEntryKind { position: bad.position, kind });
+        }
+        bad.named = rescued.lost;
+        self.checkpoint.lose(bad.named.as_deref());
+        self.accept(&header, rescued.entries.into_iter(), on_entry)?;
+        Err(self.corrupt(bad))
+    }
+
     fn corrupt(&mut self, bad: Box<Corruption>) -> ScanError {
         self.mode = Mode::Corrupt { resume: bad.resume };
+        self.corrupt = true;
         ScanError::Corruption(bad)
     }
 
-    fn end(&mut self) {
-        if let Mode::LookOn { bad, .. } = &self.mode {
-            self.torn = begun(&bad.why).then_some(Torn { position: bad.position, why: bad.why });
+    fn end(&mut self) -> Result<(), ScanError> {
+        match &self.mode {
+            Mode::LookOn { bad, .. } if bad.sequence < self.durable_end => {
+                // No block of this segment proves it, but the caller did; what still looks valid
+                // behind it may be of a tail that was cut before.
+                let bad = bad.clone();
+                self.checkpoint.lose(None);
+                return Err(self.corrupt(bad));
+            }
+            Mode::Chain if self.point.sequence < self.durable_end => {
+                // The file ends where another block was.
+                self.checkpoint.lose(None);
+                let why = BlockError::Short { needed: BLOCK_HEADER_BYTES, available: 0 };
+                return Err(self.corrupt(Box::new(Corruption {
+                    position: self.point.position,
+                    end: self.end,
+                    sequence: self.point.sequence,
+                    why,
+                    named: None,
+                    resume: None,
+                })));
+            }
+            Mode::LookOn { bad, .. } => {
+                self.torn =
+                    begun(&bad.why).then_some(Torn { position: bad.position, why: bad.why });
+            }
+            Mode::Chain | Mode::Rescue { .. } | Mode::Corrupt { .. } | Mode::Done => {}
         }
         self.mode = Mode::Done;
+        Ok(())
     }
 }
 

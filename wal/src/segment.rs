@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::block::{BLOCK_ALIGN, ChainPoint};
+use crate::block::{BLOCK_ALIGN, ChainPoint, correct_bit};
 use crate::bytes::{put, u16_at, u32_at, u64_at, wal_at};
 use crate::checksum::Checksum;
 use crate::ids::{
@@ -94,6 +94,14 @@ impl SegmentHeader {
     #[must_use]
     pub fn freed(&self) -> Self {
         Self { state: SegmentState::Spare, ..*self }
+    }
+
+    /// The header in a page of which one bit is wrong: the checksum tells any three wrong bits from
+    /// none at this length, so no other bit makes the page right. `None`: more is wrong.
+    #[must_use]
+    pub fn correct(bytes: &[u8]) -> Option<Self> {
+        let mut sector = *bytes.first_chunk::<SECTOR_BYTES>()?;
+        correct_bit(&mut sector, |sector| Self::decode(sector).ok())
     }
 
     /// What the segment's first block must be.
@@ -283,6 +291,19 @@ mod tests {
             page[bit / 8] ^= 1 << (bit % 8);
             assert!(SegmentHeader::decode(&page).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn one_wrong_bit_is_corrected_and_two_are_not() {
+        let page = page(&header());
+        for bit in (0..SECTOR_BYTES * 8).step_by(37) {
+            let mut page = page;
+            page[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SegmentHeader::correct(&page), Some(header()), "bit {bit}");
+            page[(bit / 8 + 9) % SECTOR_BYTES] ^= 4;
+            assert_eq!(SegmentHeader::correct(&page), None, "bit {bit} and another");
+        }
+        assert_eq!(SegmentHeader::correct(&[0; SECTOR_BYTES]), None);
     }
 
     #[test]

@@ -54,7 +54,8 @@ struct PartitionSegments {
 
 /// The segments of one WAL and what each holds of which partition.
 ///
-/// Owned by the WAL's writer on its shard. Invariants: live sequences follow one another; the last
+/// Owned by the WAL's writer on its shard. Invariants: live sequences follow one another, but for
+/// segments whose file is lost; the last
 /// live one is active and takes blocks; a slot is live, spare or being made, never two of these; all
 /// of them together are at most the capacity. Begins empty (a new WAL) or by
 /// [`restore`](Self::restore) of each segment that recovery found, oldest first.
@@ -99,7 +100,11 @@ impl Segments {
         point_count: usize,
         blocks_end: u64,
     ) -> Result<(), OpenError> {
-        self.handle_activated(header);
+        assert!(
+            self.live.back().is_none_or(|last| last.header.sequence < header.sequence),
+            "segments are restored in order"
+        );
+        self.activate(header);
         for summary in held {
             let end = self.ranges(summary.partition).last().map(|(_, range)| range.end);
             if let (Some(end), Some(range)) = (end, &summary.range)
@@ -208,10 +213,15 @@ impl Segments {
 
     /// The spare of this header became the active segment; the one before it takes no more blocks.
     pub fn handle_activated(&mut self, header: &SegmentHeader) {
-        assert!(header.segment_bytes == self.segment_bytes, "all segments have one size");
         if let Some(last) = self.live.back() {
             assert!(header.sequence == last.header.sequence.next(), "segments follow one another");
         }
+        self.activate(header);
+        self.invariants();
+    }
+
+    fn activate(&mut self, header: &SegmentHeader) {
+        assert!(header.segment_bytes == self.segment_bytes, "all segments have one size");
         self.spares.remove(&header.slot);
         assert!(!self.uses(header.slot), "a segment begins in a spare");
         self.live.push_back(LiveSegment {
@@ -221,7 +231,6 @@ impl Segments {
         });
         self.active_partition_count = 0;
         self.active_point_count = 0;
-        self.invariants();
     }
 
     /// The oldest segment, if nothing in it is needed: every record in it lies below the flushed
@@ -276,9 +285,8 @@ impl Segments {
     /// A live segment by its sequence.
     #[must_use]
     pub fn segment(&self, sequence: SegmentSequence) -> Option<&LiveSegment> {
-        let first = self.live.front()?.header.sequence;
-        let index = sequence.0.checked_sub(first.0)?;
-        self.live.get(usize::try_from(index).ok()?)
+        let index = self.live.binary_search_by_key(&sequence, |live| live.header.sequence).ok()?;
+        self.live.get(index)
     }
 
     /// The segment that holds `offset` of `partition`.

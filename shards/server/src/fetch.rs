@@ -101,7 +101,7 @@ fn bytes_max(ask: &Fetch) -> usize {
 fn check_offset(shard: &Shard, ask: &Fetch, tag: u32) -> Result<Offset, RequestError> {
     let partitions = shard.partitions.borrow();
     let partition = partitions.get(tag).ok_or(RequestError::UnknownTopicId)?;
-    partition.engine.check_fetch(ask.leader_epoch, ask.offset)?;
+    partition.check_fetch(ask.leader_epoch, ask.offset)?;
     Ok(partition.engine.high_watermark())
 }
 

@@ -51,11 +51,11 @@ impl Shard {
         replayed: Option<ReplayedPartition>,
     ) {
         let producers_max = self.config.producers.per_partition_max as usize;
-        let engine = match replayed {
+        let (engine, damage) = match replayed {
             Some(replayed) => replayed.into_engine(id, leader_epoch, producers_max),
             None => {
                 let state = PartitionState::default();
-                Partition::new(id, leader_epoch, state, producers_max)
+                (Partition::new(id, leader_epoch, state, producers_max), Vec::new())
             }
         };
         self.wal(wal).count_producers(0, engine.producers().len());
@@ -65,6 +65,7 @@ impl Shard {
             wal,
             record_bytes_max: topic.config.max_message_bytes as usize,
             retention: retention_of(&topic.config),
+            damage,
             arrivals: Rc::default(),
         });
     }

@@ -1,15 +1,19 @@
 //! The partitions that live on this shard.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
-use rustmq_engine::Partition;
+use rustmq_engine::limits::DAMAGED_RANGES_MAX;
 use rustmq_engine::retention::Policy;
+use rustmq_engine::{FetchError, Partition};
 use rustmq_metadata::TopicConfig;
-use rustmq_protocol::{Offset, TopicPartition};
+use rustmq_protocol::{LeaderEpoch, Offset, TopicPartition};
 use rustmq_wal::{EntryKind, EntryMeta};
 
 use crate::notify::WaitList;
+use crate::replay::Damage;
+use crate::reply::RequestError;
 
 /// One partition of this shard: its decisions, and what the shell needs to carry them out.
 pub(crate) struct LocalPartition {
@@ -20,11 +24,44 @@ pub(crate) struct LocalPartition {
     /// Largest record that the topic takes.
     pub(crate) record_bytes_max: usize,
     pub(crate) retention: Policy,
+    /// Damaged offsets, and the files they were in.
+    pub(crate) damage: Vec<Damage>,
     /// Fetches that wait for new records.
     pub(crate) arrivals: Rc<WaitList>,
 }
 
 impl LocalPartition {
+    /// Takes note of damage: these records are refused from now on.
+    pub(crate) fn mark_damaged(&mut self, range: Range<Offset>, file: Rc<str>) {
+        self.engine.mark_damaged(range.clone());
+        if self.damage.len() < DAMAGED_RANGES_MAX {
+            self.damage.push((range, file));
+        }
+    }
+
+    /// What a client is told that asked for damaged records.
+    pub(crate) fn damaged(&self, range: Range<Offset>) -> RequestError {
+        let touches = |(other, _): &&Damage| other.start < range.end && range.start < other.end;
+        let file = self.damage.iter().find(touches).map(|(_, file)| Rc::clone(file));
+        RequestError::Damaged {
+            partition: format!("{}/{}", self.topic_name, self.engine.id().partition),
+            range,
+            file: file.unwrap_or_else(|| Rc::from("the WAL")),
+        }
+    }
+
+    /// May a fetch begin at this offset? Damage is named with its file.
+    pub(crate) fn check_fetch(
+        &self,
+        epoch: LeaderEpoch,
+        offset: Offset,
+    ) -> Result<(), RequestError> {
+        match self.engine.check_fetch(epoch, offset) {
+            Err(FetchError::Damaged { range }) => Err(self.damaged(range)),
+            checked => Ok(checked?),
+        }
+    }
+
     /// An entry without records: it says something about the partition's log at `offset`.
     pub(crate) fn note(&self, kind: EntryKind, offset: Offset, tag: u32) -> EntryMeta {
         let engine = &self.engine;

@@ -1,5 +1,7 @@
 //! Reading records: from the hot cache, else from the WAL by O_DIRECT.
 
+use std::ops::Range;
+use std::path::Path;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -60,11 +62,10 @@ pub(crate) async fn batches(
         }
         // The segment was recycled meanwhile: what is asked for may be gone, and that is said.
         let partitions = shard.partitions.borrow();
-        let engine = &partitions.get(tag).ok_or(RequestError::UnknownTopicId)?.engine;
-        engine.check_fetch(engine.leader_epoch(), offset)?;
+        let partition = partitions.get(tag).ok_or(RequestError::UnknownTopicId)?;
+        partition.check_fetch(partition.engine.leader_epoch(), offset)?;
     }
-    let why = format!("the records at offset {offset} cannot be found on disk");
-    Err(RequestError::StorageCorrupt { why })
+    Err(not_found(shard, tag, offset))
 }
 
 /// The first record at or after a time, and when it is from.
@@ -161,7 +162,8 @@ async fn from_wal(
     if offset < first.base_offset {
         // A hole: what was there is damaged, and that is said rather than stepped over.
         let range = offset..first.base_offset;
-        return Err(RequestError::Fetch(rustmq_engine::FetchError::Damaged { range }));
+        let file = wal.files.dir().join(segment.header.slot.file_name());
+        return Err(mark_damaged(shard, tag, range, &file));
     }
     let range = u64::from(first.position)..u64::from(last.position) + u64::from(last.length);
     let start = range.start;
@@ -219,6 +221,37 @@ fn is_live(wal: &WalWriter, segment: &LiveSegment) -> bool {
     now.is_some_and(|now| now.header.generation == segment.header.generation)
 }
 
+/// Nothing holds these records, although the log should: they are named up to where it goes on.
+fn not_found(shard: &Shard, tag: u32, offset: Offset) -> RequestError {
+    let (wal, id, end) = {
+        let partitions = shard.partitions.borrow();
+        let Some(partition) = partitions.get(tag) else { return RequestError::UnknownTopicId };
+        let wal = shard.wal(partition.wal);
+        let id = partition.engine.id();
+        let next = wal.files.segments().ranges(id).find(|(_, range)| offset < range.first);
+        let end = next.map_or(partition.engine.high_watermark(), |(_, range)| range.first);
+        (wal, id, end)
+    };
+    let held = wal.files.segments().locate(id, offset);
+    if held.is_some() {
+        let dir = wal.files.dir().display();
+        let why = format!("the index of the records at offset {offset} cannot be read in {dir}");
+        return RequestError::StorageCorrupt { why };
+    }
+    tracing::error!(
+        %offset, %end, dir = %wal.files.dir().display(),
+        "records cannot be found on disk and will not be served"
+    );
+    mark_damaged(shard, tag, offset..end, wal.files.dir())
+}
+
+fn mark_damaged(shard: &Shard, tag: u32, range: Range<Offset>, file: &Path) -> RequestError {
+    let mut partitions = shard.partitions.borrow_mut();
+    let Some(partition) = partitions.get_mut(tag) else { return RequestError::UnknownTopicId };
+    partition.mark_damaged(range.clone(), Rc::from(file.display().to_string()));
+    partition.damaged(range)
+}
+
 /// A live entry that does not check is damage: it is named, and never served.
 fn damaged(
     shard: &Shard,
@@ -236,15 +269,15 @@ fn damaged(
         position = point.position, %error,
         "records are damaged on disk and will not be served; restore the file from a copy"
     );
-    if let Some(partition) = shard.partitions.borrow_mut().get_mut(tag) {
-        partition.engine.mark_damaged(range.clone());
-    }
-    RequestError::Fetch(rustmq_engine::FetchError::Damaged { range })
+    mark_damaged(shard, tag, range, &file)
 }
 
 fn unreadable(error: std::io::Error) -> RequestError {
     if error.kind() == std::io::ErrorKind::OutOfMemory {
         return RequestError::Throttled { what: "the read buffers are in use" };
+    }
+    if error.kind() == std::io::ErrorKind::WouldBlock {
+        return RequestError::Throttled { what: "the index of a segment is made anew" };
     }
     tracing::error!(%error, "reading the WAL failed");
     RequestError::StorageCorrupt { why: "the disk refused to read these records".to_owned() }

@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::rc::Rc;
 
-use rustmq_protocol::TopicPartition;
 use rustmq_sys::buffer::BufferPool;
-
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
-use rustmq_wal::recovery::{Activation, RecoveryPlan, check_join, judge_newest, plan};
+use rustmq_wal::recovery::{
+    Activation, FileClues, OpenError, RecoveryPlan, check_join, judge_newest, plan, rebuild,
+};
 use rustmq_wal::{
     BlockSequence, Chain, FOOTER_TRAILER_BYTES, FooterTrailer, Generation, Incarnation,
     PartitionSummary, SEGMENT_HEADER_BYTES, Scan, ScanEnd, ScanError, SegmentEnd, SegmentHeader,
@@ -46,7 +47,14 @@ pub(crate) struct OpenedWal {
 /// Opens a WAL: makes it if it is new, else recovers it. Nothing may be served before the caller
 /// has written a start block.
 pub(crate) async fn open(setup: &WalSetup, pool: &BufferPool) -> Result<OpenedWal, ShardError> {
-    let recovery = Recovery { setup, pool, files: BTreeMap::new() };
+    let recovery = Recovery {
+        setup,
+        pool,
+        files: BTreeMap::new(),
+        unread: Vec::new(),
+        repair: Vec::new(),
+        unfooted: BTreeMap::new(),
+    };
     recovery.open().await
 }
 
@@ -54,6 +62,21 @@ struct Recovery<'a> {
     setup: &'a WalSetup,
     pool: &'a BufferPool,
     files: BTreeMap<Slot, File>,
+    /// Files whose header said nothing.
+    unread: Vec<Slot>,
+    /// Those whose header is known from the others, and is to be written again.
+    repair: Vec<Slot>,
+    /// Indexes of sealed segments whose footer cannot be written.
+    unfooted: BTreeMap<SegmentSequence, Rc<SegmentIndex>>,
+}
+
+/// What came of one attempt.
+enum Step {
+    Open(Box<OpenedWal>),
+    /// The header of a file that said nothing became known: begin again with it.
+    Next(SegmentHeader),
+    /// The only segment was never used.
+    Unused(SegmentHeader),
 }
 
 /// One segment, as its footer or a scan shows it.
@@ -67,19 +90,63 @@ struct Seen {
 
 impl Recovery<'_> {
     async fn open(mut self) -> Result<OpenedWal, ShardError> {
-        let headers = self.read_headers().await?;
-        let order = plan(self.setup.id, self.setup.segment_bytes, headers);
-        let order = order.map_err(|error| self.refuse(error.to_string()))?;
-        if order.segments.is_empty() {
-            return self.create(&order).await;
+        let mut clues = self.read_clues().await?;
+        let damaged: Vec<(Slot, SegmentHeaderError)> = clues
+            .iter()
+            .filter_map(|file| Some((file.slot, file.header.err()?)))
+            .filter(|(_, why)| *why != SegmentHeaderError::Blank)
+            .collect();
+        self.unread = clues.iter().filter(|file| file.header.is_err()).map(|f| f.slot).collect();
+        self.repair = rebuild(self.setup.id, self.setup.segment_bytes, &mut clues);
+        for (slot, why) in damaged {
+            let file = self.path(slot);
+            match self.repair.contains(&slot) {
+                true => tracing::warn!(
+                    file = %file.display(), %why,
+                    "a segment header was damaged, and is made up from its neighbours"
+                ),
+                false => {
+                    tracing::warn!(file = %file.display(), %why, "a segment header cannot be read");
+                }
+            }
         }
-        self.recover(order).await
+        loop {
+            let headers = clues.iter().map(|file| (file.slot, file.header));
+            let order = plan(self.setup.id, self.setup.segment_bytes, headers);
+            let order = order.map_err(|error| self.refuse_open(&error))?;
+            if order.segments.is_empty() {
+                return self.create(&order).await;
+            }
+            for sequence in &order.lost {
+                tracing::error!(
+                    dir = %self.setup.dir.display(), segment = %sequence,
+                    "a segment file is gone or unreadable: the records in it will not be served"
+                );
+            }
+            match self.recover(&order).await? {
+                Step::Open(opened) => return Ok(*opened),
+                Step::Next(header) => {
+                    // The seal names a file whose header is damaged: all of that is known.
+                    let file = clues.iter_mut().find(|file| file.slot == header.slot);
+                    let file = file.expect("the seal's file was looked at");
+                    file.header = Ok(header);
+                    self.repair.push(header.slot);
+                }
+                Step::Unused(header) => {
+                    // Making this WAL was cut off: nothing was ever in it.
+                    self.give_back(&header).await?;
+                    let removed = fs::remove(&self.path(header.slot)).await;
+                    removed.map_err(|error| self.device("making anew", &error))?;
+                    self.files.clear();
+                    return self.create(&RecoveryPlan::default()).await;
+                }
+            }
+        }
     }
 
-    /// Opens every segment file and reads its header.
-    async fn read_headers(
-        &mut self,
-    ) -> Result<Vec<(Slot, Result<SegmentHeader, SegmentHeaderError>)>, ShardError> {
+    /// Opens every segment file and reads the pages that say which segment it holds.
+    async fn read_clues(&mut self) -> Result<Vec<FileClues>, ShardError> {
+        const PAGE: u64 = SEGMENT_HEADER_BYTES as u64;
         let dir = &self.setup.dir;
         let names = match fs::list(dir).await {
             Ok(names) => names,
@@ -91,25 +158,40 @@ impl Recovery<'_> {
             }
             Err(error) => return Err(self.device("listing", &error)),
         };
-        let mut headers = Vec::new();
+        let mut clues = Vec::new();
         for slot in names.iter().filter_map(|name| Slot::from_file_name(name)) {
             let file = fs::open(&dir.join(slot.file_name())).await;
             let file = file.map_err(|error| self.device("opening a segment in", &error))?;
-            // A file of another size was never finished: no header was written to it.
-            let header = match file.bytes() == self.setup.segment_bytes {
-                false if file.bytes() < SEGMENT_HEADER_BYTES as u64 => {
-                    Err(SegmentHeaderError::Blank)
+            let bytes = file.bytes();
+            // A file of another size was never finished, or was cut: it has no last page.
+            let pages = match bytes {
+                0..PAGE => [0..0, 0..0, 0..0],
+                _ if bytes < 2 * PAGE => [0..PAGE, 0..0, 0..0],
+                _ if bytes != self.setup.segment_bytes => [0..PAGE, PAGE..2 * PAGE, 0..0],
+                _ => [0..PAGE, PAGE..2 * PAGE, bytes - PAGE..bytes],
+            };
+            let [header, first, last] = pages;
+            let (header_page, at) = self.read(&file, header.clone()).await?;
+            let header_page = match header.is_empty() {
+                true => &[0; SEGMENT_HEADER_BYTES][..],
+                false => &header_page[at..],
+            };
+            let clue = match SegmentHeader::decode(header_page) {
+                // The others are read only to make up headers that say nothing.
+                Ok(header) if header.state == SegmentState::Active => {
+                    let (last, at) = self.read(&file, last).await?;
+                    FileClues::new(slot, header_page, &[], &last[at..])
                 }
                 _ => {
-                    let page = 0..SEGMENT_HEADER_BYTES as u64;
-                    let (page, at) = self.read(&file, page).await?;
-                    SegmentHeader::decode(&page[at..])
+                    let (first, first_at) = self.read(&file, first).await?;
+                    let (last, last_at) = self.read(&file, last).await?;
+                    FileClues::new(slot, header_page, &first[first_at..], &last[last_at..])
                 }
             };
             self.files.insert(slot, file);
-            headers.push((slot, header));
+            clues.push(clue);
         }
-        Ok(headers)
+        Ok(clues)
     }
 
     /// Makes the first segment of a new WAL.
@@ -158,74 +240,152 @@ impl Recovery<'_> {
             index.add_block(builder.entries(), &sealed);
         }
         self.files.insert(slot, file);
-        let recovered = Recovered { files: self.files, segments, chain, index };
+        let recovered = Recovered {
+            files: self.files,
+            segments,
+            chain,
+            index,
+            unfooted: BTreeMap::new(),
+            checkpoint_lost: false,
+        };
         Ok(OpenedWal { recovered, replayed: Replayed::default() })
     }
 
-    async fn recover(mut self, order: RecoveryPlan) -> Result<OpenedWal, ShardError> {
-        for (slot, why) in &order.unreadable {
-            let file = self.setup.dir.join(slot.file_name());
-            tracing::warn!(file = %file.display(), %why, "a segment header cannot be read");
-        }
-        let mut headers = order.segments;
+    async fn recover(&mut self, order: &RecoveryPlan) -> Result<Step, ShardError> {
+        let mut headers = order.segments.clone();
         let newest = headers.pop().expect("the caller saw a segment");
         let (mut tail_end, mut replayed) = self.scan(&newest, BlockSequence::FIRST).await?;
+        if let Some(end) = tail_end.segment_end()
+            && let Some(header) = self.unread_next(&end)
+        {
+            return Ok(Step::Next(header));
+        }
         let mut tail = newest;
 
         // How the one before ended says whether the newest one was ever in use.
         let mut older = Vec::new();
-        if let Some(before) = headers.pop() {
-            let (seen, scanned) = self.see(&before, tail_end.durable_end).await?;
-            let judged = judge_newest(Some(seen.end), &newest, &tail_end);
-            match judged.map_err(|error| self.refuse(error.to_string()))? {
-                Activation::Activated => older.push(seen),
-                Activation::Never => {
-                    self.give_back(&newest).await?;
-                    (tail_end, replayed) = scanned
-                        .expect("a segment that is not sealed has no footer: it was scanned");
-                    tail = before;
+        match headers.pop() {
+            Some(before) if before.sequence.next() == newest.sequence => {
+                let (seen, scanned) = self.see(&before, &newest, tail_end.durable_end).await?;
+                let judged = judge_newest(Some(seen.end), &newest, &tail_end);
+                match judged.map_err(|error| self.refuse_open(&error))? {
+                    Activation::Activated => older.push(seen),
+                    Activation::Never => {
+                        let (end, of_before) = scanned
+                            .expect("a segment that is not sealed has no footer: it was scanned");
+                        if end.corrupt && end.next.sequence < tail_end.durable_end {
+                            return Err(self.refuse_cut(&before, &end));
+                        }
+                        self.give_back(&newest).await?;
+                        (tail_end, replayed) = (end, of_before);
+                        tail = before;
+                    }
                 }
             }
-        } else {
-            let judged = judge_newest(None, &newest, &tail_end);
-            match judged.map_err(|error| self.refuse(error.to_string()))? {
-                Activation::Activated => {}
-                Activation::Never => {
-                    // Making this WAL was cut off: nothing was ever in it.
-                    self.give_back(&newest).await?;
-                    let path = self.setup.dir.join(newest.slot.file_name());
-                    let removed = fs::remove(&path).await;
-                    removed.map_err(|error| self.device("making anew", &error))?;
-                    self.files.clear();
-                    return self.create(&RecoveryPlan::default()).await;
+            before => {
+                let judged = judge_newest(None, &newest, &tail_end);
+                match judged.map_err(|error| self.refuse_open(&error))? {
+                    Activation::Activated => headers.extend(before),
+                    Activation::Never => return Ok(Step::Unused(newest)),
                 }
             }
         }
+        self.check_tail_file(&tail, &tail_end)?;
         let mut next = older.last().map_or(tail, |seen: &Seen| seen.header);
         while let Some(header) = headers.pop() {
-            let (seen, _) = self.see(&header, next.first_block).await?;
-            let missing = || self.refuse(format!("segment {} is not sealed", header.sequence));
-            let end = seen.end.ok_or_else(missing)?;
-            check_join(&end, &next).map_err(|error| self.refuse(error.to_string()))?;
+            let (mut seen, _) = self.see(&header, &next, next.first_block).await?;
+            let joined = header.sequence.next() == next.sequence;
+            match seen.end {
+                Some(end) if joined => {
+                    check_join(&end, &next).map_err(|error| self.refuse_open(&error))?;
+                }
+                // It ends in damage, or before a segment that is lost: that was said.
+                Some(_) | None => seen.end = None,
+            }
             older.push(seen);
             next = header;
         }
+        let mut checkpoint_lost = false;
+        if !tail_end.checkpoint_complete {
+            checkpoint_lost = true;
+            replayed = self.replay_from_older(&older, &tail, &tail_end).await?;
+        }
         self.rewrite(&tail, &tail_end).await?;
-        self.finish(order.spares, older, tail, tail_end, replayed).await
+        for header in older.iter().map(|seen| &seen.header).chain([&tail]) {
+            if self.repair.contains(&header.slot) {
+                let written = write_header(&self.file(header.slot), header, self.pool).await;
+                written.map_err(|error| self.device("repairing a header in", &error))?;
+            }
+        }
+        let opened = self.finish(order, older, tail, tail_end, replayed, checkpoint_lost).await?;
+        Ok(Step::Open(Box::new(opened)))
     }
 
-    /// What an older segment holds: from its footer, or, if a crash left that out, from a scan, and
-    /// then the footer is made up for.
+    /// The header of the segment that a seal names, if its file is here and its header says nothing.
+    fn unread_next(&self, end: &SegmentEnd) -> Option<SegmentHeader> {
+        let unread = self.unread.contains(&end.next.slot) && !self.repair.contains(&end.next.slot);
+        unread.then(|| end.next_header(self.setup.id, self.setup.segment_bytes))
+    }
+
+    /// The state of the partitions when the tail's checkpoint is damaged: that of the newest older
+    /// segment with a whole one, and everything behind it.
+    async fn replay_from_older(
+        &self,
+        older: &[Seen],
+        tail: &SegmentHeader,
+        tail_end: &ScanEnd,
+    ) -> Result<Replayed, ShardError> {
+        let missing = OpenError::MissingCheckpoint { slot: tail.slot, sequence: tail.sequence };
+        let mut next = *tail;
+        let mut from = Vec::new();
+        for seen in older {
+            if seen.header.sequence.next() != next.sequence {
+                break;
+            }
+            from.push((seen.header, next.first_block));
+            let (end, _) = self.scan(&seen.header, next.first_block).await?;
+            if end.checkpoint_complete {
+                tracing::warn!(
+                    file = %self.path(tail.slot).display(),
+                    from = %self.path(seen.header.slot).display(),
+                    "a checkpoint is damaged, and is made up from an older segment"
+                );
+                let mut replayed = Replayed::default();
+                for (header, durable_end) in from.iter().rev() {
+                    self.scan_into(header, *durable_end, &mut replayed).await?;
+                }
+                self.scan_into(tail, tail_end.durable_end, &mut replayed).await?;
+                return Ok(replayed);
+            }
+            next = seen.header;
+        }
+        Err(self.refuse_open(&missing))
+    }
+
+    /// What an older segment holds: from its footer, or, if a crash left that out or it is damaged,
+    /// from a scan, and then the footer is made up for.
     async fn see(
         &mut self,
         header: &SegmentHeader,
+        next: &SegmentHeader,
         durable_end: BlockSequence,
     ) -> Result<(Seen, Option<(ScanEnd, Replayed)>), ShardError> {
         if let Some(seen) = self.read_footer(header).await? {
             return Ok((seen, None));
         }
         let (end, replayed) = self.scan(header, durable_end).await?;
-        let segment_end = end.segment_end();
+        // When the seal itself is damaged the next segment says how this one ended.
+        let known = SegmentEnd {
+            blocks_end: end.next.position,
+            next_block: next.first_block,
+            prev_crc: next.prev_crc,
+            incarnation: end.next.incarnation,
+            next: next.as_next(),
+        };
+        let segment_end = end.segment_end().or_else(|| {
+            let joined = header.sequence.next() == next.sequence;
+            (joined && end.corrupt && next.first_block <= durable_end).then_some(known)
+        });
         let seen = Seen {
             header: *header,
             held: end.index.partitions().collect(),
@@ -233,11 +393,21 @@ impl Recovery<'_> {
             blocks_end: end.next.position,
             end: segment_end,
         };
-        if let Some(segment_end) = segment_end {
-            self.rewrite(header, &end).await?;
-            let file = self.file(header.slot);
-            let stored = store_footer(&file, header, &end.index, &segment_end, self.pool).await;
-            stored.map_err(|error| self.device("writing a footer in", &error))?;
+        let file = self.file(header.slot);
+        match segment_end {
+            Some(segment_end) if file.bytes() == header.segment_bytes => {
+                self.rewrite(header, &end).await?;
+                let stored = store_footer(&file, header, &end.index, &segment_end, self.pool).await;
+                stored.map_err(|error| self.device("writing a footer in", &error))?;
+                tracing::info!(
+                    file = %self.path(header.slot).display(),
+                    "a segment had no whole footer, and has one now"
+                );
+            }
+            // A file that was cut stays as it is.
+            _ => {
+                self.unfooted.insert(header.sequence, Rc::new(end.index.clone()));
+            }
         }
         Ok((seen, Some((end, replayed))))
     }
@@ -267,17 +437,27 @@ impl Recovery<'_> {
         }))
     }
 
-    /// Follows the blocks of a segment and keeps what its entries say. Damage of known extent is
-    /// named and left out; damage of unknown extent refuses the WAL.
+    /// Follows the blocks of a segment and keeps what its entries say.
     async fn scan(
         &self,
         header: &SegmentHeader,
         durable_end: BlockSequence,
     ) -> Result<(ScanEnd, Replayed), ShardError> {
-        let file = self.file(header.slot);
-        let path = self.setup.dir.join(header.slot.file_name());
-        let mut scan = Scan::new(header, durable_end);
         let mut replayed = Replayed::default();
+        let end = self.scan_into(header, durable_end, &mut replayed).await?;
+        Ok((end, replayed))
+    }
+
+    /// The same behind what was replayed before. Damage is named and left out.
+    async fn scan_into(
+        &self,
+        header: &SegmentHeader,
+        durable_end: BlockSequence,
+        replayed: &mut Replayed,
+    ) -> Result<ScanEnd, ShardError> {
+        let file = self.file(header.slot);
+        let path = self.path(header.slot);
+        let mut scan = Scan::new(header, durable_end).of_file(file.bytes());
         while let Some(range) = scan.next_read() {
             let position = range.start;
             let (bytes, at) = self.read(&file, range).await?;
@@ -293,13 +473,9 @@ impl Recovery<'_> {
             match fed {
                 Ok(()) => {}
                 Err(ScanError::Corruption(corruption)) => {
-                    let named = replayed.leave_out(&corruption, &path);
-                    if !named || !scan.skip_corruption() {
-                        return Err(ShardError::Corrupt {
-                            file: path,
-                            position: corruption.position,
-                            why: corruption.why.to_string(),
-                        });
+                    replayed.leave_out(&corruption, &path);
+                    if !scan.skip_corruption() {
+                        break;
                     }
                 }
                 Err(error) => return Err(self.refuse(format!("{}: {error}", path.display()))),
@@ -312,7 +488,33 @@ impl Recovery<'_> {
                 "the last write before the crash was cut off; nothing in it was acknowledged"
             );
         }
-        Ok((end, replayed))
+        Ok(end)
+    }
+
+    /// A file that is shorter than it was made has lost what lay there. Of the newest segment
+    /// nothing says what that was, unless its blocks end before.
+    fn check_tail_file(&self, tail: &SegmentHeader, end: &ScanEnd) -> Result<(), ShardError> {
+        let bytes = self.file(tail.slot).bytes();
+        match bytes < tail.segment_bytes {
+            true => Err(ShardError::Corrupt {
+                file: self.path(tail.slot),
+                position: end.next.position,
+                why: format!(
+                    "the file has {bytes} bytes and was made with {}; the newest records are in it",
+                    tail.segment_bytes
+                ),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// The end of the tail is damaged, and only the segment that was prepared behind it knows.
+    fn refuse_cut(&self, header: &SegmentHeader, end: &ScanEnd) -> ShardError {
+        ShardError::Corrupt {
+            file: self.path(header.slot),
+            position: end.next.position,
+            why: "blocks from here on were flushed, and none of them can be read".to_owned(),
+        }
     }
 
     /// Recovered is not yet durable: what lies past the durable end is written again and flushed.
@@ -338,12 +540,13 @@ impl Recovery<'_> {
     }
 
     async fn finish(
-        mut self,
-        spares: Vec<Slot>,
+        &mut self,
+        order: &RecoveryPlan,
         older: Vec<Seen>,
         tail: SegmentHeader,
         tail_end: ScanEnd,
         mut replayed: Replayed,
+        checkpoint_lost: bool,
     ) -> Result<OpenedWal, ShardError> {
         let live: Vec<Slot> =
             older.iter().map(|seen| seen.header.slot).chain([tail.slot]).collect();
@@ -352,10 +555,10 @@ impl Recovery<'_> {
         let useless: Vec<Slot> = self
             .files
             .keys()
-            .filter(|slot| !live.contains(slot) && !spares.contains(slot))
+            .filter(|slot| !live.contains(slot) && !order.spares.contains(slot))
             .copied()
             .collect();
-        let mut spares = spares;
+        let mut spares = order.spares.clone();
         let mut unused = Vec::new();
         for slot in useless {
             match self.was_given_back(slot).await? {
@@ -383,10 +586,8 @@ impl Recovery<'_> {
         for slot in spares {
             segments.handle_spare(slot);
         }
-        let mut missing = false;
-        for (partition, first) in first_offsets(&segments, &replayed) {
-            missing |= replayed.check_start(partition, first, &setup.dir);
-        }
+        replayed.end();
+        let missing = replayed.check_holes(&segments, &setup.dir);
         self.clear(unused, missing).await?;
         let chain = Chain::new(
             &tail_end.next,
@@ -394,7 +595,14 @@ impl Recovery<'_> {
             // Everything up to here was just flushed.
             tail_end.next.sequence,
         );
-        let recovered = Recovered { files: self.files, segments, chain, index: tail_end.index };
+        let recovered = Recovered {
+            files: std::mem::take(&mut self.files),
+            segments,
+            chain,
+            index: tail_end.index,
+            unfooted: std::mem::take(&mut self.unfooted),
+            checkpoint_lost,
+        };
         Ok(OpenedWal { recovered, replayed })
     }
 
@@ -437,6 +645,21 @@ impl Recovery<'_> {
         read.map_err(|error| self.device("reading", &error))
     }
 
+    fn path(&self, slot: Slot) -> PathBuf {
+        self.setup.dir.join(slot.file_name())
+    }
+
+    fn refuse_open(&self, error: &OpenError) -> ShardError {
+        let advice = match error {
+            OpenError::NewerVersion { .. } => "run the newer program that wrote it",
+            OpenError::SegmentBytes { .. } => "set wal.segment_bytes to what it was",
+            _ => {
+                "restore the directory from a copy, or give up what is lost with `rustmq wal salvage`"
+            }
+        };
+        self.refuse(format!("{error}: {advice}"))
+    }
+
     fn refuse(&self, why: String) -> ShardError {
         ShardError::Refused { dir: self.setup.dir.clone(), why }
     }
@@ -451,12 +674,4 @@ const REWRITE_BYTES: u64 = 1 << 20;
 
 fn next_incarnation(point: &rustmq_wal::ChainPoint) -> Incarnation {
     Incarnation(point.incarnation.0 + 1)
-}
-
-fn first_offsets(
-    segments: &Segments,
-    replayed: &Replayed,
-) -> Vec<(TopicPartition, Option<rustmq_protocol::Offset>)> {
-    let ids = replayed.partitions().map(|(id, _)| id);
-    ids.map(|id| (id, segments.first_offset(id))).collect()
 }

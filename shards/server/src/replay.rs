@@ -4,20 +4,29 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
+use std::rc::Rc;
 
 use rustmq_engine::Partition;
 use rustmq_engine::partition::{BatchMark, Epochs, PartitionState, ProducerState};
 use rustmq_protocol::{BatchError, BatchHeader, LeaderEpoch, Offset, ProducerId, TopicPartition};
 use rustmq_wal::recovery::missing_records;
 use rustmq_wal::{
-    BlockHeader, CheckpointError, Corruption, Entry, EntryKind, PartitionCheckpoint, WAL_ITSELF,
+    BlockHeader, CheckpointError, Corruption, DirectoryLine, Entry, EntryKind, PartitionCheckpoint,
+    SegmentSequence, Segments, WAL_ITSELF,
 };
 
 /// The partitions of one WAL, as its entries say they are.
 #[derive(Default)]
 pub(crate) struct Replayed {
     partitions: BTreeMap<TopicPartition, ReplayedPartition>,
+    /// Bytes that may have held records of anybody: as many records at most, since each takes one.
+    doubt: u64,
+    /// Files that are damaged, as they are named to people.
+    damaged_files: Vec<Rc<str>>,
 }
+
+/// Offsets whose records are damaged, and the file they were in.
+pub(crate) type Damage = (Range<Offset>, Rc<str>);
 
 /// One partition, on its way to become an engine's.
 #[derive(Default)]
@@ -26,7 +35,11 @@ pub(crate) struct ReplayedPartition {
     producers: Vec<(ProducerId, ProducerState)>,
     /// Batches after the checkpoint: epoch, header, offset, append time.
     batches: Vec<(LeaderEpoch, BatchHeader, Offset, rustmq_protocol::TimestampMs)>,
-    damaged: Vec<Range<Offset>>,
+    damaged: Vec<Damage>,
+    /// A checkpoint was seen: those of later segments only repeat what is known.
+    begun: bool,
+    /// Records that may have followed the log end and are lost, at most.
+    doubt: u64,
 }
 
 /// Entries that are whole and still make no sense.
@@ -49,18 +62,15 @@ impl Replayed {
         if id == WAL_ITSELF {
             return Ok(());
         }
-        let partition = self.partitions.entry(id).or_default();
+        let partition = self.partition(id);
         match header.kind {
             EntryKind::Checkpoint => {
                 let checkpoint = PartitionCheckpoint::decode(entry.payload)
                     .map_err(|error| ReplayError::Checkpoint(id, error))?;
-                partition.begin(&checkpoint);
+                partition.take_checkpoint(&checkpoint);
             }
-            EntryKind::LogStart => {
-                let start = &mut partition.state.log_start_offset;
-                *start = header.base_offset.max(*start);
-            }
-            EntryKind::EpochStart => {}
+            EntryKind::LogStart => partition.take_log_start(header.base_offset),
+            EntryKind::EpochStart => partition.take_epoch_start(header.base_offset),
             EntryKind::Data => {
                 let batch = BatchHeader::decode(entry.payload)
                     .map_err(|error| ReplayError::Batch(id, error))?;
@@ -70,6 +80,7 @@ impl Replayed {
                     return Err(ReplayError::OffsetsFall { partition: id, end, found });
                 }
                 partition.state.log_end_offset = header.end_offset();
+                partition.doubt = 0;
                 partition.batches.push((
                     header.leader_epoch,
                     batch,
@@ -81,49 +92,118 @@ impl Replayed {
         Ok(())
     }
 
-    /// Leaves out a damaged block of known extent: its records are refused from now on. False when
-    /// more than records is in doubt.
-    pub(crate) fn leave_out(&mut self, corruption: &Corruption, file: &Path) -> bool {
-        let Some(lines) = &corruption.named else {
-            return false;
-        };
-        if lines.iter().any(|line| line.kind != EntryKind::Data as u8) {
-            return false;
+    /// Leaves out what is damaged of a block. What is lost is known from its directory, else from
+    /// the offsets that come after it; where none come, as many records as it had bytes may be.
+    pub(crate) fn leave_out(&mut self, corruption: &Corruption, path: &Path) {
+        let file: Rc<str> = Rc::from(path.display().to_string());
+        if !self.damaged_files.contains(&file) {
+            self.damaged_files.push(Rc::clone(&file));
         }
-        for line in lines {
-            let end = Offset(line.base_offset.0 + u64::from(line.record_count));
-            tracing::error!(
-                partition = %line.partition, first = %line.base_offset, %end,
-                file = %file.display(), position = corruption.position, why = %corruption.why,
-                "records are damaged on disk and will not be served; restore the file from a copy"
-            );
-            let partition = self.partitions.entry(line.partition).or_default();
-            partition.damaged.push(line.base_offset..end);
-            partition.state.log_end_offset = partition.state.log_end_offset.max(end);
+        let (position, why) = (corruption.position, &corruption.why);
+        match &corruption.named {
+            Some(lines) if lines.is_empty() => tracing::warn!(
+                %file, position, %why,
+                "a block is damaged, and everything in it is made up from what is left: nothing is \
+                 lost"
+            ),
+            Some(lines) => {
+                for line in lines {
+                    self.leave_out_entry(line, position, why, &file);
+                }
+            }
+            None => {
+                let bytes = corruption.end - position;
+                tracing::error!(
+                    %file, position, bytes, %why,
+                    "part of a segment is damaged, and what it held is told only by the offsets \
+                     around it; restore the file from a copy"
+                );
+                self.doubt += bytes;
+                for partition in self.partitions.values_mut() {
+                    partition.doubt += bytes;
+                }
+            }
         }
-        true
     }
 
-    /// Are records missing behind the log start? If a file was lost the missing ones are marked.
-    pub(crate) fn check_start(
+    fn leave_out_entry(
         &mut self,
-        id: TopicPartition,
-        first: Option<Offset>,
-        dir: &Path,
-    ) -> bool {
-        let Some(partition) = self.partitions.get_mut(&id) else {
-            return false;
-        };
-        let PartitionState { log_start_offset, log_end_offset, .. } = partition.state;
-        if let Some(missing) = missing_records(log_start_offset, log_end_offset, first) {
-            tracing::error!(
-                partition = %id, first = %missing.start, end = %missing.end, dir = %dir.display(),
-                "records are missing: the segment file that held them is gone or unreadable"
-            );
-            partition.damaged.push(missing);
-            return true;
+        line: &DirectoryLine,
+        position: u64,
+        why: &rustmq_wal::BlockError,
+        file: &Rc<str>,
+    ) {
+        if line.partition == WAL_ITSELF {
+            return;
         }
-        false
+        let partition = self.partition(line.partition);
+        match EntryKind::from_u8(line.kind) {
+            Some(EntryKind::Data) => {
+                let end = Offset(line.base_offset.0.saturating_add(u64::from(line.record_count)));
+                tracing::error!(
+                    partition = %line.partition, first = %line.base_offset, %end,
+                    %file, position, %why,
+                    "records are damaged on disk and will not be served; restore the file from a \
+                     copy"
+                );
+                partition.damaged.push((line.base_offset..end, Rc::clone(file)));
+                partition.state.log_end_offset = partition.state.log_end_offset.max(end);
+                partition.doubt = 0;
+            }
+            Some(EntryKind::LogStart) => partition.take_log_start(line.base_offset),
+            Some(EntryKind::EpochStart) => partition.take_epoch_start(line.base_offset),
+            // The scan says that the checkpoint is not whole.
+            Some(EntryKind::Checkpoint) | None => {}
+        }
+    }
+
+    /// Everything was replayed: who may have lost records at the end of its log never gives their
+    /// offsets to others.
+    pub(crate) fn end(&mut self) {
+        let file = self.damaged_file();
+        for (id, partition) in &mut self.partitions {
+            partition.settle_doubt(*id, &file);
+        }
+    }
+
+    /// Are records missing that should be there? They are marked, and named with whatever is known
+    /// of where they were.
+    pub(crate) fn check_holes(&mut self, segments: &Segments, dir: &Path) -> bool {
+        let mut found = false;
+        let damaged_files = self.damaged_file();
+        for (id, partition) in &mut self.partitions {
+            let PartitionState { log_start_offset, log_end_offset, .. } = partition.state;
+            let held = segments.ranges(*id).map(|(_, range)| range.first..range.end);
+            for missing in missing_records(log_start_offset, log_end_offset, held) {
+                let known =
+                    |(range, _): &&Damage| range.start <= missing.start && missing.end <= range.end;
+                if partition.damaged.iter().find(known).is_some() {
+                    continue;
+                }
+                let file = around(segments, *id, &missing, dir);
+                let file = match damaged_files.is_empty() {
+                    true => file,
+                    false => format!("{file}, {damaged_files}"),
+                };
+                tracing::error!(
+                    partition = %id, first = %missing.start, end = %missing.end, %file,
+                    "records are missing: the segment that held them is gone or damaged"
+                );
+                partition.damaged.push((missing, Rc::from(file)));
+                found = true;
+            }
+        }
+        found
+    }
+
+    fn partition(&mut self, id: TopicPartition) -> &mut ReplayedPartition {
+        let doubt = self.doubt;
+        let new = || ReplayedPartition { doubt, ..ReplayedPartition::default() };
+        self.partitions.entry(id).or_insert_with(new)
+    }
+
+    fn damaged_file(&self) -> Rc<str> {
+        Rc::from(self.damaged_files.join(", "))
     }
 
     /// Every partition that an entry names.
@@ -132,13 +212,28 @@ impl Replayed {
     }
 
     /// Takes one partition out.
+    ///
+    /// One that nothing names may still have had records, if something is damaged that names nobody.
     pub(crate) fn take(&mut self, id: TopicPartition) -> Option<ReplayedPartition> {
-        self.partitions.remove(&id)
+        let file = self.damaged_file();
+        let doubt = self.doubt;
+        self.partitions.remove(&id).or_else(|| {
+            let mut unnamed = ReplayedPartition { doubt, ..ReplayedPartition::default() };
+            unnamed.settle_doubt(id, &file);
+            (0 < doubt).then_some(unnamed)
+        })
     }
 }
 
 impl ReplayedPartition {
-    fn begin(&mut self, checkpoint: &PartitionCheckpoint) {
+    fn take_checkpoint(&mut self, checkpoint: &PartitionCheckpoint) {
+        self.doubt = 0;
+        if self.begun || !self.batches.is_empty() {
+            self.take_log_start(checkpoint.log_start);
+            self.take_epoch_start(checkpoint.log_end);
+            return;
+        }
+        self.begun = true;
         self.state = PartitionState {
             log_start_offset: checkpoint.log_start,
             log_end_offset: checkpoint.log_end,
@@ -164,17 +259,43 @@ impl ReplayedPartition {
             .collect();
     }
 
-    /// The engine's partition, led in `leader_epoch`.
+    fn take_log_start(&mut self, offset: Offset) {
+        self.state.log_start_offset = self.state.log_start_offset.max(offset);
+        self.state.log_end_offset = self.state.log_end_offset.max(offset);
+    }
+
+    /// An epoch begins where the log ended.
+    fn take_epoch_start(&mut self, offset: Offset) {
+        self.state.log_end_offset = self.state.log_end_offset.max(offset);
+        self.doubt = 0;
+    }
+
+    fn settle_doubt(&mut self, id: TopicPartition, file: &Rc<str>) {
+        if self.doubt == 0 {
+            return;
+        }
+        let first = self.state.log_end_offset;
+        let end = Offset(first.0.saturating_add(self.doubt));
+        tracing::error!(
+            partition = %id, %first, %end, %file,
+            "records may have been here and are lost: these offsets are not given to others"
+        );
+        self.damaged.push((first..end, Rc::clone(file)));
+        self.state.log_end_offset = end;
+        self.doubt = 0;
+    }
+
+    /// The engine's partition, led in `leader_epoch`, and where its damaged records were.
     pub(crate) fn into_engine(
         self,
         id: TopicPartition,
         leader_epoch: LeaderEpoch,
         producers_max: usize,
-    ) -> Partition {
+    ) -> (Partition, Vec<Damage>) {
         // The log end of the checkpoint; the batches behind it are replayed one by one.
         let log_end = self.batches.first().map_or(self.state.log_end_offset, |first| first.2);
         let log_start = self.state.log_start_offset;
-        let damaged_end = self.damaged_end();
+        let end = self.state.log_end_offset.max(self.damaged_end());
         let state = PartitionState {
             log_start_offset: log_start.min(log_end),
             log_end_offset: log_end,
@@ -187,16 +308,34 @@ impl ReplayedPartition {
         for (epoch, batch, base_offset, append_time) in self.batches {
             engine.replay(epoch, &batch, base_offset, append_time);
         }
-        engine.skip_to(damaged_end);
+        engine.skip_to(end);
         engine.advance_log_start(log_start);
-        for range in self.damaged {
-            engine.mark_damaged(range);
+        for (range, _) in &self.damaged {
+            engine.mark_damaged(range.clone());
         }
-        engine
+        (engine, self.damaged)
     }
 
     fn damaged_end(&self) -> Offset {
-        self.damaged.iter().map(|range| range.end).max().unwrap_or_default()
+        self.damaged.iter().map(|(range, _)| range.end).max().unwrap_or_default()
+    }
+}
+
+/// Where in a WAL's files missing records must have been.
+fn around(segments: &Segments, id: TopicPartition, missing: &Range<Offset>, dir: &Path) -> String {
+    let name = |sequence: SegmentSequence| {
+        segments.segment(sequence).map(|segment| segment.header.slot.file_name())
+    };
+    let before = segments.ranges(id).filter(|(_, range)| range.end <= missing.start).last();
+    let after = segments.ranges(id).find(|(_, range)| missing.end <= range.first);
+    let before = before.and_then(|(sequence, _)| name(sequence));
+    let after = after.and_then(|(sequence, _)| name(sequence));
+    let dir = dir.display();
+    match (before, after) {
+        (Some(before), Some(after)) => format!("{dir} from {before} to {after}"),
+        (Some(before), None) => format!("{dir} from {before} on"),
+        (None, Some(after)) => format!("{dir} before {after}"),
+        (None, None) => dir.to_string(),
     }
 }
 

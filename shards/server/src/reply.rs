@@ -1,6 +1,8 @@
 //! Answers: what a request is told, and the one place where errors become wire codes.
 
 use std::fmt;
+use std::ops::Range;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use quinn_proto::{SendStream, WriteError};
@@ -14,7 +16,9 @@ use rustmq_protocol::frame::{
 };
 use rustmq_protocol::limits::FRAME_HEADER_BYTES;
 use rustmq_protocol::topic_name::TopicNameError;
-use rustmq_protocol::{BatchError, CorrelationId, DecodeError, ErrorCode, RecordError, ShardId};
+use rustmq_protocol::{
+    BatchError, CorrelationId, DecodeError, ErrorCode, Offset, RecordError, ShardId,
+};
 use rustmq_sys::alloc::{Tag, within};
 
 /// Bodies up to this size travel without an allocation: a produce response is 32 bytes.
@@ -174,6 +178,7 @@ pub(crate) enum RequestError {
     LimitExceeded { what: &'static str, max: usize },
     StorageFull,
     StorageCorrupt { why: String },
+    Damaged { partition: String, range: Range<Offset>, file: Rc<str> },
     Throttled { what: &'static str },
     Timeout,
     Interrupted,
@@ -201,7 +206,7 @@ impl RequestError {
             Self::Fetch(error) => fetch_code(error),
             Self::LimitExceeded { .. } => ErrorCode::LimitExceeded,
             Self::StorageFull => ErrorCode::StorageFull,
-            Self::StorageCorrupt { .. } => ErrorCode::StorageCorrupt,
+            Self::StorageCorrupt { .. } | Self::Damaged { .. } => ErrorCode::StorageCorrupt,
             Self::Throttled { .. } => ErrorCode::Throttled,
             Self::Timeout => ErrorCode::Timeout,
             Self::Interrupted => ErrorCode::Interrupted,
@@ -306,6 +311,12 @@ impl fmt::Display for RequestError {
                 f.write_str("the write-ahead log is full and nothing in it may be dropped yet")
             }
             Self::StorageCorrupt { why } => f.write_str(why),
+            Self::Damaged { partition, range, file } => write!(
+                f,
+                "records {} to before {} of {partition} are damaged on disk ({file}) and are not \
+                 served: restore the file from a copy, or read on from offset {}",
+                range.start, range.end, range.end
+            ),
             Self::Throttled { what } => write!(f, "{what}; send again after a pause"),
             Self::Timeout => f.write_str("the time allowed ended before the records were durable"),
             Self::Interrupted => f.write_str("the broker stops before the outcome is known"),

@@ -5,7 +5,7 @@
 //! the old segment, flushed; then the old one's footer, some time.
 
 use std::cell::{Cell, Ref, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -18,9 +18,10 @@ use rustmq_sys::file::File;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_wal::footer;
 use rustmq_wal::{
-    BlockBuilder, BlockFlags, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta, FooterTrailer, Generation,
-    IndexPoint, NextSegment, NextSlot, SEGMENT_HEADER_BYTES, SealedBlock, SegmentEnd,
-    SegmentHeader, SegmentIndex, SegmentSequence, SegmentState, Segments, Slot, WalId,
+    BlockBuilder, BlockFlags, BlockSequence, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta,
+    FooterTrailer, Generation, IndexPoint, NextSegment, NextSlot, SEGMENT_HEADER_BYTES, Scan,
+    ScanError, SealedBlock, SegmentEnd, SegmentHeader, SegmentIndex, SegmentSequence, SegmentState,
+    Segments, Slot, WalId,
 };
 
 use crate::checkpoint::CheckpointBlocks;
@@ -79,6 +80,8 @@ pub(crate) struct SegmentFiles {
     index: RefCell<SegmentIndex>,
     /// Sealed segments whose footer is not written yet.
     unfooted: RefCell<BTreeMap<SegmentSequence, Rc<SegmentIndex>>>,
+    /// Sealed segments whose footer is being written: their files are not to be used again yet.
+    footing: RefCell<BTreeSet<SegmentSequence>>,
     /// Footers of sealed segments, as far as they were used lately.
     footers: RefCell<IndexCache>,
     reserved_bytes: usize,
@@ -88,6 +91,8 @@ pub(crate) struct SegmentFiles {
     in_flight: Cell<(usize, usize)>,
     /// A segment is being changed: its checkpoint may name topics that `segments` does not.
     rotating: Cell<bool>,
+    /// The index of a segment is being made anew: one at a time, since it reads all of it.
+    indexing: Cell<bool>,
     /// A request found no room.
     starved: Cell<bool>,
     /// Housekeeping should look now: a spare or space is missing.
@@ -101,6 +106,10 @@ pub(crate) struct Recovered {
     pub(crate) segments: Segments,
     pub(crate) chain: Chain,
     pub(crate) index: SegmentIndex,
+    /// Indexes of sealed segments whose footer could not be written.
+    pub(crate) unfooted: BTreeMap<SegmentSequence, Rc<SegmentIndex>>,
+    /// The tail's checkpoint is damaged: a segment with a whole one has to follow at once.
+    pub(crate) checkpoint_lost: bool,
 }
 
 impl SegmentFiles {
@@ -126,11 +135,13 @@ impl SegmentFiles {
             segments: RefCell::new(recovered.segments),
             chain: RefCell::new(recovered.chain),
             index: RefCell::new(recovered.index),
-            unfooted: RefCell::default(),
+            unfooted: RefCell::new(recovered.unfooted),
+            footing: RefCell::default(),
             footers: RefCell::new(IndexCache::new(index_bytes_max)),
             create_failed: Cell::new(false),
             in_flight: Cell::new((0, 0)),
             rotating: Cell::new(false),
+            indexing: Cell::new(false),
             starved: Cell::new(false),
             wanted: Notify::default(),
             spare_ready: WaitList::default(),
@@ -317,6 +328,11 @@ impl SegmentFiles {
         rotated
     }
 
+    /// Is the footer of a segment being written? Its file must not be used again meanwhile.
+    pub(crate) fn is_footing(&self, sequence: SegmentSequence) -> bool {
+        self.footing.borrow().contains(&sequence)
+    }
+
     /// Is the active segment being changed?
     pub(crate) fn is_rotating(&self) -> bool {
         self.rotating.get()
@@ -355,6 +371,7 @@ impl SegmentFiles {
         };
         shard.metrics.borrow_mut().counters.segments_sealed += 1;
         self.unfooted.borrow_mut().insert(old.header.sequence, Rc::clone(&old_index));
+        self.footing.borrow_mut().insert(old.header.sequence);
         runtime::spawn(Class::Background, {
             let (shard, index) = (Rc::clone(shard), shard.wal_index(self.id));
             async move { write_footer(&shard, index, old.header, old_index, end).await }
@@ -431,8 +448,74 @@ impl SegmentFiles {
         if let Some(index) = self.unfooted.borrow().get(&sequence) {
             return Ok(Some(pick(index.points(partition))));
         }
-        let points = self.footer_points(&header, partition).await?;
-        Ok(points.map(|points| pick(&points)))
+        if let Some(points) = self.footer_points(&header, partition).await? {
+            return Ok(Some(pick(&points)));
+        }
+        let index = self.index_anew(sequence).await?;
+        Ok(index.map(|index| pick(index.points(partition))))
+    }
+
+    /// Makes the index of a sealed segment whose footer is damaged from its blocks, and writes the
+    /// footer again. `None`: the segment is gone.
+    async fn index_anew(&self, sequence: SegmentSequence) -> io::Result<Option<Rc<SegmentIndex>>> {
+        let (header, next) = {
+            let segments = self.segments.borrow();
+            let Some(segment) = segments.segment(sequence) else { return Ok(None) };
+            (segment.header, segments.segment(sequence.next()).map(|next| next.header))
+        };
+        if self.indexing.replace(true) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let made = self.index_of_blocks(&header, next).await;
+        self.indexing.set(false);
+        let Some(index) = made? else { return Ok(None) };
+        self.unfooted.borrow_mut().insert(sequence, Rc::clone(&index));
+        Ok(Some(index))
+    }
+
+    async fn index_of_blocks(
+        &self,
+        header: &SegmentHeader,
+        next: Option<SegmentHeader>,
+    ) -> io::Result<Option<Rc<SegmentIndex>>> {
+        let file = self.file(header.slot);
+        let path = self.dir.join(header.slot.file_name());
+        tracing::warn!(
+            file = %path.display(),
+            "the footer of a segment is damaged: its index is made anew from its blocks"
+        );
+        let durable_end = next.map_or(BlockSequence::FIRST, |next| next.first_block);
+        let mut scan = Scan::new(header, durable_end);
+        while let Some(range) = scan.next_read() {
+            let position = range.start;
+            let (bytes, at) = read_range(&file, range, &self.read_pool).await?;
+            match scan.feed(position, &bytes[at..], |_, _| {}) {
+                Ok(()) => {}
+                // What is lost is named when it is asked for.
+                Err(ScanError::Corruption(_)) => {
+                    if !scan.skip_corruption() {
+                        break;
+                    }
+                }
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            }
+        }
+        let end = scan.finish();
+        let is_live = {
+            let segments = self.segments.borrow();
+            let now = segments.segment(header.sequence);
+            now.is_some_and(|now| now.header.generation == header.generation)
+        };
+        if !is_live {
+            return Ok(None);
+        }
+        if let Some(segment_end) = end.segment_end() {
+            self.footing.borrow_mut().insert(header.sequence);
+            let stored = store_footer(&file, header, &end.index, &segment_end, &self.pool).await;
+            self.footing.borrow_mut().remove(&header.sequence);
+            stored?;
+        }
+        Ok(Some(Rc::new(end.index)))
     }
 
     /// Reads bytes of one live segment. When most of the memory for reading is pinned by slow
@@ -567,9 +650,9 @@ impl SegmentFiles {
     }
 
     /// The block that was sealed last.
-    fn last_sealed(&self) -> Option<rustmq_wal::BlockSequence> {
+    fn last_sealed(&self) -> Option<BlockSequence> {
         let next = self.chain.borrow().point().sequence;
-        next.0.checked_sub(1).filter(|last| 0 < *last).map(rustmq_wal::BlockSequence)
+        next.0.checked_sub(1).filter(|last| 0 < *last).map(BlockSequence)
     }
 
     fn buffer(&self, bytes: usize) -> Result<Buffer, ShardError> {
@@ -594,9 +677,12 @@ async fn write_footer(
         return;
     }
     let file = files.file(header.slot);
-    match store_footer(&file, &header, &index, &end, &files.pool).await {
+    let stored = store_footer(&file, &header, &index, &end, &files.pool).await;
+    files.footing.borrow_mut().remove(&header.sequence);
+    match stored {
         Ok(()) => {
             files.unfooted.borrow_mut().remove(&header.sequence);
+            files.wanted.notify();
         }
         Err(error) => {
             let error = files.device_error("writing a footer in", &error);

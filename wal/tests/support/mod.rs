@@ -13,9 +13,9 @@ use rustmq_wal::recovery::check_join;
 use rustmq_wal::{
     Activation, BlockBuilder, BlockFlags, BlockSequence, Chain, DIRECTORY_CAPACITY_MIN, EntryKind,
     EntryMeta, FOOTER_TRAILER_BYTES, FooterTrailer, Generation, Incarnation, NextSegment, NextSlot,
-    OpenError, SEGMENT_HEADER_BYTES, Scan, ScanEnd, ScanError, SealedBlock, SegmentEnd,
-    SegmentHeader, SegmentIndex, SegmentSequence, SegmentState, Segments, Slot, WAL_ITSELF,
-    WalCheckpoint, WalId, encode_footer, footer_bytes, judge_newest, plan,
+    OpenError, PartitionCheckpoint, SEGMENT_HEADER_BYTES, Scan, ScanEnd, ScanError, SealedBlock,
+    SegmentEnd, SegmentHeader, SegmentIndex, SegmentSequence, SegmentState, Segments, Slot,
+    WAL_ITSELF, WalCheckpoint, WalId, encode_footer, footer_bytes, judge_newest, plan,
 };
 
 pub(crate) const WAL: WalId = WalId([0xaa; 16]);
@@ -416,9 +416,28 @@ impl Writer {
     fn write_checkpoint(&mut self, header: &SegmentHeader) -> SealedBlock {
         let mut builder = BlockBuilder::open(16 << 10, DIRECTORY_CAPACITY_MIN);
         let mut region = vec![0; 16 << 10];
-        let wal = WalCheckpoint { first_segment: header.sequence, partition_count: 0 };
+        let mut ends = BTreeMap::new();
+        for entry in &self.written {
+            let end = BatchHeader::decode(&entry.payload).expect("a good batch").last_offset();
+            ends.insert(entry.partition, Offset(end.0 + 1));
+        }
+        let partition_count = ends.len() as u32;
+        let wal = WalCheckpoint { first_segment: header.sequence, partition_count };
         let kind = EntryKind::Checkpoint;
         push_note(&mut builder, &mut region, kind, WAL_ITSELF, Offset::ZERO, &wal.encode());
+        for (partition, log_end) in ends {
+            let log_start = self.segments.first_offset(partition).unwrap_or(log_end);
+            let state = PartitionCheckpoint {
+                partition,
+                log_start,
+                log_end,
+                leader_epoch: LeaderEpoch(1),
+                append_time_max: TimestampMs(0),
+                epochs: vec![(LeaderEpoch(1), Offset::ZERO)],
+                producers: Vec::new(),
+            };
+            push_note(&mut builder, &mut region, kind, partition, Offset::ZERO, &state.encode());
+        }
         let flags = BlockFlags::CHECKPOINT.with(BlockFlags::CHECKPOINT_END);
         let sealed = builder.seal(&mut region, &self.chain.context(flags, None));
         self.chain.advance(&sealed);
