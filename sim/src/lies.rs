@@ -1,6 +1,7 @@
 //! One lie of a disk: a write that was lost or went elsewhere, a flush that did nothing, bits that
 //! changed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use rustmq_sys::sim::choice::Choice;
@@ -19,13 +20,16 @@ pub(crate) struct Lie {
     pub(crate) position: u64,
     #[expect(dead_code, reason = "read through Debug, in the message of a finding")]
     pub(crate) bytes: u64,
-    /// Nothing is left in its folder that was made durable after it: a log that ends earlier looks as
+    #[expect(dead_code, reason = "read through Debug, in the message of a finding")]
+    pub(crate) to: Option<String>,
+    /// The last block of a WAL or of the catalogue is gone or damaged: a log that ends earlier looks as
     /// whole as one that was never longer.
-    pub(crate) is_last_write: bool,
+    pub(crate) takes_an_end: bool,
 }
 
 /// Lies once. `None`: there was nothing to lie about.
 pub(crate) fn tell(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
+    let last: Vec<Applied> = last_of_each_folder(image);
     for _ in 0..16 {
         let lie = match choice.below(4) {
             0 => take_back(image, choice),
@@ -33,18 +37,40 @@ pub(crate) fn tell(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
             2 => misdirect(image, choice),
             _ => rot(image, choice),
         };
-        if lie.is_some() {
-            return lie;
+        if let Some(lie) = lie {
+            let takes_an_end = last.iter().any(|write| !image.disk.has(write));
+            return Some(Lie { takes_an_end, ..lie });
         }
     }
     None
 }
 
+/// Of each folder the last write that tells of those before it, if the crash has left it.
+fn last_of_each_folder(image: &Image) -> Vec<Applied> {
+    let files = image.before.files();
+    let folder_of = |write: &Applied| {
+        let (file, _, _) = write.place();
+        let (name, _, _) = files.iter().find(|(_, id, _)| *id == file)?;
+        name.parent()
+    };
+    let mut last: BTreeMap<&Path, &Applied> = BTreeMap::new();
+    for write in image.before.applied() {
+        let tells = MAGICS.iter().any(|magic| write.first_bytes().starts_with(magic));
+        if let Some(folder) = folder_of(write).filter(|_| tells && image.disk.has(write)) {
+            last.insert(folder, write);
+        }
+    }
+    last.into_values().cloned().collect()
+}
+
+/// How writes begin that tell of those before them: blocks of a WAL, appends to the catalogue.
+const MAGICS: [&[u8]; 2] = [b"RQBK", b"RQCA"];
+
 fn take_back(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     let index = recent(image.before.applied().len(), choice)?;
     let before = image.before.clone();
     let write = before.applied().nth(index)?;
-    image.disk.lose(write).then(|| describe(image, "lost write", write, index))?
+    image.disk.lose(write).then(|| describe(image, "lost write", write))?
 }
 
 fn lying_flush(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
@@ -52,7 +78,7 @@ fn lying_flush(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     let before = image.before.clone();
     let write = before.applied().nth(index)?;
     let lied = image.disk.lose_sectors(write, choice);
-    lied.then(|| describe(image, "lying flush", write, index))?
+    lied.then(|| describe(image, "lying flush", write))?
 }
 
 fn misdirect(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
@@ -63,8 +89,12 @@ fn misdirect(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     let (_, to, bytes) = choice.pick(&files);
     let pages = (*bytes as usize / PAGE_BYTES).max(1);
     let page = choice.below(pages as u64) as usize;
-    let lied = image.disk.misdirect(write, *to, page);
-    lied.then(|| describe(image, "misdirected write", write, index))?
+    if !image.disk.misdirect(write, *to, page) {
+        return None;
+    }
+    let to = files.iter().find(|(_, file, _)| file == to)?;
+    let to = format!("{} at {}", to.0.display(), page * PAGE_BYTES);
+    Some(Lie { to: Some(to), ..describe(image, "misdirected write", write)? })
 }
 
 /// Flips bits where something is: a page of zeroes tells little.
@@ -79,40 +109,16 @@ fn rot(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     }
     image.disk.rot(*file_of, position, 1 << choice.below(8));
     let file = name.display().to_string();
-    // What rots may be the last block itself.
-    let holds = |write: &Applied| {
-        let (written, begin, bytes) = write.place();
-        written == *file_of && (begin..begin + bytes).contains(&position)
-    };
-    let last = image.before.applied().rposition(holds);
-    let is_last_write = last.is_some_and(|index| is_last(image, name.parent(), index));
-    Some(Lie { kind: "rot", file, position, bytes: 1, is_last_write })
+    Some(Lie { kind: "rot", file, position, bytes: 1, to: None, takes_an_end: false })
 }
 
-fn describe(image: &Image, kind: &'static str, write: &Applied, index: usize) -> Option<Lie> {
+fn describe(image: &Image, kind: &'static str, write: &Applied) -> Option<Lie> {
     let (file, position, bytes) = write.place();
     let files = image.before.files();
     let (name, _, _) = files.iter().find(|(_, id, _)| *id == file)?;
-    let is_last_write = is_last(image, name.parent(), index);
-    Some(Lie { kind, file: name.display().to_string(), position, bytes, is_last_write })
+    let file = name.display().to_string();
+    Some(Lie { kind, file, position, bytes, to: None, takes_an_end: false })
 }
-
-/// Has no block or catalogue entry survived in this folder that was made durable after the write with
-/// this index?
-fn is_last(image: &Image, folder: Option<&Path>, index: usize) -> bool {
-    let files = image.before.files();
-    let in_folder = |other: &&Applied| {
-        let (file, _, _) = other.place();
-        files.iter().any(|(name, id, _)| *id == file && name.parent() == folder)
-    };
-    let says_what_is_durable =
-        |other: &&Applied| MAGICS.iter().any(|magic| other.first_bytes().starts_with(magic));
-    let later = image.before.applied().skip(index + 1);
-    !later.filter(in_folder).filter(says_what_is_durable).any(|other| image.disk.has(other))
-}
-
-/// How writes begin that tell of those before them: blocks of a WAL, appends to the catalogue.
-const MAGICS: [&[u8]; 2] = [b"RQBK", b"RQCA"];
 
 /// Half of the time one of the last few, or most lies would be about what is long gone.
 fn recent(count: usize, choice: &mut Choice) -> Option<usize> {

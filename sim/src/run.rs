@@ -313,7 +313,7 @@ impl Simulator {
             }
             Err(failure) => return Err(failure),
         }
-        let may_be_last = lie.is_none_or(|lie| lie.is_last_write);
+        let may_be_last = lie.is_none_or(|lie| lie.takes_an_end);
         match workload.refresh(&mut node) {
             Ok(()) => {}
             Err(_) if may_be_last => {
