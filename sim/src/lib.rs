@@ -15,6 +15,7 @@
 //! | [`workload`], [`records`] | what clients do and know |
 //! | [`verify`] | everything read back and judged |
 //! | [`lies`] | what a dishonest disk does |
+//! | [`forgery`] | records that look like blocks |
 
 mod scenario;
 
@@ -30,7 +31,12 @@ mod verify;
 
 mod lies;
 
+mod forgery;
+
 mod failure;
 
 pub use failure::Failure;
 pub use run::{Finding, Options, Simulator, Tally};
+
+#[cfg(test)]
+mod tests;

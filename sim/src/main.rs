@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+use rustmq_planted::Bug;
 use sim::{Finding, Options, Simulator, Tally};
 
 const HELP: &str = "\
@@ -12,6 +13,7 @@ usage: sim [--seeds N] [--seed S] [--images N] [--dishonest] [--trace N]
   --seed S       the first seed (default 1)
   --images N     images of each seed (default 100)
   --dishonest    the disk lies once in each image
+  --recall       plant one bug after the other, and find each
   --trace N      lines of the trace to show of a failure (default 60)";
 
 /// What is asked for on the command line.
@@ -19,6 +21,8 @@ struct Ask {
     seeds: u64,
     first: u64,
     options: Options,
+    /// Look for every planted bug, instead of for none.
+    recall: bool,
 }
 
 fn main() -> ExitCode {
@@ -29,6 +33,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if ask.recall {
+        return recall(&ask);
+    }
     let begun = Instant::now();
     let mut simulator = Simulator::new(ask.options.clone());
     let mut total = Tally::default();
@@ -61,6 +68,41 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Plants one bug after the other: each must be found within so many seeds.
+fn recall(ask: &Ask) -> ExitCode {
+    let mut missed = 0;
+    for bug in Bug::ALL {
+        // No honest disk shows a damaged block in the middle of a log.
+        let dishonest = bug == Bug::TailCutBelowDurableEnd;
+        let options =
+            Options { planted: Some(bug), dishonest, trace_lines: 0, ..ask.options.clone() };
+        let mut simulator = Simulator::new(options);
+        let mut images = 0;
+        let found = (ask.first..ask.first + ask.seeds).find_map(|seed| match simulator.run(seed) {
+            Ok(tally) => {
+                images += tally.images;
+                None
+            }
+            Err(finding) => Some(finding),
+        });
+        match found {
+            Some(finding) => {
+                let seeds = finding.seed - ask.first + 1;
+                let images = images + finding.image.map_or(0, |image| image + 1);
+                let said = finding.failure.to_string();
+                let said = said.lines().next().unwrap_or_default();
+                println!("{bug:?}: found after {images} images of {seeds} seeds: {said}");
+            }
+            None => {
+                missed += 1;
+                println!("{bug:?}: NOT FOUND in {images} images of {} seeds", ask.seeds);
+            }
+        }
+    }
+    println!("{} of {} planted bugs found", Bug::ALL.len() - missed, Bug::ALL.len());
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn report(finding: &Finding) {
     for line in &finding.trace {
         eprintln!("{line}");
@@ -73,8 +115,9 @@ fn report(finding: &Finding) {
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
-    let options = Options { images_per_seed: 100, dishonest: false, trace_lines: 60 };
-    let mut ask = Ask { seeds: 20, first: 1, options };
+    let options =
+        Options { planted: None, images_per_seed: 100, dishonest: false, trace_lines: 60 };
+    let mut ask = Ask { seeds: 20, first: 1, options, recall: false };
     while let Some(name) = arguments.next() {
         let mut number = || {
             let value = arguments.next().ok_or_else(|| format!("{name} needs a number"))?;
@@ -85,6 +128,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
             "--seed" => ask.first = number()?,
             "--images" => ask.options.images_per_seed = number()?,
             "--trace" => ask.options.trace_lines = number()? as usize,
+            "--recall" if cfg!(feature = "planted") => ask.recall = true,
+            "--recall" => return Err("--recall needs a build with --features planted".to_owned()),
             "--dishonest" => ask.options.dishonest = true,
             _ => return Err(format!("{name} is not known")),
         }

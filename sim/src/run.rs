@@ -15,12 +15,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use rustmq_checker::{Anomaly, Checker, Report};
+use rustmq_planted::Bug;
 use rustmq_server::ShardError;
 use rustmq_sys::sim::World;
 use rustmq_sys::sim::choice::Choice;
 use rustmq_sys::sim::disk::{Disk, Survival};
 
 use crate::failure::Failure;
+use crate::forgery;
 use crate::lies::{self, Lie};
 use crate::node::{Node, Setup};
 use crate::scenario::{SEGMENT_BYTES, Scenario, tls};
@@ -39,9 +41,14 @@ const STEPS_MAX: u64 = 400_000;
 /// Steps in which a recovered broker has to acknowledge what producers repeat.
 const SETTLE_STEPS_MAX: u64 = 200_000;
 
+/// Batches of a producer that soon falls silent.
+const BRIEF_BATCHES: u32 = 3;
+
 /// How a simulation is run.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// A bug that is planted in every broker; see `rustmq-planted`.
+    pub planted: Option<Bug>,
     /// Images of each seed.
     pub images_per_seed: u64,
     /// The disk lies once in each image.
@@ -139,6 +146,7 @@ impl Simulator {
         world.keep_trace(self.trace_lines);
         world.set_latency(scenario.latency);
         let mut tally = Tally { seeds: 1, ..Tally::default() };
+        plant(self.options.planted);
         let outcome = {
             let _entered = world.enter();
             self.load(seed, &world, &scenario, &mut tally)
@@ -168,6 +176,13 @@ impl Simulator {
         let mut workload = Workload::new(choice.split(), scenario.record_bytes_max);
         node.until_serving().map_err(here)?;
         begin(&mut workload, &mut node, scenario).map_err(here)?;
+        if !self.options.dishonest && choice.chance(1, 4) {
+            // A broker that has only just begun is cut too, once; that is not an image that counts.
+            let mut choice = choice.split();
+            let image = self.cut(world, &workload, &mut choice);
+            self.image(image, scenario, choice, &mut Tally::default())
+                .map_err(|(failure, trace)| (None, failure, Some(trace)))?;
+        }
         world.set_faults(scenario.faults);
 
         let mut warm = false;
@@ -177,7 +192,7 @@ impl Simulator {
             if tally.images == self.options.images_per_seed {
                 break;
             }
-            let mut went = act(&mut workload, &mut node, scenario, &mut choice, &mut brief);
+            let mut went = act(&mut workload, &mut node, scenario, world, &mut choice, &mut brief);
             if went.is_ok() && !warm && step % 512 == 511 {
                 went = is_warm(&mut node, &workload, scenario, world).map(|yes| warm = yes);
             }
@@ -197,7 +212,7 @@ impl Simulator {
                 cut_at = now;
                 let number = tally.images;
                 let mut choice = choice.split();
-                let image = Image::cut(world, &workload, &mut choice);
+                let image = self.cut(world, &workload, &mut choice);
                 self.image(image, scenario, choice, tally)
                     .map_err(|(failure, trace)| (Some(number), failure, Some(trace)))?;
             }
@@ -206,6 +221,13 @@ impl Simulator {
             }
         }
         Ok(())
+    }
+
+    fn cut(&self, world: &World, workload: &Workload, choice: &mut Choice) -> Image {
+        match !self.options.dishonest && choice.chance(1, 6) {
+            true => Image::after_kill(world, workload, choice),
+            false => Image::after_power_cut(world, workload, choice),
+        }
     }
 
     /// What one cut leaves: started, read, written to, cut again, started, read.
@@ -251,9 +273,13 @@ impl Simulator {
         let mut node = Node::boot(world, &setup, shards);
         node.until_serving()?;
         self.read(&mut workload, &mut node)?;
-        workload.settle(&mut node, SETTLE_STEPS_MAX)?;
-        workload.init_producer(&mut node)?;
-        let steps = choice.below(600);
+        // Now and then it goes down again before it has done anything but serve what it found.
+        let is_brief = choice.chance(1, 4);
+        if !is_brief {
+            workload.settle(&mut node, SETTLE_STEPS_MAX)?;
+            workload.init_producer(&mut node)?;
+        }
+        let steps = if is_brief { 0 } else { choice.below(600) };
         for _ in 0..steps {
             if choice.chance(scenario.send_chance, 100) {
                 workload.produce(&mut node, None);
@@ -262,7 +288,7 @@ impl Simulator {
             workload.receive(&mut node)?;
         }
         // And once more, in the middle of it.
-        let mut again = Image::cut(world, &workload, choice);
+        let mut again = Image::after_power_cut(world, &workload, choice);
         drop(node);
         let second = World::new(choice.number(), again.disk);
         second.keep_trace(self.trace_lines);
@@ -283,7 +309,7 @@ impl Simulator {
 
     fn read(&mut self, workload: &mut Workload, node: &mut Node) -> Result<(), Failure> {
         workload.refresh(node)?;
-        let reading = verify::read_all(workload, node)?;
+        let reading = verify::read_all(workload, node, true)?;
         if 0 < reading.damaged {
             return Err(Failure::broken("an honest disk is said to have damaged records"));
         }
@@ -322,7 +348,7 @@ impl Simulator {
             }
             Err(failure) => return Err(failure),
         }
-        let reading = verify::read_all(&mut workload, &mut node)?;
+        let reading = verify::read_all(&mut workload, &mut node, false)?;
         let report = verify::judge(&workload, &mut self.checker);
         let silent = only_lost(&report);
         match (report.is_clean(), silent && may_be_last) {
@@ -346,12 +372,20 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    fn cut(world: &World, workload: &Workload, choice: &mut Choice) -> Self {
+    /// A broker that was killed: its disk still has everything, durable or not.
+    fn after_kill(world: &World, workload: &Workload, choice: &mut Choice) -> Self {
+        let before = world.disk().clone();
+        world.note("kill", before.pending_writes() as u64, 0, 0);
+        Self { disk: before.killed(choice), before, workload: workload.clone() }
+    }
+
+    fn after_power_cut(world: &World, workload: &Workload, choice: &mut Choice) -> Self {
         let survivals = [
             Survival::Nothing,
             Survival::Nothing,
             Survival::Everything,
             Survival::Some,
+            Survival::Pages,
             Survival::Torn,
             Survival::Torn,
         ];
@@ -362,11 +396,22 @@ impl Image {
     }
 }
 
+/// Plants a bug on this thread; a build without them has none to plant.
+fn plant(bug: Option<Bug>) {
+    #[cfg(feature = "planted")]
+    rustmq_planted::plant(bug);
+    #[cfg(not(feature = "planted"))]
+    assert!(bug.is_none(), "bugs are planted in a build with the feature `planted`");
+}
+
 /// The topics and producers that a run begins with.
 fn begin(workload: &mut Workload, node: &mut Node, scenario: &Scenario) -> Result<(), Failure> {
-    let topic = workload.create_topic(node, scenario.partitions)?;
+    let topic = workload.create_topic(node, scenario.partitions + 1)?;
+    // The last partition gets a few records at the beginning and then nothing more: what is known of
+    // it has to outlive the segments that held them.
+    workload.start_producer(node, topic, scenario.partitions as usize, Some(BRIEF_BATCHES))?;
     for number in 0..scenario.producers {
-        workload.start_producer(node, topic, (number % scenario.partitions) as usize)?;
+        workload.start_producer(node, topic, (number % scenario.partitions) as usize, None)?;
     }
     Ok(())
 }
@@ -376,11 +421,14 @@ fn act(
     workload: &mut Workload,
     node: &mut Node,
     scenario: &Scenario,
+    world: &World,
     choice: &mut Choice,
     brief: &mut Option<usize>,
 ) -> Result<(), Failure> {
     if choice.chance(scenario.send_chance, 100) {
-        workload.produce(node, None);
+        let forged =
+            choice.chance(scenario.forged, 100).then(|| forgery::block_in_a_record(world, choice));
+        workload.produce(node, forged.flatten().as_deref());
     }
     if choice.chance(1, 3_000) {
         match brief.take() {
@@ -389,7 +437,7 @@ fn act(
             }
             _ => {
                 let topic = workload.create_topic(node, 2)?;
-                workload.start_producer(node, topic, 0)?;
+                workload.start_producer(node, topic, 0, None)?;
                 *brief = Some(topic);
             }
         }

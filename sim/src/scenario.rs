@@ -24,6 +24,8 @@ pub(crate) struct Scenario {
     pub(crate) faults: Faults,
     /// A step sends a batch so often out of 100: how busy the producers are.
     pub(crate) send_chance: u64,
+    /// Records out of 100 that are made to look like blocks.
+    pub(crate) forged: u64,
 }
 
 impl Scenario {
@@ -54,6 +56,7 @@ impl Scenario {
             latency,
             faults,
             send_chance: choice.between(2, 40),
+            forged: *choice.pick(&[0, 2, 2, 40]),
         }
     }
 }

@@ -31,10 +31,14 @@ pub(crate) struct Reading {
 }
 
 /// Reads every log from its start to its end into the history.
-pub(crate) fn read_all(workload: &mut Workload, node: &mut Node) -> Result<Reading, Failure> {
+pub(crate) fn read_all(
+    workload: &mut Workload,
+    node: &mut Node,
+    is_honest: bool,
+) -> Result<Reading, Failure> {
     let mut reading = Reading::default();
     for (topic, log) in workload.logs() {
-        read_log(workload, node, topic, log, &mut reading)?;
+        read_log(workload, node, topic, log, is_honest, &mut reading)?;
     }
     Ok(reading)
 }
@@ -49,6 +53,7 @@ fn read_log(
     node: &mut Node,
     topic: usize,
     log: usize,
+    is_honest: bool,
     reading: &mut Reading,
 ) -> Result<(), Failure> {
     let number = workload.topics[topic].logs[log].number;
@@ -56,6 +61,14 @@ fn read_log(
     workload.history.log_start(number, start);
     let reader = workload.history.assign(READER, number, start);
     let end = end_of(workload, node, topic, log, OffsetAt::Latest)?;
+    // A lie may take the end of a log; whether it may is the caller's to judge, by the history.
+    let acknowledged = workload.history.acknowledged_end(number);
+    if is_honest && end < acknowledged {
+        return Err(Failure::broken(format!(
+            "log {} ends at {end}, offsets below {acknowledged} were acknowledged",
+            number.0
+        )));
+    }
     let mut next = start;
     while next < end {
         match fetch(workload, node, topic, log, next, FETCH_BYTES)? {

@@ -86,6 +86,8 @@ struct Producer {
     /// A batch was refused for now: those after it wait until all are answered.
     blocked: bool,
     ended: bool,
+    /// Batches that it still sends; none: without end.
+    batches_left: Option<u32>,
 }
 
 #[derive(Clone)]
@@ -174,6 +176,7 @@ impl Workload {
         node: &mut Node,
         topic: usize,
         partition: usize,
+        batches_max: Option<u32>,
     ) -> Result<(), Failure> {
         let stamp = self.init_producer(node)?;
         self.producers.push(Producer {
@@ -186,6 +189,7 @@ impl Workload {
             settled: VecDeque::new(),
             blocked: false,
             ended: false,
+            batches_left: batches_max,
         });
         Ok(())
     }
@@ -294,7 +298,10 @@ impl Workload {
         }
         self.resend(node);
         let producer = &self.producers[index];
-        if producer.blocked || IN_FLIGHT_MAX <= producer.in_flight.len() {
+        if producer.blocked
+            || IN_FLIGHT_MAX <= producer.in_flight.len()
+            || producer.batches_left == Some(0)
+        {
             return;
         }
         let count = match forged {
@@ -327,6 +334,7 @@ impl Workload {
         }
         let producer = &mut self.producers[index];
         producer.next_sequence += count as u32;
+        producer.batches_left = producer.batches_left.map(|left| left - 1);
         producer.in_flight.push_back(Sent { sequence, batch, sends, ticket });
     }
 

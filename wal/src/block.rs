@@ -9,6 +9,7 @@ use crate::entry::{ENTRY_ALIGN, ENTRY_HEADER_BYTES, EntryError, EntryHeader, Ent
 use crate::ids::{
     BlockSequence, Generation, Incarnation, NextSegment, SegmentSequence, Slot, WalId,
 };
+use rustmq_planted::{Bug, planted};
 use rustmq_protocol::{BATCH_BYTES_MAX, Offset, TopicPartition};
 
 /// Blocks begin and end at multiples of this in their file: what direct I/O asks of every device.
@@ -228,6 +229,11 @@ impl BlockHeader {
 
     /// Decodes the header that must come next at `expect`.
     pub(crate) fn decode_next(bytes: &[u8], expect: &ChainPoint) -> Result<Self, BlockError> {
+        if planted(Bug::StaleGeneration)
+            && let Some(stale) = Self::decode_alone(bytes, expect.wal, expect.position)
+        {
+            return Ok(stale);
+        }
         let header = Self::decode(bytes, expect.wal, expect.generation, expect.position)?;
         header.joins(expect)?;
         Ok(header)
@@ -244,6 +250,16 @@ impl BlockHeader {
     /// A header that nothing is known about but its place in its file: its own generation is taken.
     pub(crate) fn decode_alone(bytes: &[u8], wal: WalId, position: u64) -> Option<Self> {
         let generation = Generation(u64_at(bytes.first_chunk::<BLOCK_HEADER_BYTES>()?, 24));
+        Self::decode(bytes, wal, generation, position).ok()
+    }
+
+    /// A header wherever it lies: what only a planted bug asks for.
+    pub(crate) fn decode_anywhere(
+        bytes: &[u8],
+        wal: WalId,
+        generation: Generation,
+    ) -> Option<Self> {
+        let position = u64_at(bytes.first_chunk::<BLOCK_HEADER_BYTES>()?, 40);
         Self::decode(bytes, wal, generation, position).ok()
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::builder::SealedBlock;
 use crate::entry::{ENTRY_HEADER_BYTES, EntryHeader, EntryKind, EntryMeta};
+use rustmq_planted::{Bug, planted};
 use rustmq_protocol::{Offset, TimestampMs, TopicPartition};
 
 /// One data entry of a segment.
@@ -197,7 +198,11 @@ pub fn find(points: &[IndexPoint], offset: Offset) -> Option<&IndexPoint> {
 /// Among one partition's points, those that end after `offset`.
 #[must_use]
 pub fn points_from(points: &[IndexPoint], offset: Offset) -> &[IndexPoint] {
-    &points[points.partition_point(|point| point.end_offset() <= offset)..]
+    let first = points.partition_point(|point| point.end_offset() <= offset);
+    match planted(Bug::IndexOffByOne) {
+        true => &points[(first + 1).min(points.len())..],
+        false => &points[first..],
+    }
 }
 
 /// Among one partition's points, the first that has a record at or after `timestamp`. Timestamps

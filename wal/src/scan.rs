@@ -22,6 +22,7 @@ use crate::footer::SegmentEnd;
 use crate::ids::{BlockSequence, NextSegment};
 use crate::index::SegmentIndex;
 use crate::segment::SegmentHeader;
+use rustmq_planted::{Bug, planted};
 use rustmq_protocol::{Offset, TopicPartition};
 
 /// Bytes of a read, unless one block is longer: 1 MiB keeps an NVMe device at its full rate.
@@ -288,7 +289,7 @@ impl Scan {
                     self.read_bytes = needed.max(SCAN_READ_BYTES);
                     return Ok(());
                 }
-                Err(why) => return self.meet_bad_block(rest, why),
+                Err(why) => return self.meet_bad_block(rest, why, on_entry),
             }
         }
         self.read_bytes = SCAN_READ_BYTES;
@@ -327,13 +328,34 @@ impl Scan {
         Ok(())
     }
 
-    fn meet_bad_block(&mut self, bytes: &[u8], why: BlockError) -> Result<(), ScanError> {
+    fn meet_bad_block(
+        &mut self,
+        bytes: &[u8],
+        why: BlockError,
+        on_entry: &mut impl FnMut(&BlockHeader, &Entry<'_>),
+    ) -> Result<(), ScanError> {
+        if planted(Bug::ForgedBlock) {
+            for (index, page) in bytes.chunks(BLOCK_ALIGN).enumerate() {
+                let (wal, generation) = (self.point.wal, self.point.generation);
+                let forged = BlockHeader::decode_anywhere(page, wal, generation);
+                let Some(header) = forged else { continue };
+                let rest = bytes.get(index * BLOCK_ALIGN..).unwrap_or_default();
+                if let Ok(block) = decode_block(rest, &header.chain_at()) {
+                    return self.accept(&block.header, block.entries(), on_entry);
+                }
+            }
+        }
         let position = self.point.position;
         if let BlockError::NewerVersion { found, supported } = why {
             return Err(ScanError::NewerVersion { position, found, supported });
         }
         if let BlockError::Entry { error: EntryError::UnknownKind { kind }, .. } = why {
             return Err(ScanError::UnknownEntryKind { position, kind });
+        }
+        if planted(Bug::TailCutBelowDurableEnd) {
+            self.torn = Some(Torn { position, why });
+            self.mode = Mode::Done;
+            return Ok(());
         }
         // Only a header that joins the chain may say what the block held.
         let header = match why {

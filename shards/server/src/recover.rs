@@ -9,6 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use rustmq_planted::{Bug, planted};
 use rustmq_sys::buffer::BufferPool;
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
@@ -153,7 +154,9 @@ impl Recovery<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::create_dir(dir).await.map_err(|error| self.device("creating", &error))?;
                 let parent = dir.parent().unwrap_or(dir);
-                fs::sync_dir(parent).await.map_err(|error| self.device("creating", &error))?;
+                if !planted(Bug::NamesNotDurable) {
+                    fs::sync_dir(parent).await.map_err(|error| self.device("creating", &error))?;
+                }
                 Vec::new()
             }
             Err(error) => return Err(self.device("listing", &error)),
@@ -519,6 +522,9 @@ impl Recovery<'_> {
 
     /// Recovered is not yet durable: what lies past the durable end is written again and flushed.
     async fn rewrite(&self, header: &SegmentHeader, end: &ScanEnd) -> Result<(), ShardError> {
+        if planted(Bug::NoFlushAfterRecovery) {
+            return Ok(());
+        }
         let file = self.file(header.slot);
         let mut range = end.undurable.clone();
         while range.start < range.end {
@@ -584,6 +590,9 @@ impl Recovery<'_> {
             why: error.to_string(),
         })?;
         for slot in spares {
+            // Whoever freed it may have been killed before that was durable.
+            let flushed = self.file(slot).flush().await;
+            flushed.map_err(|error| self.device("flushing", &error))?;
             segments.handle_spare(slot);
         }
         replayed.end();

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use rustmq_engine::Partition;
 use rustmq_engine::partition::{BatchMark, Epochs, PartitionState, ProducerState};
+use rustmq_planted::{Bug, planted};
 use rustmq_protocol::{BatchError, BatchHeader, LeaderEpoch, Offset, ProducerId, TopicPartition};
 use rustmq_wal::recovery::missing_records;
 use rustmq_wal::{
@@ -234,15 +235,17 @@ impl ReplayedPartition {
             return;
         }
         self.begun = true;
+        let is_reset = planted(Bug::LogEndReset);
         self.state = PartitionState {
-            log_start_offset: checkpoint.log_start,
-            log_end_offset: checkpoint.log_end,
+            log_start_offset: if is_reset { Offset(0) } else { checkpoint.log_start },
+            log_end_offset: if is_reset { Offset(0) } else { checkpoint.log_end },
             append_time_max: checkpoint.append_time_max,
             epochs: Epochs::from_pairs(checkpoint.epochs.iter().copied()),
         };
         self.producers = checkpoint
             .producers
             .iter()
+            .filter(|_| !planted(Bug::ProducersForgotten))
             .map(|producer| {
                 let batches = producer.batches.iter().map(|batch| BatchMark {
                     base_sequence: batch.base_sequence,

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use bytes::Bytes;
+use rustmq_planted::{Bug, planted};
 use rustmq_protocol::TopicPartition;
 use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
 use rustmq_sys::file::File;
@@ -295,7 +296,12 @@ impl SegmentFiles {
             written.map_err(|error| self.device_error("writing to", &error))?;
             return Ok(false);
         }
-        let written = file.write_durable(memory, sealed.position).await;
+        let unflushed = planted(Bug::NoFlush)
+            || planted(Bug::NoFlushAfterRecovery) && flags == BlockFlags::START;
+        let written = match unflushed {
+            true => file.write(memory, sealed.position).await,
+            false => file.write_durable(memory, sealed.position).await,
+        };
         written.map_err(|error| self.device_error("making durable in", &error))?;
         self.chain.borrow_mut().handle_flushed(sealed.sequence);
         Ok(true)

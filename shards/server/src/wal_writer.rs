@@ -13,6 +13,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rustmq_engine::limits::PRODUCER_BATCHES_IN_FLIGHT_MAX;
+use rustmq_planted::{Bug, planted};
 use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
 use rustmq_sys::clock;
 use rustmq_wal::{
@@ -376,6 +377,10 @@ impl WalWriter {
         let begun = clock::refresh();
         let sealed = self.seal(shard, flags);
         let handed_over = clock::refresh();
+        if planted(Bug::AckBeforeFlush) {
+            self.durable.set(sealed.ticket);
+            self.wake_durable();
+        }
         let block = sealed.memory.slice(sealed.block.range.clone());
         let flushed = self.files.write(block, &sealed.block, flags).await?;
         let ended = clock::refresh();

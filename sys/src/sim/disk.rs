@@ -116,6 +116,8 @@ pub enum Survival {
     Some,
     /// Each of their sectors or not.
     Torn,
+    /// Each of their pages or not.
+    Pages,
 }
 
 impl Disk {
@@ -355,7 +357,9 @@ impl Disk {
         let kept = match survival {
             Survival::Nothing => 0,
             Survival::Everything => self.journal.len(),
-            Survival::Some | Survival::Torn => choice.below(self.journal.len() as u64 + 1) as usize,
+            Survival::Some | Survival::Torn | Survival::Pages => {
+                choice.below(self.journal.len() as u64 + 1) as usize
+            }
         };
         for (_, change) in &self.journal[..kept] {
             state.apply(change);
@@ -380,6 +384,14 @@ impl Disk {
                     file.tear(choice, write.first_page, &write.pages);
                     false
                 }
+                Survival::Pages => {
+                    for (page, new) in (write.first_page..).zip(&write.pages) {
+                        if choice.chance(1, 2) {
+                            file.put(page, std::slice::from_ref(new));
+                        }
+                    }
+                    false
+                }
             };
             if survives {
                 file.put(write.first_page, &write.pages);
@@ -393,6 +405,27 @@ impl Disk {
             capacity_bytes: self.capacity_bytes,
             ..Self::default()
         }
+    }
+
+    /// The disk after the process was killed: it has lost nothing, and nothing has become durable by
+    /// it. What was on its way has arrived or not.
+    #[must_use]
+    pub fn killed(&self, choice: &mut Choice) -> Self {
+        let mut disk = self.clone();
+        disk.flushes.clear();
+        let mut pending = std::mem::take(&mut disk.pending);
+        pending.retain(|write| write.state != WriteState::InFlight || choice.chance(1, 2));
+        for write in &mut pending {
+            if write.state == WriteState::InFlight {
+                write.state = WriteState::Ended;
+                if let Some(file) = disk.live.files.get_mut(&write.file) {
+                    file.put(write.first_page, &write.pages);
+                }
+            }
+        }
+        disk.pending = pending;
+        disk.applied.clear();
+        disk
     }
 
     /// The writes that became durable, oldest first, as far as they are remembered.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use rustmq_planted::{Bug, planted};
 use rustmq_protocol::{BatchHeader, LeaderEpoch, Offset, ProducerId, TimestampMs, TopicPartition};
 
 use super::{Check, Epochs, ProducerState, Producers, SequenceError};
@@ -157,7 +158,10 @@ impl Partition {
         let end_offset = base_offset
             .checked_add(u64::from(batch.record_count))
             .ok_or(AppendError::OffsetsExhausted)?;
-        let append_time = self.append_time_max.max(now);
+        let append_time = match planted(Bug::AppendTimeBack) {
+            true => now,
+            false => self.append_time_max.max(now),
+        };
         self.log_end_offset = end_offset;
         self.append_time_max = append_time;
         self.epochs.begin(self.leader_epoch, base_offset);

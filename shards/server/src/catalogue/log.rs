@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rustmq_metadata::{
     Command, Image, apply, decode_command, decode_image, encode_command, encode_image,
 };
+use rustmq_planted::{Bug, planted};
 use rustmq_sys::buffer::BufferPool;
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
@@ -165,7 +166,9 @@ async fn open_or_create(
     buffer.fill(0);
     created.write_durable(buffer.freeze(), 0).await?;
     fs::rename(&made, &path).await?;
-    fs::sync_dir(dir).await?;
+    if !planted(Bug::NamesNotDurable) {
+        fs::sync_dir(dir).await?;
+    }
     fs::open(&path).await
 }
 
