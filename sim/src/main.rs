@@ -1,19 +1,22 @@
 //! `cargo run -p sim -- --seeds N [--seed S]`: simulates seeds and says what came of it.
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use rustmq_planted::Bug;
 use sim::{Finding, Options, Simulator, Tally};
 
 const HELP: &str = "\
-usage: sim [--seeds N] [--seed S] [--images N] [--dishonest] [--trace N]
+usage: sim [--seeds N] [--seed S] [--images N] [--dishonest] [--recall] [--jobs N] [--trace N]
 
   --seeds N      simulate seeds S, S+1, ..., N of them (default 20)
   --seed S       the first seed (default 1)
   --images N     images of each seed (default 100)
   --dishonest    the disk lies once in each image
   --recall       plant one bug after the other, and find each
+  --jobs N       threads (default: one for each core)
   --trace N      lines of the trace to show of a failure (default 60)";
 
 /// What is asked for on the command line.
@@ -21,6 +24,8 @@ struct Ask {
     seeds: u64,
     first: u64,
     options: Options,
+    /// Threads.
+    jobs: u64,
     /// Look for every planted bug, instead of for none.
     recall: bool,
 }
@@ -37,17 +42,13 @@ fn main() -> ExitCode {
         return recall(&ask);
     }
     let begun = Instant::now();
-    let mut simulator = Simulator::new(ask.options.clone());
-    let mut total = Tally::default();
-    for seed in ask.first..ask.first + ask.seeds {
-        match simulator.run(seed) {
-            Ok(tally) => total.add(&tally),
-            Err(finding) => {
-                report(&finding);
-                return ExitCode::FAILURE;
-            }
+    let total = match simulate(&ask) {
+        Ok(total) => total,
+        Err(finding) => {
+            report(&finding);
+            return ExitCode::FAILURE;
         }
-    }
+    };
     let seconds = begun.elapsed().as_secs_f64();
     println!(
         "{} seeds, {} images, {} acknowledged records looked for, {:.0} simulated seconds in {:.1} s, \
@@ -66,6 +67,39 @@ fn main() -> ExitCode {
         );
     }
     ExitCode::SUCCESS
+}
+
+/// Runs all seeds, on as many threads as asked for; the result does not depend on how many.
+fn simulate(ask: &Ask) -> Result<Tally, Box<Finding>> {
+    let next = AtomicU64::new(ask.first);
+    let end = ask.first + ask.seeds;
+    let work = || {
+        let mut simulator = Simulator::new(ask.options.clone());
+        let mut done = Vec::new();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if end <= seed {
+                return done;
+            }
+            let outcome = simulator.run(seed);
+            if outcome.is_err() {
+                // Nobody begins another one.
+                next.store(end, Ordering::Relaxed);
+            }
+            done.push((seed, outcome));
+        }
+    };
+    let mut outcomes: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..ask.jobs).map(|_| scope.spawn(work)).collect();
+        let done = threads.into_iter().map(|thread| thread.join().expect("a worker ends"));
+        done.flatten().collect()
+    });
+    outcomes.sort_by_key(|(seed, _)| *seed);
+    let mut total = Tally::default();
+    for (_, outcome) in outcomes {
+        total.add(&outcome?);
+    }
+    Ok(total)
 }
 
 /// Plants one bug after the other: each must be found within so many seeds.
@@ -117,7 +151,8 @@ fn report(finding: &Finding) {
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
     let options =
         Options { planted: None, images_per_seed: 100, dishonest: false, trace_lines: 60 };
-    let mut ask = Ask { seeds: 20, first: 1, options, recall: false };
+    let jobs = thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let mut ask = Ask { seeds: 20, first: 1, options, jobs, recall: false };
     while let Some(name) = arguments.next() {
         let mut number = || {
             let value = arguments.next().ok_or_else(|| format!("{name} needs a number"))?;
@@ -127,6 +162,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
             "--seeds" => ask.seeds = number()?,
             "--seed" => ask.first = number()?,
             "--images" => ask.options.images_per_seed = number()?,
+            "--jobs" => ask.jobs = number()?.max(1),
             "--trace" => ask.options.trace_lines = number()? as usize,
             "--recall" if cfg!(feature = "planted") => ask.recall = true,
             "--recall" => return Err("--recall needs a build with --features planted".to_owned()),

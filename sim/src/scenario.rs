@@ -56,7 +56,7 @@ impl Scenario {
             latency,
             faults,
             send_chance: choice.between(2, 40),
-            forged: *choice.pick(&[0, 2, 2, 40]),
+            forged: *choice.pick(&[0, 2, 40, 40]),
         }
     }
 }

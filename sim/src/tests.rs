@@ -82,6 +82,7 @@ fn a_broker_that_is_not_cut_serves_everything() {
     for _ in 0..4_000 {
         workload.produce(&mut node, None);
         node.step().expect("the broker goes on");
+        workload.receive(&mut node).expect("answers that make sense");
     }
     workload.settle(&mut node, 100_000).expect("everything is acknowledged");
     verify::read_all(&mut workload, &mut node, true).expect("everything is served");
