@@ -180,8 +180,8 @@ async fn free(shard: &Rc<Shard>, wal: &Rc<WalWriter>) -> Result<(), ShardError> 
                 partition.map(|partition| partition.engine.log_start_offset())
             })
         };
-        // A footer on its way to the file is waited for: the next look frees.
-        let Some(sequence) = freeable.filter(|sequence| !wal.files.is_footing(*sequence)) else {
+        // What is held now is freed by a later look.
+        let Some(sequence) = freeable.filter(|sequence| !wal.files.is_held(*sequence)) else {
             return Ok(());
         };
         wal.files.free(sequence).await?;

@@ -89,6 +89,8 @@ pub(crate) struct SegmentFiles {
     create_failed: Cell<bool>,
     /// Bytes and entries of the block that is sealed and not yet noted as written.
     in_flight: Cell<(usize, usize)>,
+    /// From this segment on none is freed before the next checkpoint: the tail's is damaged.
+    checkpoint_from: Cell<Option<SegmentSequence>>,
     /// A segment is being changed: its checkpoint may name topics that `segments` does not.
     rotating: Cell<bool>,
     /// The index of a segment is being made anew: one at a time, since it reads all of it.
@@ -108,8 +110,8 @@ pub(crate) struct Recovered {
     pub(crate) index: SegmentIndex,
     /// Indexes of sealed segments whose footer could not be written.
     pub(crate) unfooted: BTreeMap<SegmentSequence, Rc<SegmentIndex>>,
-    /// The tail's checkpoint is damaged: a segment with a whole one has to follow at once.
-    pub(crate) checkpoint_lost: bool,
+    /// The tail's checkpoint is damaged, and this segment and those behind it make up for it.
+    pub(crate) checkpoint_from: Option<SegmentSequence>,
 }
 
 impl SegmentFiles {
@@ -140,6 +142,7 @@ impl SegmentFiles {
             footers: RefCell::new(IndexCache::new(index_bytes_max)),
             create_failed: Cell::new(false),
             in_flight: Cell::new((0, 0)),
+            checkpoint_from: Cell::new(recovered.checkpoint_from),
             rotating: Cell::new(false),
             indexing: Cell::new(false),
             starved: Cell::new(false),
@@ -326,9 +329,16 @@ impl SegmentFiles {
         rotated
     }
 
-    /// Is the footer of a segment being written? Its file must not be used again meanwhile.
-    pub(crate) fn is_footing(&self, sequence: SegmentSequence) -> bool {
-        self.footing.borrow().contains(&sequence)
+    /// Must the file of a segment not be used again yet? Its footer is on its way to it, or it makes
+    /// up for a damaged checkpoint.
+    pub(crate) fn is_held(&self, sequence: SegmentSequence) -> bool {
+        let makes_up = self.checkpoint_from.get().is_some_and(|from| from <= sequence);
+        makes_up || self.footing.borrow().contains(&sequence)
+    }
+
+    /// Is the checkpoint of the active segment damaged?
+    pub(crate) fn lacks_checkpoint(&self) -> bool {
+        self.checkpoint_from.get().is_some()
     }
 
     /// Is the active segment being changed?
@@ -367,6 +377,7 @@ impl SegmentFiles {
             }
             Rc::new(old_index)
         };
+        self.checkpoint_from.set(None);
         shard.metrics.borrow_mut().counters.segments_sealed += 1;
         self.unfooted.borrow_mut().insert(old.header.sequence, Rc::clone(&old_index));
         self.footing.borrow_mut().insert(old.header.sequence);

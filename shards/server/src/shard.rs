@@ -285,7 +285,6 @@ impl Shard {
         });
         let dir = setup.dir.clone();
         let index_bytes_max = self.config.cache.index_bytes_max as usize / wals_total;
-        let checkpoint_lost = opened.recovered.checkpoint_lost;
         let files = SegmentFiles::new(
             setup.id,
             setup.dir,
@@ -305,11 +304,7 @@ impl Shard {
         }
         // Only now is what was recovered part of the log again, and durable.
         wal.write_block(self, BlockFlags::START).await?;
-        if checkpoint_lost {
-            // The segments that make up for it must not be freed before there is another one.
-            if let Err(why) = wal.files.ensure_spare().await? {
-                return Err(ShardError::Refused { dir: wal.files.dir().to_owned(), why });
-            }
+        if wal.files.lacks_checkpoint() && wal.files.ensure_spare().await?.is_ok() {
             wal.files.rotate(self).await?;
         }
         let shard = Rc::clone(self);
