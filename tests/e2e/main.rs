@@ -15,6 +15,7 @@
 //! - `bad_files`: files of a newer version.
 //! - `corruption`: damage anywhere in the files of a broker that was killed.
 //! - `wal_commands`: what a log holds, what is wrong with it, and saving what is left.
+//! - `disk_faults`: disks that fail, hang or are slow; files deleted beneath a broker.
 //! - `full`: no room in the log, none on the disk.
 //! - `support`: what they stand on.
 
@@ -39,5 +40,7 @@ mod bad_files;
 mod corruption;
 
 mod wal_commands;
+
+mod disk_faults;
 
 mod full;

@@ -23,7 +23,6 @@ const BEHIND_BYTES: usize = 8 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct SegmentFile {
     pub(super) path: PathBuf,
-    pub(super) bytes: u64,
     /// As it is on disk.
     pub(super) read: Result<SegmentHeader, SegmentHeaderError>,
     /// As it is, or as it is made up from the others.
@@ -101,7 +100,7 @@ fn holds_segments(path: &Path) -> Result<bool> {
 impl WalFiles {
     fn open(dir: &Path) -> Result<Self> {
         let mut clues = Vec::new();
-        let mut sizes = Vec::new();
+        let mut paths = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(|error| unreadable(dir, &error))? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             let Some(slot) = Slot::from_file_name(&name) else { continue };
@@ -112,7 +111,7 @@ impl WalFiles {
             let read = read_parts(&path, &parts).map_err(|error| unreadable(&path, &error));
             let (_, parts) = read?;
             clues.push(FileClues::new(slot, &parts[0], &parts[1], &parts[2]));
-            sizes.push((path, bytes));
+            paths.push(path);
         }
         let read: Vec<_> = clues.iter().map(|file| file.header).collect();
         let wal = wal_of(dir, &clues);
@@ -122,8 +121,8 @@ impl WalFiles {
             rebuild(wal, size, &mut clues);
         }
         let mut wal_files = Self { dir: dir.to_owned(), live: Vec::new(), others: Vec::new() };
-        for ((clue, read), (path, bytes)) in clues.iter().zip(read).zip(sizes) {
-            let file = SegmentFile { path, bytes, read, header: clue.header.ok() };
+        for ((clue, read), path) in clues.iter().zip(read).zip(paths) {
+            let file = SegmentFile { path, read, header: clue.header.ok() };
             match clue.header {
                 Ok(header) if header.state == SegmentState::Active && Some(header.wal) == wal => {
                     wal_files.live.push((file, header));

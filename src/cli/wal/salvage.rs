@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustmq_sys::random::fill_random;
 use rustmq_wal::salvage::{Salvage, SalvageWrite};
 use rustmq_wal::verify::Lost;
-use rustmq_wal::{BlockSequence, Incarnation, WalId};
+use rustmq_wal::{BlockSequence, Incarnation};
 
 use super::files::{self, Source, WalFiles};
 use super::verify::segment;
@@ -248,6 +248,8 @@ fn sync(dir: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustmq_wal::WalId;
+
     use super::*;
 
     #[test]

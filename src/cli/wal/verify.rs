@@ -71,7 +71,7 @@ fn verify_file(path: &Path, report: &mut Report) -> Result<()> {
         Ok(header) => Some(header),
         Err(_) => SegmentHeader::correct(&first),
     };
-    let file = SegmentFile { path: path.to_owned(), bytes: source.bytes(), read, header };
+    let file = SegmentFile { path: path.to_owned(), read, header };
     report.note_header(&file, true);
     if let Some(header) = header {
         let verified = segment(&mut source, &header, BlockSequence::FIRST, false, |_, _| {})?;
