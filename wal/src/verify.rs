@@ -11,7 +11,7 @@ use crate::block::{BlockError, BlockHeader, Entry};
 use crate::entry::{EntryKind, WAL_ITSELF};
 use crate::footer::{FooterError, FooterTrailer};
 use crate::ids::BlockSequence;
-use crate::index::SegmentIndex;
+use crate::index::{IndexPoint, SegmentIndex};
 use crate::recovery::missing_records;
 use crate::scan::{Corruption, Scan, ScanEnd, ScanError};
 use crate::segment::{SegmentHeader, SegmentHeaderError};
@@ -74,6 +74,7 @@ pub struct Verify {
     file_bytes: u64,
     findings: Vec<Finding>,
     checkpoints: Vec<PartitionCheckpoint>,
+    rescued: Vec<(TopicPartition, Range<Offset>)>,
     ended: bool,
     /// Data entries that are whole.
     pub entries: u64,
@@ -88,6 +89,8 @@ pub struct Verified {
     pub end: ScanEnd,
     /// The partitions of its checkpoint.
     pub checkpoints: Vec<PartitionCheckpoint>,
+    /// Records of damaged blocks that the footer's index led to.
+    pub rescued: Vec<(TopicPartition, Range<Offset>)>,
     /// Data entries that are whole.
     pub entries: u64,
 }
@@ -111,6 +114,7 @@ impl Verify {
             file_bytes,
             findings,
             checkpoints: Vec::new(),
+            rescued: Vec::new(),
             ended: false,
             entries: 0,
         }
@@ -160,6 +164,50 @@ impl Verify {
         }
     }
 
+    /// How many findings there are so far. After a [`feed`](Self::feed) that found one, entries of
+    /// the damaged part that the footer's index leads to may be given to
+    /// [`rescue`](Self::rescue).
+    #[must_use]
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// Takes what the footer's index says of the part that the last finding is about: the entries
+    /// there, each whole or not. Gives those that were not handed out before.
+    pub fn rescue(
+        &mut self,
+        entries: impl IntoIterator<Item = (TopicPartition, IndexPoint, bool)>,
+    ) -> Vec<(TopicPartition, IndexPoint)> {
+        let Some(finding) = self.findings.last_mut() else { return Vec::new() };
+        let handed_out = |partition: TopicPartition, point: &IndexPoint| match &finding.lost {
+            Lost::Records(lost) => !lost
+                .iter()
+                .any(|(of, range)| *of == partition && range.contains(&point.base_offset)),
+            Lost::Nothing | Lost::State => true,
+            Lost::Unknown => false,
+        };
+        let (mut lost, mut new) = (Vec::new(), Vec::new());
+        for (partition, point, is_whole) in entries {
+            let range = point.base_offset..point.end_offset();
+            if handed_out(partition, &point) {
+                continue;
+            }
+            if is_whole {
+                self.entries += 1;
+                self.rescued.push((partition, range));
+                new.push((partition, point));
+            } else {
+                lost.push((partition, range));
+            }
+        }
+        finding.lost = match (&finding.lost, lost.is_empty()) {
+            (Lost::State, true) => Lost::State,
+            (_, true) => Lost::Nothing,
+            (_, false) => Lost::Records(lost),
+        };
+        new
+    }
+
     /// The verdict. `footer` has the bytes of the file from the position on that
     /// [`footer_start`] gave; `must_have` says that the segment is followed by another, long enough
     /// ago that its footer was written.
@@ -187,6 +235,7 @@ impl Verify {
             findings: self.findings,
             end,
             checkpoints: self.checkpoints,
+            rescued: self.rescued,
             entries: self.entries,
         }
     }
@@ -216,6 +265,23 @@ pub fn footer_start(header: &SegmentHeader, last_page: &[u8]) -> Option<u64> {
     Some(FooterTrailer::decode(last_page, header).ok()?.footer_start)
 }
 
+/// The entries that a whole footer says begin in `range` of the file, in their order. `bytes` are the
+/// file's from `position` on. `None`: the footer is not whole.
+#[must_use]
+pub fn points_in(
+    header: &SegmentHeader,
+    position: u64,
+    bytes: &[u8],
+    range: Range<u64>,
+) -> Option<Vec<(TopicPartition, IndexPoint)>> {
+    let (_, lines) = read_footer(header, position, bytes).ok()?;
+    let all = lines.into_iter().flat_map(|(of, points)| points.into_iter().map(move |p| (of, p)));
+    let mut points: Vec<_> =
+        all.filter(|(_, point)| range.contains(&u64::from(point.position))).collect();
+    points.sort_by_key(|(_, point)| point.position);
+    Some(points)
+}
+
 /// Holds a footer against the blocks: `bytes` are the file's from `position` on.
 fn check_footer(
     header: &SegmentHeader,
@@ -235,7 +301,7 @@ fn check_footer(
     }
 }
 
-type Lines = BTreeMap<TopicPartition, Vec<crate::index::IndexPoint>>;
+type Lines = BTreeMap<TopicPartition, Vec<IndexPoint>>;
 
 fn index_lines(index: &SegmentIndex) -> Lines {
     let partitions = index.partitions();
@@ -278,13 +344,23 @@ impl Coverage {
             self.bounds.insert(checkpoint.partition, bounds);
         }
         for of in verified.end.index.partitions() {
-            let held = self.held.entry(of.partition).or_default();
             for point in verified.end.index.points(of.partition) {
-                match held.last_mut() {
-                    Some(last) if last.end == point.base_offset => last.end = point.end_offset(),
-                    _ => held.push(point.base_offset..point.end_offset()),
-                }
+                self.hold(of.partition, point.base_offset..point.end_offset());
             }
+        }
+        for (partition, range) in &verified.rescued {
+            self.hold(*partition, range.clone());
+        }
+        for held in self.held.values_mut() {
+            held.sort_by_key(|range| range.start);
+        }
+    }
+
+    fn hold(&mut self, partition: TopicPartition, range: Range<Offset>) {
+        let held = self.held.entry(partition).or_default();
+        match held.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => held.push(range),
         }
     }
 

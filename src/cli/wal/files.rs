@@ -162,18 +162,25 @@ impl Source {
     /// The bytes of a range of whole pages within the file.
     pub(super) fn get(&mut self, range: Range<u64>) -> Result<&[u8]> {
         if range.start < self.start {
-            let bytes = (range.end - range.start) as usize;
-            self.back = match self.file.read_at(range.start, bytes) {
-                Ok((buffer, count)) => buffer[..count].to_vec(),
-                Err(_) => Vec::new(),
-            };
-            self.back.resize(bytes, 0);
+            self.back = self.out_of_turn(range)?;
             return Ok(&self.back);
         }
         while self.start + (self.window.len() as u64) < range.end && self.read_on() {}
         let at = (range.start - self.start) as usize;
         let end = (range.end - self.start) as usize;
         self.window.get(at..end).context("the file ends earlier than it did a moment ago")
+    }
+
+    /// The bytes of a range of whole pages, beside the reading in order. What the device does not give
+    /// is taken for zeroes.
+    pub(super) fn out_of_turn(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        let bytes = (range.end - range.start) as usize;
+        let mut read = match self.file.read_at(range.start, bytes) {
+            Ok((buffer, count)) => buffer[..count].to_vec(),
+            Err(_) => Vec::new(),
+        };
+        read.resize(bytes, 0);
+        Ok(read)
     }
 
     /// Reads what is left: what the device does not give is noticed.

@@ -6,13 +6,13 @@ use std::path::Path;
 use anyhow::Result;
 use rustmq_wal::verify::{Finding, Verified};
 use rustmq_wal::{
-    BLOCK_ALIGN, BlockFlags, BlockHeader, BlockSequence, EntryHeader, EntryKind,
-    PartitionCheckpoint, SegmentHeader, SegmentState, WAL_ITSELF,
+    BLOCK_ALIGN, BlockFlags, BlockHeader, EntryHeader, EntryKind, PartitionCheckpoint,
+    SegmentHeader, SegmentState, WAL_ITSELF,
 };
 use serde_json::{Value, json};
 
 use super::files::Source;
-use super::verify::segment;
+use super::verify::segment_blocks;
 use crate::cli::output::TextOrJson;
 
 /// A block, and the entries in it that are whole.
@@ -30,8 +30,7 @@ pub(super) fn run(path: &Path, format: TextOrJson) -> Result<()> {
     let mut blocks: Vec<Block> = Vec::new();
     let mut verified = None;
     if let Some(header) = header.filter(|header| header.sequence.0 != 0) {
-        let known = BlockSequence::FIRST;
-        verified = Some(segment(&mut source, &header, known, false, |block, entry| {
+        verified = Some(segment_blocks(&mut source, &header, |block, entry| {
             if blocks.last().is_none_or(|last| last.header != *block) {
                 blocks.push(Block { header: *block, entries: Vec::new() });
             }

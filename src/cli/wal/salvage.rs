@@ -99,11 +99,11 @@ fn salvage(wal: &WalFiles, new: &Path, given: &mut Given) -> Result<()> {
         let mut source = Source::open(&file.path)?;
         let name = file.path.display().to_string();
         let (mut refused, mut written) = (Vec::new(), Ok(()));
-        let verified = segment(&mut source, header, durable_end, false, |_, entry| {
-            let is_data = entry.header.record_count != 0;
-            match salvage.take(&entry.header, entry.payload) {
+        let verified = segment(&mut source, header, durable_end, false, |entry, payload| {
+            let is_data = entry.record_count != 0;
+            match salvage.take(entry, payload) {
                 true => given.batches += u64::from(is_data),
-                false => refused.push((entry.header.partition, entry.header.base_offset)),
+                false => refused.push((entry.partition, entry.base_offset)),
             }
             if written.is_ok() {
                 written = out.write(salvage.take_writes());
@@ -159,9 +159,7 @@ fn last_incarnation(wal: &WalFiles) -> Result<Incarnation> {
     let mut last = Incarnation(1);
     for (file, header) in &wal.live {
         let mut source = Source::open(&file.path)?;
-        let read = segment(&mut source, header, BlockSequence::FIRST, false, |block, _| {
-            last = last.max(block.incarnation);
-        })?;
+        let read = segment(&mut source, header, BlockSequence::FIRST, false, |_, _| {})?;
         last = last.max(read.end.next.incarnation);
     }
     Ok(last)
