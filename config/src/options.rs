@@ -274,6 +274,14 @@ options! {
         enabled: bool = "false", Kind::Flag, Broker;
         /// Time added to every flush.
         flush_delay_us: u64 = "0", Kind::micros(0, 60_000_000), Broker;
+        /// The write of a shard, counted from its start, from which on every write fails; 0 means none.
+        write_fail_at: u32 = "0", Kind::count(0, u32::MAX as u64), Broker;
+        /// The flush of a shard, counted from its start, from which on every flush fails; 0 means none.
+        flush_fail_at: u32 = "0", Kind::count(0, u32::MAX as u64), Broker;
+        /// The flush of a shard, counted from its start, that hangs; 0 means none.
+        flush_hang_at: u32 = "0", Kind::count(0, u32::MAX as u64), Broker;
+        /// How long that flush hangs.
+        flush_hang_ms: u64 = "0", Kind::millis(0, HOUR_MS), Broker;
         /// Time between two looks for records whose retention has ended.
         retention_check_ms: u64 = "10000", Kind::millis(1, HOUR_MS), Broker;
         /// Size of each of the catalogue's two files, in a data directory that is new.

@@ -64,6 +64,7 @@ pub(super) struct Scrape {
 pub(super) struct ControlHandle {
     scrapes: mpsc::Sender<oneshot::Sender<Arc<Scrape>>>,
     status: watch::Receiver<Status>,
+    trouble: watch::Receiver<Vec<String>>,
 }
 
 /// The control thread's state. Invariant: a shard has at most one scrape and one drain of ours in
@@ -75,6 +76,7 @@ pub(super) struct Control {
     scrapes: mpsc::Receiver<oneshot::Sender<Arc<Scrape>>>,
     round: Option<Round>,
     status: watch::Sender<Status>,
+    trouble: watch::Sender<Vec<String>>,
     handle: ControlHandle,
     interrupt: Signal,
     terminate: Signal,
@@ -88,6 +90,8 @@ struct Shard {
     ended: bool,
     /// A scrape that it has not answered.
     asked: bool,
+    /// What is wrong with its disk.
+    trouble: Vec<String>,
 }
 
 /// A scrape under way.
@@ -119,10 +123,12 @@ impl Control {
                 serving: false,
                 ended: false,
                 asked: false,
+                trouble: Vec::new(),
             })
             .collect();
         let starting = Status::Starting { serving: 0, shards: shards.len() };
         let (status, status_receiver) = watch::channel(starting);
+        let (trouble, trouble_receiver) = watch::channel(Vec::new());
         let (scrape_sender, scrapes) = mpsc::channel(SCRAPES_MAX);
         let signals = "listening for signals";
         Ok(Self {
@@ -132,7 +138,12 @@ impl Control {
             scrapes,
             round: None,
             status,
-            handle: ControlHandle { scrapes: scrape_sender, status: status_receiver },
+            trouble,
+            handle: ControlHandle {
+                scrapes: scrape_sender,
+                status: status_receiver,
+                trouble: trouble_receiver,
+            },
             interrupt: signal(SignalKind::interrupt()).context(signals)?,
             terminate: signal(SignalKind::terminate()).context(signals)?,
         })
@@ -242,6 +253,15 @@ impl Control {
                 let shards = self.shards.len();
                 self.status.send_replace(Status::Starting { serving, shards });
             }
+            Message::Trouble { shard, trouble } => {
+                self.shard(shard).trouble = trouble;
+                let all = self.shards.iter().zip(0..).flat_map(|(shard, number)| {
+                    let id = ShardId(number);
+                    shard.trouble.iter().map(move |trouble| format!("shard {id}: {trouble}"))
+                });
+                let all = all.collect();
+                self.trouble.send_replace(all);
+            }
             Message::Scraped(snapshot) => {
                 self.shard(snapshot.shard).asked = false;
                 if let Some(round) = &mut self.round {
@@ -308,6 +328,11 @@ impl ControlHandle {
     /// Where the broker is in its life.
     pub(super) fn status(&self) -> Status {
         *self.status.borrow()
+    }
+
+    /// What is wrong with the disks, for people; empty: nothing that is known.
+    pub(super) fn trouble(&self) -> Vec<String> {
+        self.trouble.borrow().clone()
     }
 
     /// Asks all shards what they measured. `None`: too many ask, or the process ends.

@@ -117,13 +117,25 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
         address_files.write(&address, &admin_address)?;
         show(&screen);
         info!(address, admin = admin_address, runtime = %backend.backend, "serving");
-        control.until_signalled().await?;
+        control.until_signalled().await.with_context(|| ended_on(data_dir))?;
         info!("draining");
         control.drain().await?;
         address_files.remove()?;
         info!("ended");
         Ok(())
     })
+}
+
+/// Where the files are of a broker that cannot go on: a failing disk is named with its folder.
+fn ended_on(data_dir: &Path) -> String {
+    let storage = rustmq_sys::probe::storage(data_dir);
+    match storage.ok().and_then(|storage| Some((storage.file_system, storage.device?.name))) {
+        Some((file_system, device)) => format!(
+            "the broker ends; its data directory {} is on device {device} ({file_system})",
+            data_dir.display()
+        ),
+        None => format!("the broker ends; its data directory is {}", data_dir.display()),
+    }
 }
 
 fn load_config(args: &DevArgs) -> Result<BrokerConfig> {

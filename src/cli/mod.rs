@@ -9,7 +9,8 @@
 //! - `exit`: exit codes. - `connect`: finding a broker. - `dev`: what starts one.
 //! - `topic`: topics. - `produce`: lines to records, with `input`, `lines` and `deliveries`.
 //! - `consume`: records to text, with `start`, `format` and `output`.
-//! - `bench`: load and its latencies, with `latency`. - `doctor`: this host. - `progress`: bars.
+//! - `bench`: load and its latencies, with `latency`. - `doctor`: this host. - `wal`: the log of a
+//!   broker that is stopped. - `progress`: bars.
 
 mod exit;
 
@@ -40,6 +41,8 @@ mod bench;
 mod latency;
 
 mod doctor;
+
+mod wal;
 
 mod progress;
 
@@ -78,6 +81,9 @@ enum Command {
     /// Says what this host offers a broker, and what to change
     #[command(after_help = exit::HELP)]
     Doctor(doctor::DoctorArgs),
+    /// Prints, checks and saves the log of a broker that is stopped
+    #[command(after_help = exit::HELP)]
+    Wal(wal::WalArgs),
 }
 
 /// Does what was typed, and says on stderr why not.
@@ -102,6 +108,7 @@ impl Command {
             Command::Consume(args) => block_on(consume::run(args)),
             Command::Bench(args) => block_on(bench::run(args)),
             Command::Doctor(args) => block_on(doctor::run(args)),
+            Command::Wal(args) => wal::run(args),
         }
     }
 }

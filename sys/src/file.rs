@@ -6,10 +6,12 @@
 //!
 //! All of it needs the thread of a running [`runtime`].
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::buffer::{ALIGN, Buffer, Slice};
 use crate::runtime::{self, Operation};
@@ -54,8 +56,7 @@ impl File {
             return self.write(data, position).await;
         }
         self.put(data, position, true).await?;
-        after_flush().await;
-        Ok(())
+        after_flush().await
     }
 
     /// Writes `data` without flushing: all of it or an error.
@@ -77,8 +78,7 @@ impl File {
         reactor.count_flush();
         let (result, _) = reactor.start(operation).await;
         result?;
-        after_flush().await;
-        Ok(())
+        after_flush().await
     }
 
     /// Reads `bytes` from `position` on to the front of `buffer`, which comes back with how many
@@ -115,16 +115,68 @@ impl File {
             reactor.count_flush();
         }
         let (result, _) = reactor.start(Operation::Write { file, data, position, durable }).await;
-        result.map(drop)
+        result?;
+        after_write()
     }
 }
 
-/// The slower disk of some tests.
-async fn after_flush() {
+/// For tests: what becomes of the writes and flushes of one thread, counted from its first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskFaults {
+    /// This write and all after it fail with an I/O error; 0: none does.
+    pub write_fail_at: u32,
+    /// So with flushes.
+    pub flush_fail_at: u32,
+    /// This flush takes `flush_hang` longer; 0: none does.
+    pub flush_hang_at: u32,
+    /// How much longer.
+    pub flush_hang: Duration,
+}
+
+/// What a thread has done, for its faults.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    writes: u32,
+    flushes: u32,
+}
+
+thread_local! {
+    static FAULTS: Cell<(DiskFaults, Counts)> = Cell::default();
+}
+
+/// For tests: from now on the writes and flushes of this thread fail or hang as they are told.
+pub fn set_disk_faults(faults: DiskFaults) {
+    FAULTS.set((faults, Counts::default()));
+}
+
+/// Whether the next one, and all after it, fail.
+fn fails(at: u32, count: u32) -> io::Result<()> {
+    match at != 0 && at <= count {
+        true => Err(io::Error::from_raw_os_error(libc::EIO)),
+        false => Ok(()),
+    }
+}
+
+fn after_write() -> io::Result<()> {
+    let (faults, mut counts) = FAULTS.get();
+    counts.writes = counts.writes.saturating_add(1);
+    FAULTS.set((faults, counts));
+    fails(faults.write_fail_at, counts.writes)
+}
+
+/// The slower or broken disk of some tests.
+async fn after_flush() -> io::Result<()> {
     let delay = runtime::current().flush_delay();
     if let Some(delay) = delay {
         runtime::sleep(delay).await;
     }
+    let (faults, mut counts) = FAULTS.get();
+    counts.flushes = counts.flushes.saturating_add(1);
+    FAULTS.set((faults, counts));
+    if counts.flushes == faults.flush_hang_at {
+        runtime::sleep(faults.flush_hang).await;
+    }
+    fails(faults.flush_fail_at, counts.flushes)
 }
 
 fn check_blocks(position: u64, bytes: usize) {

@@ -18,6 +18,7 @@
 //! | [`runtime`] | executor of one thread over io_uring or epoll |
 //! | [`mod@file`] and [`fs`] | durable writes, reads, and the calls on names |
 //! | [`udp`] | datagram trains in and out |
+//! | [`sequential`] | a file read to its end, outside of any runtime |
 //! | [`alloc`] | who asks for memory, counted for tests |
 //! | [`lock`], [`random`], [`probe`] | directory lock, random bytes, facts about the host |
 //! | `sim` | a modelled host instead of a real one, for deterministic simulation |
@@ -50,6 +51,8 @@ pub mod probe;
 pub mod random;
 #[cfg(not(loom))]
 pub mod runtime;
+#[cfg(not(loom))]
+pub mod sequential;
 #[cfg(all(feature = "sim", not(loom)))]
 pub mod sim;
 #[cfg(not(loom))]

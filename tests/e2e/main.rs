@@ -13,6 +13,9 @@
 //! - `bad_client`, `bad_request`: peers and requests that are refused.
 //! - `bad_start`: surroundings in which a broker refuses to start, and says why.
 //! - `bad_files`: files of a newer version.
+//! - `corruption`: damage anywhere in the files of a broker that was killed.
+//! - `wal_commands`: what a log holds, what is wrong with it, and saving what is left.
+//! - `disk_faults`: disks that fail, hang or are slow; files deleted beneath a broker.
 //! - `full`: no room in the log, none on the disk.
 //! - `support`: what they stand on.
 
@@ -33,5 +36,11 @@ mod bad_request;
 mod bad_start;
 
 mod bad_files;
+
+mod corruption;
+
+mod wal_commands;
+
+mod disk_faults;
 
 mod full;

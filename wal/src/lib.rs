@@ -23,6 +23,8 @@
 //! - [`segments`]: which files there are, which comes next, which may be freed.
 //! - [`checkpoint`]: what a segment repeats of the ones before it.
 //! - [`scan`], [`recovery`]: what a start finds, and what it may believe.
+//! - [`verify`]: what is wrong with a segment, all of it, for people.
+//! - [`salvage`]: what is left of a WAL, written anew.
 //! - [`catalogue`]: the log of metadata commands.
 //!
 //! The layouts are drawn in `docs/formats/wal.md`.
@@ -52,6 +54,10 @@ pub mod checkpoint;
 pub mod scan;
 
 pub mod recovery;
+
+pub mod verify;
+
+pub mod salvage;
 
 pub mod catalogue;
 

@@ -52,8 +52,9 @@ impl fmt::Display for ShardError {
             Self::Refused { dir, why } => write!(f, "{}: {why}", dir.display()),
             Self::Corrupt { file, position, why } => write!(
                 f,
-                "{}: the block at position {position} was acknowledged and is damaged ({why}); what \
-                 it held cannot be told, so this WAL is not opened: restore the file from a copy",
+                "{}: what was acknowledged from position {position} on is damaged ({why}); what it \
+                 was cannot be told, so this WAL is not opened: restore the file from a copy, or give \
+                 it up with `rustmq wal salvage`",
                 file.display()
             ),
             Self::Memory { error } => write!(f, "out of the memory set aside: {error}"),

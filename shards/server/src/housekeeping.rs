@@ -1,17 +1,19 @@
 //! Work that is not urgent: spares, retention, forgotten producers, deadlines.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use rustmq_engine::retention::{ClockGuard, SegmentPart, log_start_after};
 use rustmq_planted::{Bug, planted};
 use rustmq_protocol::{Offset, TimestampMs};
-use rustmq_sys::clock;
 use rustmq_sys::runtime::{self, Class};
-use rustmq_wal::EntryKind;
+use rustmq_sys::{clock, fs};
+use rustmq_wal::{CatalogueFile, EntryKind};
 
 use crate::error::ShardError;
-use crate::limits::EXPIRE_INTERVAL_MS;
+use crate::limits::{EXPIRE_INTERVAL_MS, FILES_CHECK_MS};
+use crate::mesh::Message;
 use crate::notify::before;
 use crate::shard::Shard;
 use crate::wal_writer::WalWriter;
@@ -22,6 +24,83 @@ pub(crate) fn start(shard: &Rc<Shard>) {
         runtime::spawn(Class::Background, segments_loop(Rc::clone(shard), wal));
     }
     runtime::spawn(Class::Background, expire_loop(Rc::clone(shard)));
+    runtime::spawn(Class::Background, watch_loop(Rc::clone(shard)));
+}
+
+/// Watches the disk: a write or flush that hangs, and files that are deleted beneath us.
+async fn watch_loop(shard: Rc<Shard>) {
+    let pause = Duration::from_millis(FILES_CHECK_MS);
+    loop {
+        runtime::sleep(pause).await;
+        let mut trouble = Vec::new();
+        for wal in shard.wals() {
+            let dir = wal.files.dir();
+            let stalled_ms = wal.files.stalled_ms();
+            if 0 < stalled_ms {
+                trouble.push(format!(
+                    "the disk of {} has not answered a write or flush for {} s",
+                    dir.display(),
+                    stalled_ms / 1000
+                ));
+            }
+            // A disk that hangs may hang the look as well; the other watches go on without it.
+            if stalled_ms == 0 {
+                let slots = wal.files.slots();
+                let names = names(dir).await;
+                for path in wal.files.handle_names(&slots, &names) {
+                    tracing::error!(
+                        file = %path.display(),
+                        "a segment file was deleted beneath the broker: reading goes on from what \
+                         is still open, nothing more is written, and a restart will miss its records"
+                    );
+                    wal.wake_room();
+                }
+            }
+            trouble.extend(wal.files.refusal());
+        }
+        if shard.catalogue.is_some() && !shard.catalogue_lost.get() {
+            let dir = &shard.config.broker.data_dir;
+            let names = names(dir).await;
+            for file in [CatalogueFile::A, CatalogueFile::B] {
+                if names.binary_search(&file.file_name().to_owned()).is_err() {
+                    shard.catalogue_lost.set(true);
+                    tracing::error!(
+                        file = %dir.join(file.file_name()).display(),
+                        "a file of the catalogue was deleted beneath the broker: topics cannot be \
+                         created or deleted any more, and a restart will be refused"
+                    );
+                }
+            }
+        }
+        if shard.catalogue_lost.get() {
+            trouble.push("the catalogue was deleted beneath the broker".to_owned());
+        }
+        report(&shard, trouble);
+    }
+}
+
+/// The names in a folder; none when it is gone.
+async fn names(dir: &Path) -> Vec<String> {
+    match fs::list(dir).await {
+        Ok(names) => names,
+        Err(error) => {
+            tracing::error!(dir = %dir.display(), %error, "a directory cannot be listed");
+            Vec::new()
+        }
+    }
+}
+
+/// Tells the control thread what is wrong, when that has changed but for its numbers.
+fn report(shard: &Shard, trouble: Vec<String>) {
+    let before = std::mem::replace(&mut *shard.trouble.borrow_mut(), trouble.clone());
+    match (before.is_empty(), trouble.is_empty()) {
+        (true, true) => return,
+        (true, false) => tracing::error!(trouble = trouble.join("; "), "not ready"),
+        (false, true) => tracing::info!("the disk answers again"),
+        (false, false) if before == trouble => return,
+        (false, false) => {}
+    }
+    shard.mesh.send_control(Message::Trouble { shard: shard.id, trouble });
 }
 
 /// Requests that wait for a flush look at the clock at this rhythm, not each with its own timer, and
@@ -184,8 +263,8 @@ async fn free(shard: &Rc<Shard>, wal: &Rc<WalWriter>) -> Result<(), ShardError> 
                 partition.map(|partition| partition.engine.log_start_offset())
             })
         };
-        // A footer on its way to the file is waited for: the next look frees.
-        let Some(sequence) = freeable.filter(|sequence| !wal.files.is_footing(*sequence)) else {
+        // What is held now is freed by a later look.
+        let Some(sequence) = freeable.filter(|sequence| !wal.files.is_held(*sequence)) else {
             return Ok(());
         };
         wal.files.free(sequence).await?;

@@ -41,6 +41,15 @@ pub const FORWARDED_WAIT_MS_MAX: u32 = 100;
 /// How often requests that wait for a flush look at the clock.
 pub const EXPIRE_INTERVAL_MS: u64 = 100;
 
+/// A write or flush that takes longer is a disk that hangs: it is said, and `/readyz` says no. 10 s:
+/// hundreds of times the slowest flush of a disk that works, and below the time after which kernels
+/// themselves complain.
+pub const FLUSH_STALL_MS: u64 = 10_000;
+
+/// How often a shard looks whether its files still have their names: twice a second, so that a
+/// deletion is said within one.
+pub const FILES_CHECK_MS: u64 = 500;
+
 /// At a drain, how often a shard looks whether all its answers have left, and for how long at most.
 pub const LINGER_MS: u64 = 10;
 /// See [`LINGER_MS`].

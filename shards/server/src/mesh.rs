@@ -80,6 +80,13 @@ pub enum Message {
         /// The shard.
         shard: ShardId,
     },
+    /// A shard to the control thread: what is wrong with its disk now; empty: nothing any more.
+    Trouble {
+        /// The shard.
+        shard: ShardId,
+        /// For people.
+        trouble: Vec<String>,
+    },
     /// Control → shard: answer what is in flight, write a clean end, and stop.
     Drain,
 }
@@ -343,7 +350,7 @@ fn handle(shard: &Rc<Shard>, message: Message) {
         message @ (Message::Booted { .. }
         | Message::Installed { .. }
         | Message::StillNamed { .. }) => catalogue::handle(shard, message),
-        Message::Scraped(_) | Message::Serving { .. } => {
+        Message::Scraped(_) | Message::Serving { .. } | Message::Trouble { .. } => {
             unreachable!("only the control thread is told this");
         }
     }

@@ -147,6 +147,10 @@ pub struct Gauges {
     pub buffer_bytes: u64,
     /// Requests forwarded and not yet answered.
     pub forwarded: u64,
+    /// How long the disk has not answered, if that is too long; else 0.
+    pub stalled_ms: u64,
+    /// Files that were deleted beneath the broker.
+    pub lost_files: u64,
 }
 
 impl Metrics {

@@ -249,7 +249,7 @@ impl Recovery<'_> {
             chain,
             index,
             unfooted: BTreeMap::new(),
-            checkpoint_lost: false,
+            checkpoint_from: None,
         };
         Ok(OpenedWal { recovered, replayed: Replayed::default() })
     }
@@ -308,10 +308,9 @@ impl Recovery<'_> {
             older.push(seen);
             next = header;
         }
-        let mut checkpoint_lost = false;
+        let mut checkpoint_from = None;
         if !tail_end.checkpoint_complete {
-            checkpoint_lost = true;
-            replayed = self.replay_from_older(&older, &tail, &tail_end).await?;
+            (replayed, checkpoint_from) = self.replay_from_older(&older, &tail, &tail_end).await?;
         }
         self.rewrite(&tail, &tail_end).await?;
         for header in older.iter().map(|seen| &seen.header).chain([&tail]) {
@@ -320,7 +319,7 @@ impl Recovery<'_> {
                 written.map_err(|error| self.device("repairing a header in", &error))?;
             }
         }
-        let opened = self.finish(order, older, tail, tail_end, replayed, checkpoint_lost).await?;
+        let opened = self.finish(order, older, tail, tail_end, replayed, checkpoint_from).await?;
         Ok(Step::Open(Box::new(opened)))
     }
 
@@ -337,7 +336,7 @@ impl Recovery<'_> {
         older: &[Seen],
         tail: &SegmentHeader,
         tail_end: &ScanEnd,
-    ) -> Result<Replayed, ShardError> {
+    ) -> Result<(Replayed, Option<SegmentSequence>), ShardError> {
         let missing = OpenError::MissingCheckpoint { slot: tail.slot, sequence: tail.sequence };
         let mut next = *tail;
         let mut from = Vec::new();
@@ -358,7 +357,7 @@ impl Recovery<'_> {
                     self.scan_into(header, *durable_end, &mut replayed).await?;
                 }
                 self.scan_into(tail, tail_end.durable_end, &mut replayed).await?;
-                return Ok(replayed);
+                return Ok((replayed, Some(seen.header.sequence)));
             }
             next = seen.header;
         }
@@ -417,6 +416,9 @@ impl Recovery<'_> {
 
     async fn read_footer(&self, header: &SegmentHeader) -> Result<Option<Seen>, ShardError> {
         let file = self.file(header.slot);
+        if file.bytes() < header.segment_bytes {
+            return Ok(None);
+        }
         let trailer_at = header.segment_bytes - FOOTER_TRAILER_BYTES as u64;
         let (page, at) = self.read(&file, trailer_at..header.segment_bytes).await?;
         let trailer = match FooterTrailer::decode(&page[at..], header) {
@@ -552,7 +554,7 @@ impl Recovery<'_> {
         tail: SegmentHeader,
         tail_end: ScanEnd,
         mut replayed: Replayed,
-        checkpoint_lost: bool,
+        checkpoint_from: Option<SegmentSequence>,
     ) -> Result<OpenedWal, ShardError> {
         let live: Vec<Slot> =
             older.iter().map(|seen| seen.header.slot).chain([tail.slot]).collect();
@@ -610,7 +612,7 @@ impl Recovery<'_> {
             chain,
             index: tail_end.index,
             unfooted: std::mem::take(&mut self.unfooted),
-            checkpoint_lost,
+            checkpoint_from,
         };
         Ok(OpenedWal { recovered, replayed })
     }

@@ -10,11 +10,13 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use rustmq_planted::{Bug, planted};
 use rustmq_protocol::TopicPartition;
 use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
+use rustmq_sys::clock;
 use rustmq_sys::file::File;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_wal::footer;
@@ -28,6 +30,7 @@ use rustmq_wal::{
 use crate::checkpoint::CheckpointBlocks;
 use crate::error::ShardError;
 use crate::index_cache::{IndexCache, Table};
+use crate::limits::FLUSH_STALL_MS;
 use crate::notify::{Notify, WaitList};
 use crate::random;
 use crate::segment_io::{create_segment, read_range, store_footer, take_buffer, write_header};
@@ -90,8 +93,14 @@ pub(crate) struct SegmentFiles {
     create_failed: Cell<bool>,
     /// Bytes and entries of the block that is sealed and not yet noted as written.
     in_flight: Cell<(usize, usize)>,
+    /// From this segment on none is freed before the next checkpoint: the tail's is damaged.
+    checkpoint_from: Cell<Option<SegmentSequence>>,
     /// A segment is being changed: its checkpoint may name topics that `segments` does not.
     rotating: Cell<bool>,
+    /// Since when the device has been asked for a write or flush.
+    busy_since: Cell<Option<Instant>>,
+    /// Files whose name is gone: what is written to them is lost with this process.
+    lost: RefCell<BTreeSet<Slot>>,
     /// The index of a segment is being made anew: one at a time, since it reads all of it.
     indexing: Cell<bool>,
     /// A request found no room.
@@ -109,8 +118,8 @@ pub(crate) struct Recovered {
     pub(crate) index: SegmentIndex,
     /// Indexes of sealed segments whose footer could not be written.
     pub(crate) unfooted: BTreeMap<SegmentSequence, Rc<SegmentIndex>>,
-    /// The tail's checkpoint is damaged: a segment with a whole one has to follow at once.
-    pub(crate) checkpoint_lost: bool,
+    /// The tail's checkpoint is damaged, and this segment and those behind it make up for it.
+    pub(crate) checkpoint_from: Option<SegmentSequence>,
 }
 
 impl SegmentFiles {
@@ -141,7 +150,10 @@ impl SegmentFiles {
             footers: RefCell::new(IndexCache::new(index_bytes_max)),
             create_failed: Cell::new(false),
             in_flight: Cell::new((0, 0)),
+            checkpoint_from: Cell::new(recovered.checkpoint_from),
             rotating: Cell::new(false),
+            busy_since: Cell::new(None),
+            lost: RefCell::default(),
             indexing: Cell::new(false),
             starved: Cell::new(false),
             wanted: Notify::default(),
@@ -206,6 +218,57 @@ impl SegmentFiles {
     fn with_in_flight(&self, block_bytes: usize, entry_count: usize) -> (usize, usize) {
         let (bytes, entries) = self.in_flight.get();
         (block_bytes + bytes, entry_count + entries)
+    }
+
+    /// How long the device has not answered, if that is longer than it may take; else 0.
+    pub(crate) fn stalled_ms(&self) -> u64 {
+        let since = self.busy_since.get();
+        let ms = since.map_or(0, |since| (clock::now() - since).as_millis() as u64);
+        if FLUSH_STALL_MS <= ms { ms } else { 0 }
+    }
+
+    /// The files that there are.
+    pub(crate) fn slots(&self) -> Vec<Slot> {
+        self.files.borrow().keys().copied().collect()
+    }
+
+    /// Takes note of which of these files still had their names in a later look at the directory;
+    /// gives those that lost theirs just now.
+    pub(crate) fn handle_names(&self, slots: &[Slot], names: &[String]) -> Vec<PathBuf> {
+        let mut lost = self.lost.borrow_mut();
+        let mut found = Vec::new();
+        for slot in slots {
+            let name = slot.file_name();
+            if names.binary_search(&name).is_err() && lost.insert(*slot) {
+                found.push(self.dir.join(name));
+            }
+        }
+        found
+    }
+
+    /// How many files lost their names.
+    pub(crate) fn lost_files(&self) -> usize {
+        self.lost.borrow().len()
+    }
+
+    /// Why nothing may be appended, if files are lost.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let lost = self.lost.borrow();
+        let names: Vec<String> = lost.iter().map(|slot| slot.file_name()).collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "{} of {} was deleted beneath the broker: nothing more is written; see \
+                 docs/operations/recovery.md",
+                names.join(", "),
+                self.dir.display()
+            )
+        })
+    }
+
+    /// Marks the time that a write or flush takes.
+    fn busy(&self) -> Busy<'_> {
+        self.busy_since.set(Some(clock::now()));
+        Busy(&self.busy_since)
     }
 
     /// Has a full WAL refused or kept a request waiting since this was asked last?
@@ -289,6 +352,7 @@ impl SegmentFiles {
         sealed: &SealedBlock,
         flags: BlockFlags,
     ) -> Result<bool, ShardError> {
+        let _busy = self.busy();
         let file = self.active_file();
         let marks = flags != BlockFlags::NONE;
         if !self.policy.flush_always && !marks {
@@ -312,6 +376,7 @@ impl SegmentFiles {
         let Some(last) = self.last_sealed() else {
             return Ok(());
         };
+        let _busy = self.busy();
         let flushed = self.active_file().flush().await;
         flushed.map_err(|error| self.device_error("flushing", &error))?;
         self.chain.borrow_mut().handle_flushed(last);
@@ -334,9 +399,16 @@ impl SegmentFiles {
         rotated
     }
 
-    /// Is the footer of a segment being written? Its file must not be used again meanwhile.
-    pub(crate) fn is_footing(&self, sequence: SegmentSequence) -> bool {
-        self.footing.borrow().contains(&sequence)
+    /// Must the file of a segment not be used again yet? Its footer is on its way to it, or it makes
+    /// up for a damaged checkpoint.
+    pub(crate) fn is_held(&self, sequence: SegmentSequence) -> bool {
+        let makes_up = self.checkpoint_from.get().is_some_and(|from| from <= sequence);
+        makes_up || self.footing.borrow().contains(&sequence)
+    }
+
+    /// Is the checkpoint of the active segment damaged?
+    pub(crate) fn lacks_checkpoint(&self) -> bool {
+        self.checkpoint_from.get().is_some()
     }
 
     /// Is the active segment being changed?
@@ -352,6 +424,7 @@ impl SegmentFiles {
         let generation = Generation(random::number());
         let next = NextSegment { sequence: old.header.sequence.next(), slot, generation };
 
+        let _busy = self.busy();
         let (seal, seal_memory, end, header) = self.seal_segment(next, old.header.segment_bytes)?;
         let first_segment = self.first_live();
         let blocks = CheckpointBlocks::of(shard, self, first_segment);
@@ -375,6 +448,7 @@ impl SegmentFiles {
             }
             Rc::new(old_index)
         };
+        self.checkpoint_from.set(None);
         shard.metrics.borrow_mut().counters.segments_sealed += 1;
         self.unfooted.borrow_mut().insert(old.header.sequence, Rc::clone(&old_index));
         self.footing.borrow_mut().insert(old.header.sequence);
@@ -667,6 +741,15 @@ impl SegmentFiles {
 
     fn device_error(&self, doing: &'static str, error: &io::Error) -> ShardError {
         ShardError::Device { doing, dir: self.dir.clone(), error: error.to_string() }
+    }
+}
+
+/// Clears the mark when the write is done, or nobody waits for it any more.
+struct Busy<'a>(&'a Cell<Option<Instant>>);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.set(None);
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustmq_config::BrokerConfig;
@@ -14,6 +15,7 @@ use rustmq_metadata::{Image, Operation, PrincipalId, Principals, Resource, WalUu
 use rustmq_protocol::{BrokerId, FlushMode, ShardEndpoint, ShardId, TopicId};
 use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
 use rustmq_sys::doorbell::Doorbell;
+use rustmq_sys::file::{self, DiskFaults};
 use rustmq_sys::runtime::{self, Class, RuntimeConfig, TaskPool};
 use rustmq_sys::udp::UdpSocket;
 use rustmq_wal::{
@@ -124,6 +126,10 @@ pub(crate) struct Shard {
     scratch: RefCell<Vec<u8>>,
     /// For each deleted topic, and each WAL, the last block that may name it.
     pub(crate) deleted: RefCell<BTreeMap<TopicId, Vec<Ticket>>>,
+    /// What is wrong with the disk now, as the control thread was told.
+    pub(crate) trouble: RefCell<Vec<String>>,
+    /// The catalogue's files were deleted beneath the broker.
+    pub(crate) catalogue_lost: Cell<bool>,
     /// A client has left since housekeeping looked: fetches of its may still wait.
     pub(crate) session_ended: Cell<bool>,
     draining: Cell<bool>,
@@ -174,6 +180,13 @@ pub fn run(setup: ShardSetup) -> Result<(), ShardError> {
 pub fn life(setup: ShardSetup) -> (Doorbell, impl Future<Output = Result<(), ShardError>>) {
     let ShardSetup { id, node, config, sockets, port, runtime: _ } = setup;
     let MeshPort { doorbell, senders, receivers, bells } = port;
+    let test = &config.test;
+    file::set_disk_faults(DiskFaults {
+        write_fail_at: test.write_fail_at,
+        flush_fail_at: test.flush_fail_at,
+        flush_hang_at: test.flush_hang_at,
+        flush_hang: Duration::from_millis(test.flush_hang_ms),
+    });
     let life = async move {
         let mesh = Mesh::new(senders, receivers, bells);
         let shard = Rc::new(Shard::new(id, node, config, sockets, mesh));
@@ -249,6 +262,8 @@ impl Shard {
             principals: RefCell::new(Principals::new()),
             scratch: RefCell::new(Vec::with_capacity(SMALL_BODY_BYTES)),
             deleted: RefCell::default(),
+            trouble: RefCell::default(),
+            catalogue_lost: Cell::new(false),
             session_ended: Cell::new(false),
             draining: Cell::new(false),
             failure: Slot::new(),
@@ -305,7 +320,6 @@ impl Shard {
         });
         let dir = setup.dir.clone();
         let index_bytes_max = self.config.cache.index_bytes_max as usize / wals_total;
-        let checkpoint_lost = opened.recovered.checkpoint_lost;
         let files = SegmentFiles::new(
             setup.id,
             setup.dir,
@@ -325,11 +339,7 @@ impl Shard {
         }
         // Only now is what was recovered part of the log again, and durable.
         wal.write_block(self, BlockFlags::START).await?;
-        if checkpoint_lost {
-            // The segments that make up for it must not be freed before there is another one.
-            if let Err(why) = wal.files.ensure_spare().await? {
-                return Err(ShardError::Refused { dir: wal.files.dir().to_owned(), why });
-            }
+        if wal.files.lacks_checkpoint() && wal.files.ensure_spare().await?.is_ok() {
             wal.files.rotate(self).await?;
         }
         let shard = Rc::clone(self);
@@ -526,6 +536,9 @@ impl Shard {
             cache_bytes: self.cache.borrow().bytes_used() as u64,
             buffer_bytes: wals.iter().map(|wal| wal.buffer_bytes() as u64).sum(),
             forwarded: self.mesh.forwarded() as u64,
+            stalled_ms: wals.iter().map(|wal| wal.files.stalled_ms()).max().unwrap_or_default(),
+            lost_files: wals.iter().map(|wal| wal.files.lost_files() as u64).sum::<u64>()
+                + u64::from(self.catalogue_lost.get()),
         };
         ShardSnapshot {
             shard: self.id,

@@ -297,6 +297,9 @@ impl WalWriter {
         if self.closing.get() {
             return Err(RequestError::ShuttingDown);
         }
+        if let Some(why) = self.files.refusal() {
+            return Err(RequestError::StorageCorrupt { why });
+        }
         // Room for the entry itself and for one that begins a leader epoch.
         let wanted = bytes + 2 * ENTRY_HEADER_BYTES;
         let (block_bytes, entry_count) = {

@@ -91,6 +91,10 @@ series! {
         shard => shard.gauges.wal_bytes as f64;
     "rustmq_wal_segments" "gauge" "Live segments.",
         shard => shard.gauges.wal_segments as f64;
+    "rustmq_wal_stalled_seconds" "gauge" "How long the disk has not answered a write or flush, once that is too long.",
+        shard => shard.gauges.stalled_ms as f64 / 1000.0;
+    "rustmq_wal_lost_files" "gauge" "Files that were deleted beneath the broker.",
+        shard => shard.gauges.lost_files as f64;
     "rustmq_partitions" "gauge" "Partitions led.",
         shard => shard.gauges.partitions as f64;
     "rustmq_connections" "gauge" "Client connections, handshakes included.",

@@ -84,9 +84,14 @@ async fn livez() -> &'static str {
     "alive\n"
 }
 
-/// Every shard serves.
+/// Every shard serves, and its disk answers.
 async fn readyz(State(source): State<Source>) -> Response {
     let status = source.control.status();
+    let trouble = source.control.trouble();
+    if status == Status::Serving && !trouble.is_empty() {
+        let text = format!("not ready: {}\n", trouble.join("; "));
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    }
     let code = match status {
         Status::Serving => StatusCode::OK,
         Status::Starting { .. } | Status::Draining => StatusCode::SERVICE_UNAVAILABLE,
@@ -96,7 +101,7 @@ async fn readyz(State(source): State<Source>) -> Response {
 
 async fn metrics(State(source): State<Source>) -> Response {
     let Some(scrape) = source.control.scrape().await else { return busy() };
-    let ready = source.control.status() == Status::Serving;
+    let ready = source.control.status() == Status::Serving && source.control.trouble().is_empty();
     let text = metrics::encode(&scrape, ready, source.started.elapsed());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }

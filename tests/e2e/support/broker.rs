@@ -325,14 +325,21 @@ impl Broker {
 
     /// The body of a page for operators.
     pub(crate) fn get(&self, path: &str) -> Result<String> {
+        let (code, body) = self.status(path)?;
+        ensure!(code == 200, "{path}: {code}");
+        Ok(body)
+    }
+
+    /// The code and body of a page for operators.
+    pub(crate) fn status(&self, path: &str) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.file("admin-address")?)?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        ensure!(head.contains(" 200 "), "{path}: {head}");
-        Ok(body.to_owned())
+        let code = head.split(' ').nth(1).context("a status code")?.parse()?;
+        Ok((code, body.to_owned()))
     }
 
     fn file(&self, name: &str) -> Result<String> {

@@ -1,6 +1,6 @@
 //! Header page and append of a catalogue file.
 
-use crate::block::BLOCK_ALIGN;
+use crate::block::{BLOCK_ALIGN, correct_bit};
 use crate::bytes::{Reader, put, round_up, u16_at, u32_at, u64_at};
 use crate::checksum::Checksum;
 use crate::ids::{BlockSequence, Generation};
@@ -99,14 +99,35 @@ impl FileHeader {
         put(page, FILE_CRC_AT, &crc.to_le_bytes());
     }
 
-    /// Reads the header of the file that is known as `file` and is `bytes` long.
+    /// Reads the header of the file that is known as `file` and is `bytes` long. One wrong bit is
+    /// corrected: the checksum tells which, and the file is written anew by every opening.
     pub(super) fn read(file: CatalogueFile, bytes: &[u8]) -> HeaderRead {
+        match (Self::decode(file, bytes), bytes.first_chunk::<SECTOR_BYTES>()) {
+            (HeaderRead::Unreadable, Some(sector)) => {
+                let corrected =
+                    correct_bit(&mut sector.clone(), |sector| {
+                        match Self::decode_sector(file, sector, bytes.len()) {
+                            HeaderRead::Header(header) => Some(header),
+                            _ => None,
+                        }
+                    });
+                corrected.map_or(HeaderRead::Unreadable, HeaderRead::Header)
+            }
+            (read, _) => read,
+        }
+    }
+
+    fn decode(file: CatalogueFile, bytes: &[u8]) -> HeaderRead {
         let Some(sector) = bytes.first_chunk::<SECTOR_BYTES>() else {
             return if bytes.is_empty() { HeaderRead::Blank } else { HeaderRead::Unreadable };
         };
         if sector.iter().all(|byte| *byte == 0) {
             return HeaderRead::Blank;
         }
+        Self::decode_sector(file, sector, bytes.len())
+    }
+
+    fn decode_sector(file: CatalogueFile, sector: &[u8], file_bytes: usize) -> HeaderRead {
         let generation = Generation(u64_at(sector, 16));
         let crc = Checksum::new(generation).add(&sector[..FILE_CRC_AT]).value();
         if sector[..8] != *FILE_MAGIC || crc != u32_at(sector, FILE_CRC_AT) {
@@ -122,7 +143,7 @@ impl FileHeader {
             use_number: u64_at(sector, 24),
             file_bytes: u64_at(sector, 32),
         };
-        if sector[10] != file as u8 || header.file_bytes != bytes.len() as u64 {
+        if sector[10] != file as u8 || header.file_bytes != file_bytes as u64 {
             return HeaderRead::Unreadable;
         }
         HeaderRead::Header(header)

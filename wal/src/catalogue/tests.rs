@@ -291,6 +291,8 @@ fn a_first_file_that_is_damaged_is_not_an_empty_catalogue() {
     let catalogue = with_commands();
     let mut files = catalogue.files;
     files.0[0][100] ^= 1;
+    assert_eq!(state_of(&files), catalogue.state, "one wrong bit is corrected");
+    files.0[0][101] ^= 1;
     assert_eq!(files.open().unwrap_err(), CatalogueError::NoSnapshot);
 }
 

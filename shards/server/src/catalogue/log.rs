@@ -12,7 +12,8 @@ use rustmq_sys::file::File;
 use rustmq_sys::fs;
 use rustmq_wal::Generation;
 use rustmq_wal::catalogue::{
-    CatalogueFile, CataloguePlan, CatalogueWrite, CatalogueWriter, CommandEffect, open_catalogue,
+    CatalogueError, CatalogueFile, CataloguePlan, CatalogueWrite, CatalogueWriter, CommandEffect,
+    open_catalogue,
 };
 
 use crate::error::ShardError;
@@ -50,8 +51,14 @@ impl CatalogueLogFiles {
         let (bytes_a, at_a) = read_range(&a, 0..a.bytes(), &pool).await.map_err(device)?;
         let (bytes_b, at_b) = read_range(&b, 0..b.bytes(), &pool).await.map_err(device)?;
         let refused = |why: String| ShardError::Refused { dir: dir.to_owned(), why };
-        let log = open_catalogue(&bytes_a[at_a..], &bytes_b[at_b..])
-            .map_err(|error| refused(format!("the catalogue: {error}")))?;
+        let log =
+            open_catalogue(&bytes_a[at_a..], &bytes_b[at_b..]).map_err(|error| match error {
+                CatalogueError::NewerVersion { .. } => refused(format!("the catalogue: {error}")),
+                _ => refused(format!(
+                    "the catalogue: {error}: restore both of its files from a copy of one moment; \
+                     without them nobody can tell which topics there were"
+                )),
+            })?;
         let (writer, image) = match &log {
             None => (CatalogueWriter::create(file_bytes), None),
             Some(log) => {

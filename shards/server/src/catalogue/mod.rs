@@ -69,6 +69,8 @@ pub(crate) enum CommandError {
     Full,
     /// Writing it failed: the shard ends, and says why.
     Failed,
+    /// The catalogue's files were deleted beneath the broker.
+    Lost,
 }
 
 impl Catalogue {
@@ -98,6 +100,9 @@ impl Catalogue {
 
     /// Makes a command durable and has every shard apply it. The caller holds the turn.
     async fn carry_out(&self, shard: &Rc<Shard>, command: Command) -> Result<(), CommandError> {
+        if shard.catalogue_lost.get() {
+            return Err(CommandError::Lost);
+        }
         rustmq_metadata::check(&shard.image.borrow(), &command).map_err(CommandError::Refused)?;
         let effect = match command {
             Command::DeleteTopic { .. } | Command::ForgetTopic { .. } => CommandEffect::Frees,

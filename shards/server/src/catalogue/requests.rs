@@ -193,6 +193,11 @@ impl From<CommandError> for RequestError {
             CommandError::Refused(error) => Self::Refused(error),
             CommandError::Full => Self::StorageFull,
             CommandError::Failed => Self::Interrupted,
+            CommandError::Lost => Self::StorageCorrupt {
+                why: "the catalogue was deleted beneath the broker; see \
+                      docs/operations/recovery.md"
+                    .to_owned(),
+            },
         }
     }
 }

@@ -1,0 +1,214 @@
+//! Finding the segments of a WAL, and reading them in order.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustmq_sys::lock::{DirLock, LOCK_FILE};
+use rustmq_sys::sequential::{Sequential, read_parts};
+use rustmq_wal::recovery::{FileClues, rebuild};
+use rustmq_wal::{
+    SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderError, SegmentState, Slot, WalId,
+};
+
+use crate::cli::exit::UsageError;
+
+const PAGE: usize = SEGMENT_HEADER_BYTES;
+
+/// Bytes of a file that are kept behind what was read last: a block of the usual size is read twice
+/// without asking the device again.
+const BEHIND_BYTES: usize = 8 << 20;
+
+/// A segment file: what its name, its size and its first page say.
+#[derive(Clone, Debug)]
+pub(super) struct SegmentFile {
+    pub(super) path: PathBuf,
+    /// As it is on disk.
+    pub(super) read: Result<SegmentHeader, SegmentHeaderError>,
+    /// As it is, or as it is made up from the others.
+    pub(super) header: Option<SegmentHeader>,
+}
+
+/// The files of one WAL: those in use, oldest first, and the others.
+#[derive(Debug)]
+pub(super) struct WalFiles {
+    pub(super) dir: PathBuf,
+    pub(super) live: Vec<(SegmentFile, SegmentHeader)>,
+    pub(super) others: Vec<SegmentFile>,
+}
+
+/// The WALs below a path: of a data directory, or of one WAL.
+pub(super) fn wals(path: &Path) -> Result<Vec<WalFiles>> {
+    if holds_segments(path)? {
+        return Ok(vec![WalFiles::open(path)?]);
+    }
+    let mut dirs = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(|error| unreadable(path, &error))? {
+        let dir = entry?.path();
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("wal-") && !name.contains('.') && dir.is_dir() {
+            dirs.push(dir);
+        }
+    }
+    dirs.sort();
+    if dirs.is_empty() {
+        bail!(UsageError(format!("{} holds no WAL", path.display())));
+    }
+    dirs.iter().map(|dir| WalFiles::open(dir)).collect()
+}
+
+/// Takes the data directory, so that no broker starts meanwhile. A copy that has no lock file is
+/// nobody's.
+pub(super) fn lock(data_dir: &Path) -> Result<Option<DirLock>> {
+    if !data_dir.join(LOCK_FILE).exists() {
+        return Ok(None);
+    }
+    match DirLock::acquire(data_dir) {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => {
+            let owner = DirLock::owner(data_dir).map_or_else(String::new, |id| format!(" {id}"));
+            bail!(UsageError(format!(
+                "{} is in use by process{owner}: stop the broker first",
+                data_dir.display()
+            )))
+        }
+        Err(error) => Err(error).with_context(|| format!("locking {}", data_dir.display())),
+    }
+}
+
+/// The data directory that a path is in, or is.
+pub(super) fn data_dir(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let is_data_dir = |dir: &&Path| dir.join(LOCK_FILE).exists();
+    path.ancestors().take(3).find(is_data_dir).unwrap_or(&path).to_owned()
+}
+
+pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> anyhow::Error {
+    UsageError(format!("{} cannot be read: {error}", path.display())).into()
+}
+
+fn holds_segments(path: &Path) -> Result<bool> {
+    let entries = std::fs::read_dir(path).map_err(|error| unreadable(path, &error))?;
+    for entry in entries {
+        if Slot::from_file_name(&entry?.file_name().to_string_lossy()).is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+impl WalFiles {
+    fn open(dir: &Path) -> Result<Self> {
+        let mut clues = Vec::new();
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(|error| unreadable(dir, &error))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let Some(slot) = Slot::from_file_name(&name) else { continue };
+            let path = dir.join(&name);
+            let bytes = std::fs::metadata(&path)?.len();
+            let last = (bytes / PAGE as u64).saturating_sub(1) * PAGE as u64;
+            let parts = [(0, PAGE), (PAGE as u64, PAGE), (last, PAGE)];
+            let read = read_parts(&path, &parts).map_err(|error| unreadable(&path, &error));
+            let (_, parts) = read?;
+            clues.push(FileClues::new(slot, &parts[0], &parts[1], &parts[2]));
+            paths.push(path);
+        }
+        let read: Vec<_> = clues.iter().map(|file| file.header).collect();
+        let wal = wal_of(dir, &clues);
+        let size = read.iter().flatten().map(|header| header.segment_bytes).max();
+        if let (Some(wal), Some(size)) = (wal, size) {
+            // Of a file that was cut the last page is not a trailer, and is taken for none.
+            rebuild(wal, size, &mut clues);
+        }
+        let mut wal_files = Self { dir: dir.to_owned(), live: Vec::new(), others: Vec::new() };
+        for ((clue, read), path) in clues.iter().zip(read).zip(paths) {
+            let file = SegmentFile { path, read, header: clue.header.ok() };
+            match clue.header {
+                Ok(header) if header.state == SegmentState::Active && Some(header.wal) == wal => {
+                    wal_files.live.push((file, header));
+                }
+                _ => wal_files.others.push(file),
+            }
+        }
+        wal_files.live.sort_by_key(|(_, header)| header.sequence);
+        Ok(wal_files)
+    }
+}
+
+/// The WAL that a directory is named for, else the one of most files.
+fn wal_of(dir: &Path, clues: &[FileClues]) -> Option<WalId> {
+    let name = dir.file_name()?.to_string_lossy().into_owned();
+    let mut ids = clues.iter().filter_map(|file| file.header.ok()).map(|header| header.wal);
+    let named = ids.clone().find(|id| name == format!("wal-{id}"));
+    named.or_else(|| ids.next())
+}
+
+/// A segment file that is read from its beginning to its end, with looks back.
+pub(super) struct Source {
+    file: Sequential,
+    window: Vec<u8>,
+    start: u64,
+    back: Vec<u8>,
+    /// Parts that the device does not give, taken for zeroes.
+    pub(super) unreadable: Vec<(Range<u64>, String)>,
+}
+
+impl Source {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = Sequential::open(path).map_err(|error| unreadable(path, &error))?;
+        Ok(Self { file, window: Vec::new(), start: 0, back: Vec::new(), unreadable: Vec::new() })
+    }
+
+    /// The bytes of a range of whole pages within the file.
+    pub(super) fn get(&mut self, range: Range<u64>) -> Result<&[u8]> {
+        if range.start < self.start {
+            self.back = self.out_of_turn(range)?;
+            return Ok(&self.back);
+        }
+        while self.start + (self.window.len() as u64) < range.end && self.read_on() {}
+        let at = (range.start - self.start) as usize;
+        let end = (range.end - self.start) as usize;
+        self.window.get(at..end).context("the file ends earlier than it did a moment ago")
+    }
+
+    /// The bytes of a range of whole pages, beside the reading in order. What the device does not give
+    /// is taken for zeroes.
+    pub(super) fn out_of_turn(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        let bytes = (range.end - range.start) as usize;
+        let mut read = match self.file.read_at(range.start, bytes) {
+            Ok((buffer, count)) => buffer[..count].to_vec(),
+            Err(_) => Vec::new(),
+        };
+        read.resize(bytes, 0);
+        Ok(read)
+    }
+
+    /// Reads what is left: what the device does not give is noticed.
+    pub(super) fn read_rest(&mut self) {
+        while self.read_on() {}
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.file.bytes()
+    }
+
+    fn read_on(&mut self) -> bool {
+        let Some(chunk) = self.file.next_chunk() else { return false };
+        if 2 * BEHIND_BYTES < self.window.len() {
+            let behind = self.window.len() - BEHIND_BYTES;
+            self.window.drain(..behind);
+            self.start += behind as u64;
+        }
+        match chunk.bytes {
+            Ok((buffer, count)) => self.window.extend_from_slice(&buffer[..count]),
+            Err(error) => {
+                let left = self.file.bytes() - chunk.position;
+                let bytes = left.min(rustmq_sys::sequential::CHUNK_BYTES as u64);
+                let range = chunk.position..chunk.position + bytes;
+                self.unreadable.push((range, error.to_string()));
+                self.window.resize(self.window.len() + bytes as usize, 0);
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,356 @@
+//! `rustmq wal verify`: reads everything once, and names what is wrong.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use rustmq_protocol::{Offset, TopicPartition};
+use rustmq_wal::recovery::{Activation, judge_newest};
+use rustmq_wal::verify::{
+    Coverage, Finding, Lost, Verified, Verify, What, footer_start, points_in,
+};
+use rustmq_wal::{
+    BLOCK_ALIGN, BlockHeader, BlockSequence, Entry, EntryExpect, EntryHeader, IndexPoint,
+    SegmentHeader, SegmentHeaderError, decode_entry,
+};
+use serde_json::json;
+
+use super::files::{self, SegmentFile, Source, WalFiles};
+use crate::cli::output::TextOrJson;
+
+/// Ends the command with code 1, after everything was said.
+#[derive(Debug)]
+pub(crate) struct Damaged(pub(crate) usize);
+
+impl std::fmt::Display for Damaged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} findings; what they mean: docs/operations/recovery.md", self.0)
+    }
+}
+
+impl std::error::Error for Damaged {}
+
+/// What a run found.
+#[derive(Default)]
+pub(super) struct Report {
+    findings: Vec<(PathBuf, Finding)>,
+    /// Offsets that no segment holds.
+    missing: Vec<(PathBuf, TopicPartition, Range<Offset>)>,
+    segments: u64,
+    bytes: u64,
+    batches: u64,
+    blocks_unreadable: Vec<(PathBuf, Range<u64>, String)>,
+    lost_segments: Vec<(PathBuf, String)>,
+}
+
+pub(super) fn run(path: &Path, format: TextOrJson) -> Result<()> {
+    let _lock = files::lock(&files::data_dir(path))?;
+    let mut report = Report::default();
+    if path.is_file() {
+        verify_file(path, &mut report)?;
+    } else {
+        for wal in files::wals(path)? {
+            verify_wal(&wal, &mut report)?;
+        }
+    }
+    let count = report.count();
+    match format {
+        TextOrJson::Text => report.print(),
+        TextOrJson::Json => println!("{}", report.json()),
+    }
+    if count != 0 {
+        bail!(Damaged(count));
+    }
+    Ok(())
+}
+
+/// One file by itself: what came after it is known from its own footer alone.
+fn verify_file(path: &Path, report: &mut Report) -> Result<()> {
+    let mut source = Source::open(path)?;
+    let page = source.bytes().min(BLOCK_ALIGN as u64);
+    let first = source.get(0..page)?.to_vec();
+    let read = SegmentHeader::decode(&first);
+    let header = match read {
+        Ok(header) => Some(header),
+        Err(_) => SegmentHeader::correct(&first),
+    };
+    let file = SegmentFile { path: path.to_owned(), read, header };
+    report.note_header(&file, true);
+    if let Some(header) = header {
+        let verified = segment(&mut source, &header, BlockSequence::FIRST, false, |_, _| {})?;
+        report.add(path, verified, &mut source);
+    }
+    source.read_rest();
+    report.bytes += source.bytes();
+    report.segments += 1;
+    Ok(())
+}
+
+fn verify_wal(wal: &WalFiles, report: &mut Report) -> Result<()> {
+    let mut coverage = Coverage::default();
+    let mut before: Option<Verified> = None;
+    for (index, (file, header)) in wal.live.iter().enumerate() {
+        report.note_header(file, true);
+        let next = wal.live.get(index + 1).map(|(_, next)| *next);
+        let follows = next.filter(|next| header.sequence.next() == next.sequence);
+        let mut source = Source::open(&file.path)?;
+        // What the newest segment proves is known only once it was read; it is read again for that.
+        let is_last_but_one = index + 2 == wal.live.len();
+        let must_have = index + 2 < wal.live.len() && follows.is_some();
+        let durable_end = match follows {
+            None => BlockSequence::FIRST,
+            Some(next) if !is_last_but_one => next.first_block,
+            Some(next) => {
+                let (newest, _) = &wal.live[index + 1];
+                let mut source = Source::open(&newest.path)?;
+                let read = segment(&mut source, &next, BlockSequence::FIRST, false, |_, _| {})?;
+                read.end.durable_end
+            }
+        };
+        let verified = segment(&mut source, header, durable_end, must_have, |_, _| {})?;
+        if let Some(next) = next
+            && follows.is_none()
+        {
+            let what = format!("segments {} to before {}", header.sequence.next(), next.sequence);
+            report.lost_segments.push((wal.dir.clone(), what));
+        }
+        if index + 1 == wal.live.len() {
+            let end = before.as_ref().map(|before| before.end.segment_end());
+            match judge_newest(end, header, &verified.end) {
+                Ok(Activation::Activated | Activation::Never) => {}
+                Err(error) => report.lost_segments.push((wal.dir.clone(), error.to_string())),
+            }
+        }
+        coverage.add(&verified);
+        source.read_rest();
+        report.segments += 1;
+        report.bytes += source.bytes();
+        before = Some(report.add(&file.path, verified, &mut source));
+    }
+    for file in &wal.others {
+        // What is not in use holds nothing; that the device gives it is seen all the same.
+        report.note_header(file, false);
+        let mut source = Source::open(&file.path)?;
+        source.read_rest();
+        report.bytes += source.bytes();
+        report.segments += 1;
+        report.note_unreadable(&file.path, &mut source);
+    }
+    let missing = coverage.missing();
+    report.missing.extend(missing.into_iter().map(|(id, range)| (wal.dir.clone(), id, range)));
+    Ok(())
+}
+
+/// Checks one segment and hands out what is whole.
+pub(super) fn segment(
+    source: &mut Source,
+    header: &SegmentHeader,
+    durable_end: BlockSequence,
+    must_have_footer: bool,
+    mut on_entry: impl FnMut(&EntryHeader, &[u8]),
+) -> Result<Verified> {
+    let mut verify = Verify::new(header, durable_end, source.bytes());
+    while let Some(range) = verify.next_read() {
+        let (position, known) = (range.start, verify.findings().len());
+        verify.feed(position, source.get(range)?, |_, entry| {
+            on_entry(&entry.header, entry.payload);
+        });
+        if known < verify.findings().len() {
+            rescue(source, header, &mut verify, &mut on_entry)?;
+        }
+    }
+    let mut footer = None;
+    if source.bytes() == header.segment_bytes {
+        let end = header.segment_bytes;
+        let last = source.get(end - BLOCK_ALIGN as u64..end)?;
+        footer = footer_start(header, last);
+    }
+    Ok(match footer {
+        Some(start) => {
+            let bytes = source.get(start..header.segment_bytes)?;
+            verify.finish(Some((start, bytes)), must_have_footer)
+        }
+        None => verify.finish(None, must_have_footer),
+    })
+}
+
+/// Checks one segment by itself and hands out its blocks.
+pub(super) fn segment_blocks(
+    source: &mut Source,
+    header: &SegmentHeader,
+    mut on_entry: impl FnMut(&BlockHeader, &Entry<'_>),
+) -> Result<Verified> {
+    let mut verify = Verify::new(header, BlockSequence::FIRST, source.bytes());
+    while let Some(range) = verify.next_read() {
+        verify.feed(range.start, source.get(range)?, &mut on_entry);
+    }
+    Ok(verify.finish(None, false))
+}
+
+/// Hands out the entries of the damaged part that the footer leads to, as a fetch would find them.
+fn rescue(
+    source: &Source,
+    header: &SegmentHeader,
+    verify: &mut Verify,
+    on_entry: &mut impl FnMut(&EntryHeader, &[u8]),
+) -> Result<()> {
+    let end = header.segment_bytes;
+    let Some(Finding { position, end: damage_end, what: What::Block(_), .. }) =
+        verify.findings().last()
+    else {
+        return Ok(());
+    };
+    let damaged = *position..*damage_end;
+    if source.bytes() != end {
+        return Ok(());
+    }
+    let last = source.out_of_turn(end - BLOCK_ALIGN as u64..end)?;
+    let Some(start) = footer_start(header, &last) else { return Ok(()) };
+    let footer = source.out_of_turn(start..end)?;
+    let Some(points) = points_in(header, start, &footer, damaged) else { return Ok(()) };
+    let read = |point: &IndexPoint| -> Result<(Vec<u8>, usize)> {
+        let page = BLOCK_ALIGN as u64;
+        let first = u64::from(point.position) / page * page;
+        let behind = u64::from(point.position) + u64::from(point.length);
+        let bytes = source.out_of_turn(first..behind.next_multiple_of(page))?;
+        let at = u64::from(point.position) - first;
+        Ok((bytes, at as usize))
+    };
+    let mut found = Vec::new();
+    for (partition, point) in points {
+        let expect = EntryExpect {
+            generation: header.generation,
+            partition,
+            base_offset: point.base_offset,
+        };
+        let (bytes, at) = read(&point)?;
+        let is_whole = decode_entry(&bytes[at..], &expect).is_ok();
+        found.push((partition, point, is_whole));
+    }
+    for (partition, point) in verify.rescue(found) {
+        let expect = EntryExpect {
+            generation: header.generation,
+            partition,
+            base_offset: point.base_offset,
+        };
+        let (bytes, at) = read(&point)?;
+        if let Ok((entry, payload)) = decode_entry(&bytes[at..], &expect) {
+            on_entry(&entry, payload);
+        }
+    }
+    Ok(())
+}
+
+impl Report {
+    fn count(&self) -> usize {
+        self.findings.len()
+            + self.missing.len()
+            + self.blocks_unreadable.len()
+            + self.lost_segments.len()
+    }
+
+    fn note_header(&mut self, file: &SegmentFile, in_use: bool) {
+        let Err(error) = file.read else { return };
+        if error == SegmentHeaderError::Blank && !in_use {
+            return;
+        }
+        let lost = if file.header.is_some() || !in_use { Lost::Nothing } else { Lost::Unknown };
+        let end = BLOCK_ALIGN as u64;
+        let finding = Finding { position: 0, end, what: What::Header(error), lost };
+        self.findings.push((file.path.clone(), finding));
+    }
+
+    fn note_unreadable(&mut self, path: &Path, source: &mut Source) {
+        for (range, error) in source.unreadable.drain(..) {
+            self.blocks_unreadable.push((path.to_owned(), range, error));
+        }
+    }
+
+    fn add(&mut self, path: &Path, mut verified: Verified, source: &mut Source) -> Verified {
+        self.batches += verified.entries;
+        let findings = verified.findings.drain(..);
+        self.findings.extend(findings.map(|finding| (path.to_owned(), finding)));
+        self.note_unreadable(path, source);
+        verified
+    }
+
+    fn print(&self) {
+        for (path, range, error) in &self.blocks_unreadable {
+            println!("{}: bytes {}..{}: {error}", path.display(), range.start, range.end);
+        }
+        for (path, finding) in &self.findings {
+            let Finding { position, end, what, lost } = finding;
+            println!("{}: position {position}..{end}: {what}; {lost}", path.display());
+        }
+        for (dir, what) in &self.lost_segments {
+            println!("{}: {what}: gone", dir.display());
+        }
+        for (dir, partition, range) in &self.missing {
+            println!(
+                "{}: {partition} offsets {}..{} are in no segment",
+                dir.display(),
+                range.start,
+                range.end
+            );
+        }
+        println!(
+            "{} files, {} bytes, {} batches: {}",
+            self.segments,
+            self.bytes,
+            self.batches,
+            match self.count() {
+                0 => "clean".to_owned(),
+                count => format!("{count} findings"),
+            }
+        );
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let records = |records: &[(TopicPartition, Range<Offset>)]| -> Vec<serde_json::Value> {
+            let one = |(id, range): &(TopicPartition, Range<Offset>)| json!({ "partition": id.to_string(), "first": range.start.0, "end": range.end.0 });
+            records.iter().map(one).collect()
+        };
+        let findings: Vec<_> = self
+            .findings
+            .iter()
+            .map(|(path, finding)| {
+                let (lost, offsets) = match &finding.lost {
+                    Lost::Nothing => ("nothing", Vec::new()),
+                    Lost::State => ("state", Vec::new()),
+                    Lost::Unknown => ("unknown", Vec::new()),
+                    Lost::Records(lost) => ("records", records(lost)),
+                };
+                json!({
+                    "file": path.display().to_string(),
+                    "position": finding.position,
+                    "end": finding.end,
+                    "what": finding.what.to_string(),
+                    "lost": lost,
+                    "offsets": offsets,
+                })
+            })
+            .collect();
+        let missing: Vec<_> = self.missing.iter().map(|(_, id, r)| (*id, r.clone())).collect();
+        let unreadable: Vec<_> = self
+            .blocks_unreadable
+            .iter()
+            .map(|(path, range, error)| {
+                json!({
+                    "file": path.display().to_string(),
+                    "position": range.start,
+                    "end": range.end,
+                    "error": error,
+                })
+            })
+            .collect();
+        json!({
+            "files": self.segments,
+            "bytes": self.bytes,
+            "batches": self.batches,
+            "findings": findings,
+            "unreadable": unreadable,
+            "missing": records(&missing),
+            "lost_segments": self.lost_segments.iter().map(|(_, what)| what).collect::<Vec<_>>(),
+        })
+    }
+}
