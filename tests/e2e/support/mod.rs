@@ -5,7 +5,7 @@
 //! - [`client`]: an SDK client, and the runtime it needs.
 //! - [`raw`]: a QUIC client that sends what no SDK would.
 //! - [`certificates`]: certificates that a broker has to refuse.
-//! - [`history`]: what was acknowledged against what is read.
+//! - [`history`]: what clients did and were told, for the checker.
 //! - [`load`]: a producer that lives through kills.
 //! - [`reading`]: a log read to its end.
 //! - [`device`]: file systems of a test's own, and counters of block devices.
