@@ -82,6 +82,10 @@ pub(crate) struct ReaderRecord {
     pub(crate) end: Option<u64>,
 }
 
+/// Histories of millions are kept in memory: what they cost is said above.
+const _: () = assert!(size_of::<SendRecord>() == 56);
+const _: () = assert!(size_of::<ReadRecord>() == 24);
+
 /// A reader read another offset than the next one.
 #[derive(Clone)]
 pub(crate) struct Jump {
