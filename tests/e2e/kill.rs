@@ -7,7 +7,8 @@
 //! several rounds, so that its start must not have passed them. Everything older that is still
 //! there is checked too.
 //!
-//! SIGKILL loses nothing that the kernel has; that the device has it, too, is `flush`'s to show.
+//! SIGKILL loses nothing that the kernel has; that the device has it, too, is for `flush` and
+//! `tests/power_cut.rs` to show.
 
 use std::thread::sleep;
 use std::time::Duration;
