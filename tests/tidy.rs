@@ -56,6 +56,7 @@ const PURE_DEV_DEPENDENCIES: &[&str] = &["proptest"];
 const CONFINED: &[(&str, &[&str])] = &[
     ("anyhow", &["rustmq", "rustmq-benches"]),
     ("clap", &["rustmq", "rustmq-benches"]),
+    ("fuser", &[]),
     ("io-uring", &["rustmq-sys", "rustmq-benches"]),
     ("libc", &["rustmq-sys", "rustmq-benches"]),
     ("openraft", &[]),

@@ -269,6 +269,11 @@ impl Checker {
     /// Nobody knows where this send is. If it was acknowledged a reading of the whole log should.
     fn find_unplaced(&mut self, send: &SendRecord, acknowledged: Option<Moment>) {
         let Some(acknowledged) = acknowledged else { return };
+        // It may be among what the broker refuses to serve.
+        let refused = self.refused.partition_point(|range| range.partition < send.partition);
+        if self.refused.get(refused).is_some_and(|range| range.partition == send.partition) {
+            return;
+        }
         let begin = self.readings.partition_point(|reading| reading.partition < send.partition);
         let last = self.readings.get(begin).filter(|reading| {
             reading.partition == send.partition

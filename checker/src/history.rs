@@ -82,6 +82,10 @@ pub(crate) struct ReaderRecord {
     pub(crate) end: Option<u64>,
 }
 
+/// Histories of millions are kept in memory: what they cost is said above.
+const _: () = assert!(size_of::<SendRecord>() == 56);
+const _: () = assert!(size_of::<ReadRecord>() == 24);
+
 /// A reader read another offset than the next one.
 #[derive(Clone)]
 pub(crate) struct Jump {
@@ -118,8 +122,8 @@ struct PartitionRecord {
 }
 
 impl History {
-    /// A process is about to send a value. The same value may be sent again when its outcome is
-    /// known: an idempotent producer that repeats a batch, which is then expected in the log once.
+    /// A process is about to send a value. The same value may be sent again, as an idempotent
+    /// producer repeats a batch: it is expected in the log once.
     pub fn begin_send(&mut self, process: Process, partition: Partition, value: Value) -> SendId {
         let begun = self.tick();
         let floor = self.acknowledged_end(partition);

@@ -71,8 +71,7 @@ fn a_report_names_partition_offset_and_process_and_stays_short() {
     }
 }
 
-/// How long a million operations take, where somebody looks: `cargo test --release -- --nocapture`.
-/// `benches/checker_history.rs` measures it.
+/// What it takes is measured by `benches/checker_history.rs`.
 #[test]
 fn a_million_operations_are_checked() {
     let mut history = History::default();

@@ -5,8 +5,7 @@
 //! after another to one shard, so each is a block of its own and no two share a flush. A build that
 //! leaves the flushes out has to be found out by the very same measurement.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use rustmq_client::{NewTopic, ProducerRecord};
@@ -14,7 +13,7 @@ use rustmq_client::{NewTopic, ProducerRecord};
 use crate::support::broker::{Backend, Node, on_both_backends};
 use crate::support::client;
 use crate::support::device::{Device, LoopFileSystem};
-use crate::support::machine;
+use crate::support::{machine, without_flushes};
 
 /// Records sent, each acknowledged before the next.
 const RECORDS: u64 = 300;
@@ -58,7 +57,7 @@ on_both_backends! {
     fn a_build_without_flushes_is_found_out(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
         let name = format!("flush, a build without flushes, {}", backend.name());
-        let Some(executable) = build_without_flushes(&name)? else { return Ok(()) };
+        let Some(executable) = without_flushes::executable(&name)? else { return Ok(()) };
         let Some(file_system) = file_system(&name) else { return Ok(()) };
         let device = Device::below(&file_system.path())?;
         let measured = measure(&executable, backend, &file_system.path(), &device)?;
@@ -126,29 +125,4 @@ fn file_system(name: &str) -> Option<LoopFileSystem> {
             None
         }
     }
-}
-
-/// The executable without flushes: the one that `RUSTMQ_WITHOUT_FLUSHES` names, or, where the run
-/// counts, one that is built now, in a directory of its own.
-fn build_without_flushes(name: &str) -> Result<Option<PathBuf>> {
-    if let Some(path) = std::env::var_os("RUSTMQ_WITHOUT_FLUSHES") {
-        return Ok(Some(path.into()));
-    }
-    if !machine::is_ci() {
-        let why = "it takes a build of its own; name one in RUSTMQ_WITHOUT_FLUSHES, or set CI=true";
-        machine::skip(name, why);
-        return Ok(None);
-    }
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("without-flushes");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--locked", "--package", "rustmq"])
-        .args(["--features", "rustmq-sys/fault-no-flush"])
-        .arg("--target-dir")
-        .arg(&target);
-    let output = cargo.output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "building without flushes: {said}");
-    Ok(Some(target.join("debug/rustmq")))
 }

@@ -5,12 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustmq_checker::{Partition, Value};
 use rustmq_client::{ErrorCode, NewTopic};
 use rustmq_protocol::{ProduceResponse, ProducerStamp};
 
 use crate::support::broker::{Backend, Node, on_both_backends};
 use crate::support::cli::Cli;
 use crate::support::device::LoopFileSystem;
+use crate::support::history::{PRODUCER, Recorder};
 use crate::support::raw::{self, Raw};
 use crate::support::{client, machine, reading};
 
@@ -21,7 +23,10 @@ const VALUE_BYTES: usize = 128 << 10;
 const STARTS_MAX: usize = 200;
 
 /// Records after which a log that still takes more is not full but endless.
-const RECORDS_MAX: usize = 2_000;
+const RECORDS_MAX: u64 = 2_000;
+
+/// The only one of each topic.
+const PARTITION: Partition = Partition(0);
 
 on_both_backends! {
     fn a_full_log_refuses_and_takes_records_again_after_a_deletion(backend: Backend) -> Result<()> {
@@ -34,13 +39,14 @@ on_both_backends! {
         for topic in ["big", "small"] {
             cli.create_topic(topic, 1)?;
         }
-        let count = fill(node.data_dir(), "big")?;
-        still_readable(node.data_dir(), "big", count)?;
+        let told = Recorder::default();
+        fill(node.data_dir(), "big", &told)?;
+        still_readable(node.data_dir(), "big", &told)?;
         // A start finds the log as full as it was.
         broker.kill_running()?;
         broker = node.start()?;
-        still_readable(node.data_dir(), "big", count)?;
-        fill(node.data_dir(), "big")?;
+        still_readable(node.data_dir(), "big", &told)?;
+        fill(node.data_dir(), "big", &told)?;
         cli.ok(&["topic", "delete", "big"])?;
         // Too large for what a full log keeps back.
         let after = value("after");
@@ -65,18 +71,23 @@ on_both_backends! {
             client.close().await;
             anyhow::Ok(())
         })?;
-        let count = fill(dir, "short")? as u64;
+        let told = Recorder::default();
+        fill(dir, "short", &told)?;
+        let end = told.lock().acknowledged_end(PARTITION);
         // A client with retries on does not even notice.
         let later = value("later");
+        let send = told.lock().begin_send(PRODUCER, PARTITION, Value::of(later.as_bytes()));
         Cli::new(dir).produce("short", &later)?;
+        told.lock().acknowledge(send, None);
         let read = client::runtime()?.block_on(async {
             let client = client::connect(dir).await?;
-            reading::read(&client, "short", 0, 0).await
+            reading::read(&client, "short", 0, &told).await
         })?;
         ensure!(0 < read.from, "the oldest records are still there");
         let last = read.records.last().context("the record that came later")?;
         ensure!(last.value == later.as_bytes(), "another record is at {}", last.offset);
-        ensure!(count <= last.offset, "offset {} after {count} records", last.offset);
+        ensure!(end <= last.offset, "offset {} after an end of {end}", last.offset);
+        told.check()?;
         broker.stop()
     }
 }
@@ -108,15 +119,16 @@ on_both_backends! {
         // Something else takes a part of the disk.
         let filler = file_system.path().join("filler");
         fs::write(&filler, vec![1; 10 << 20])?;
-        let count = fill(&dir, "big")?;
-        still_readable(&dir, "big", count)?;
+        let told = Recorder::default();
+        fill(&dir, "big", &told)?;
+        still_readable(&dir, "big", &told)?;
         ensure!(broker.is_running()?, "the broker ended\n{}", broker.output());
         // The catalogue has its space: topics are made and deleted on a full disk.
         cli.create_topic("another", 1)?;
         cli.ok(&["topic", "delete", "another"])?;
         broker.kill_running()?;
         broker = node.start()?;
-        still_readable(&dir, "big", count)?;
+        still_readable(&dir, "big", &told)?;
         fs::remove_file(filler)?;
         let after = value("after");
         cli.produce("small", &after)?;
@@ -146,7 +158,8 @@ on_both_backends! {
         Cli::new(&dir).create_topic("big", 1)?;
         let filler = file_system.path().join("filler");
         fs::write(&filler, vec![1; 10 << 20])?;
-        let count = fill(&dir, "big")?;
+        let told = Recorder::default();
+        fill(&dir, "big", &told)?;
         let mut said = None;
         for _ in 0..STARTS_MAX {
             broker.kill_running()?;
@@ -160,29 +173,36 @@ on_both_backends! {
         ensure!(said.contains("the disk has no space for another segment"), "it said {said}");
         fs::remove_file(filler)?;
         broker = node.start()?;
-        still_readable(&dir, "big", count)?;
+        still_readable(&dir, "big", &told)?;
         Cli::new(&dir).produce("big", "after\n")?;
         broker.stop()
     }
 }
 
-/// Appends until there is no room; how many records the topic then has.
-fn fill(dir: &Path, topic: &str) -> Result<usize> {
+/// Appends until there is no room.
+fn fill(dir: &Path, topic: &str, told: &Recorder) -> Result<()> {
     client::runtime()?.block_on(async {
         let info = raw::topic(dir, topic).await?;
         let mut raw = Raw::greeted(dir).await?;
-        let mut end = None;
-        for number in 0..RECORDS_MAX {
-            let batch = raw::batch(&[&value(&number.to_string())], ProducerStamp::NONE);
+        // Later ones than those of a fill before.
+        let first = told.lock().acknowledged();
+        for number in first..first + RECORDS_MAX {
+            let value = value(&number.to_string());
+            let send = told.lock().begin_send(PRODUCER, PARTITION, Value::of(value.as_bytes()));
+            let batch = raw::batch(&[&value], ProducerStamp::NONE);
             let frame = raw::produce_frame(&info, 0, &batch)?;
             let (header, body) = raw.ask_bytes(&frame).await?;
             match header.error_code() {
-                ErrorCode::Ok => end = Some(ProduceResponse::decode(&body)?.base_offset.0 + 1),
+                ErrorCode::Ok => {
+                    let offset = ProduceResponse::decode(&body)?.base_offset.0;
+                    told.lock().acknowledge(send, Some(offset));
+                }
                 ErrorCode::StorageFull => {
+                    told.lock().fail(send);
                     ensure!(ErrorCode::StorageFull.is_retriable(), "clients give up");
                     let said = raw::message(ErrorCode::StorageFull, &header, &body)?;
                     ensure!(said.contains("full"), "{said:?}");
-                    return Ok(end.unwrap_or_default() as usize);
+                    return Ok(());
                 }
                 code => bail!("record {number} is answered {code}"),
             }
@@ -196,17 +216,14 @@ fn value(end: &str) -> String {
     "x".repeat(VALUE_BYTES - end.len()) + end
 }
 
-/// Every record is served, from the first one on.
-fn still_readable(dir: &Path, topic: &str, count: usize) -> Result<()> {
+/// Every record that was acknowledged is served, from the first one on, and none that was refused.
+fn still_readable(dir: &Path, topic: &str, told: &Recorder) -> Result<()> {
     let read = client::runtime()?.block_on(async {
         let client = client::connect(dir).await?;
-        let read = reading::read(&client, topic, 0, 0).await?;
+        let read = reading::read(&client, topic, 0, told).await?;
         client.close().await;
         anyhow::Ok(read)
     })?;
     ensure!(read.from == 0, "the log begins at {}", read.from);
-    ensure!(read.records.len() == count, "{} of {count} are there", read.records.len());
-    let whole = read.records.iter().all(|record| record.value.len() == VALUE_BYTES);
-    ensure!(whole, "a record changed");
-    Ok(())
+    told.check()
 }

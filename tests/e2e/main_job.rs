@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustmq_checker::{Partition, Process, Value};
 
 use crate::support::broker::{Backend, Node, on_both_backends};
 use crate::support::cli::Cli;
+use crate::support::history::{CONSUMER, Recorder};
 use crate::support::{client, machine};
 
 /// Rows of the data set.
@@ -79,11 +81,14 @@ on_both_backends! {
         every_shard_holds_some(&node, &cli)?;
         broker.kill_running()?;
 
+        let mut told = Told::new(sent);
         for shards in SHARDS_AFTER_THE_KILL {
             let broker = node.start_with_shards(shards)?;
-            let format = ["consume", "flights", "--from", "start", "--until-end", "-f", "%k\t%v\n"];
-            let read = Keyed::parse(&String::from_utf8(cli.ok(&format)?)?)?;
-            sent.compare(&read)?;
+            let format = ["-f", "%p\t%o\t%k\t%v\n"];
+            let read = ["consume", "flights", "--from", "start", "--until-end"];
+            let read = cli.ok(&[&read[..], &format].concat())?;
+            told.read(&String::from_utf8(read)?)?;
+            told.recorder.check().with_context(|| format!("with {shards} shards"))?;
             broker.kill_running()?;
         }
         Ok(())
@@ -120,48 +125,88 @@ fn every_shard_holds_some(node: &Node, cli: &Cli) -> Result<()> {
     Ok(())
 }
 
-/// Records by key, those of each in order.
+/// Lines of key, tab and value; those of a key are to stay in order.
 struct Keyed {
     lines: Vec<String>,
 }
 
 impl Keyed {
-    /// Lines of key, tab and value.
-    fn parse(text: &str) -> Result<Keyed> {
-        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        let whole = lines.iter().all(|line| line.contains('\t'));
-        ensure!(whole, "a line without a key");
-        Ok(Keyed { lines })
-    }
-
     /// The lines in two halves.
     fn halves(&self) -> [String; 2] {
         let (first, second) = self.lines.split_at(self.lines.len() / 2);
         [first, second].map(|lines| lines.join("\n") + "\n")
     }
+}
 
-    fn compare(&self, read: &Keyed) -> Result<()> {
-        let (sent, read) = (self.by_key(), read.by_key());
-        for (key, values) in &sent {
-            let read = read.get(key).map(Vec::as_slice).unwrap_or_default();
-            ensure!(
-                values == read,
-                "key {key}: {} records sent, {} read, or in another order",
-                values.len(),
-                read.len()
-            );
+/// What was sent, and the readings since, for the checker.
+struct Told {
+    recorder: Recorder,
+    /// Until it is known which keys went to which partition: the first reading shows it.
+    sent: Option<Keyed>,
+}
+
+impl Told {
+    fn new(sent: Keyed) -> Told {
+        Told { recorder: Recorder::default(), sent: Some(sent) }
+    }
+
+    /// Lines of partition, offset, key and value, those of each partition in order.
+    fn read(&mut self, text: &str) -> Result<()> {
+        let mut partitions: BTreeMap<u32, Vec<(u64, &str)>> = BTreeMap::new();
+        for line in text.lines() {
+            let mut fields = line.splitn(3, '\t');
+            let (Some(partition), Some(offset), Some(record)) =
+                (fields.next(), fields.next(), fields.next())
+            else {
+                bail!("no partition, offset and record in {line:?}")
+            };
+            partitions.entry(partition.parse()?).or_default().push((offset.parse()?, record));
         }
-        ensure!(sent.len() == read.len(), "{} keys sent, {} read", sent.len(), read.len());
+        if let Some(sent) = self.sent.take() {
+            self.send(&sent, &partitions);
+        }
+        let mut history = self.recorder.lock();
+        for (partition, records) in &partitions {
+            let mut occurrences = BTreeMap::new();
+            let reader = history.assign(CONSUMER, Partition(*partition), 0);
+            for (offset, record) in records {
+                history.read(reader, *offset, identity(&mut occurrences, record));
+            }
+            let end = records.last().map_or(0, |(offset, _)| offset + 1);
+            history.read_to_end(reader, end);
+        }
         Ok(())
     }
 
-    fn by_key(&self) -> BTreeMap<&str, Vec<&str>> {
-        let mut keys: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (key, value) in self.lines.iter().filter_map(|line| line.split_once('\t')) {
-            keys.entry(key).or_default().push(value);
+    /// Every record of a key went to the partition of that key, in order.
+    fn send(&self, sent: &Keyed, partitions: &BTreeMap<u32, Vec<(u64, &str)>>) {
+        let mut partition_of = BTreeMap::new();
+        for (partition, records) in partitions {
+            partition_of.extend(records.iter().map(|(_, record)| (key_of(record), *partition)));
         }
-        keys
+        let keys: BTreeMap<&str, u32> =
+            sent.lines.iter().map(|line| key_of(line)).zip(0..).collect();
+        let mut history = self.recorder.lock();
+        let mut occurrences = BTreeMap::new();
+        for line in &sent.lines {
+            let (process, key) = (Process(keys[key_of(line)]), key_of(line));
+            // A key of which nothing came back is missed in any partition.
+            let partition = Partition(partition_of.get(key).copied().unwrap_or_default());
+            let send = history.begin_send(process, partition, identity(&mut occurrences, line));
+            history.acknowledge(send, None);
+        }
     }
+}
+
+/// The first record that reads like this, the second one, and so on.
+fn identity<'a>(occurrences: &mut BTreeMap<&'a str, u32>, record: &'a str) -> Value {
+    let occurrence = occurrences.entry(record).or_default();
+    *occurrence += 1;
+    Value::of(format!("{occurrence} {record}").as_bytes())
+}
+
+fn key_of(line: &str) -> &str {
+    line.split_once('\t').map_or(line, |(key, _)| key)
 }
 
 /// The flights with the number of the plane as key.

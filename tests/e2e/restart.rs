@@ -1,6 +1,7 @@
 //! What a stop, clean or not, and a start keep.
 
 use anyhow::{Context, Result, ensure};
+use rustmq_checker::{Partition, Value};
 use rustmq_client::{ClientError, ErrorCode, NewTopic, ProducerRecord};
 use rustmq_protocol::{
     ProduceResponse, ProducerEpoch, ProducerId, ProducerStamp, RequestKind, Sequence,
@@ -8,6 +9,7 @@ use rustmq_protocol::{
 
 use crate::support::broker::{Backend, Node, on_both_backends};
 use crate::support::cli::Cli;
+use crate::support::history::{PRODUCER, Recorder};
 use crate::support::load::Load;
 use crate::support::raw::{self, Raw};
 use crate::support::{client, machine, reading};
@@ -39,12 +41,12 @@ on_both_backends! {
             runtime.block_on(async {
                 let client = client::connect(node.data_dir()).await?;
                 for partition in 0..3 {
-                    let read = reading::read(&client, "stops", partition, 0).await?;
-                    let found = load.history().check(partition, 0, &read.records);
-                    ensure!(found.is_empty(), "after SIG{signal}: {found:?}");
+                    let read =
+                        reading::read(&client, "stops", partition, load.recorder()).await?;
+                    ensure!(read.from == 0, "after SIG{signal} it begins at {}", read.from);
                 }
                 client.close().await;
-                anyhow::Ok(())
+                load.recorder().check().with_context(|| format!("after SIG{signal}"))
             })?;
         }
         load.stop()?;
@@ -59,12 +61,13 @@ on_both_backends! {
         let node = Node::new(backend)?;
         let cli = Cli::new(node.data_dir());
         let runtime = client::runtime()?;
+        let told = Recorder::default();
         let broker = node.start()?;
         cli.create_topic("again", 1)?;
         let first = runtime.block_on(async {
             let mut raw = Raw::greeted(node.data_dir()).await?;
             let producer = raw.producer_id().await?;
-            let offset = produce(&node, &mut raw, producer, 0, "one").await?;
+            let offset = produce(&node, &mut raw, producer, 0, "one", &told).await?;
             anyhow::Ok((producer, offset))
         });
         let (producer, offset) = first?;
@@ -72,11 +75,14 @@ on_both_backends! {
         let broker = node.start()?;
         runtime.block_on(async {
             let mut raw = Raw::greeted(node.data_dir()).await?;
-            let again = produce(&node, &mut raw, producer, 0, "one").await?;
+            let again = produce(&node, &mut raw, producer, 0, "one", &told).await?;
             ensure!(again == offset, "it was at {offset}, and now is at {again}");
-            let next = produce(&node, &mut raw, producer, 1, "two").await?;
+            let next = produce(&node, &mut raw, producer, 1, "two", &told).await?;
             ensure!(next == offset + 1, "the next one is at {next}");
-            anyhow::Ok(())
+            let client = client::connect(node.data_dir()).await?;
+            reading::read(&client, "again", 0, &told).await?;
+            client.close().await;
+            told.check()
         })?;
         ensure!(cli.consume("again")? == "one\ntwo\n", "{:?}", cli.consume("again")?);
         broker.stop()
@@ -175,13 +181,17 @@ async fn produce(
     producer: (ProducerId, ProducerEpoch),
     sequence: u32,
     value: &str,
+    told: &Recorder,
 ) -> Result<u64> {
     let topic = raw::topic(node.data_dir(), "again").await?;
     let stamp =
         ProducerStamp { id: producer.0, epoch: producer.1, base_sequence: Sequence(sequence) };
+    let send = told.lock().begin_send(PRODUCER, Partition(0), Value::of(value.as_bytes()));
     let frame = raw::produce_frame(&topic, 0, &raw::batch(&[value], stamp))?;
     let (header, body) = raw.ask_bytes(&frame).await?;
     ensure!(header.kind == RequestKind::Produce as u16, "{header:?}");
     ensure!(header.error_code() == ErrorCode::Ok, "{}", header.error_code());
-    Ok(ProduceResponse::decode(&body)?.base_offset.0)
+    let offset = ProduceResponse::decode(&body)?.base_offset.0;
+    told.lock().acknowledge(send, Some(offset));
+    Ok(offset)
 }

@@ -7,11 +7,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustmq_checker::{Partition, SendId, Value};
 use rustmq_client::{PartitionId, Producer, ProducerRecord, Ticket};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::client;
-use super::history::History;
+use super::history::{PRODUCER, Recorder};
 use super::process::wait_until;
 use super::random::Random;
 
@@ -37,11 +38,11 @@ pub(crate) struct Round {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
+    recorder: Recorder,
 }
 
 #[derive(Default)]
 struct State {
-    history: History,
     /// Bytes that may be submitted since the start.
     allowance: u64,
     submitted: u64,
@@ -83,7 +84,9 @@ impl Load {
     pub(crate) fn begin(&self, bytes: u64) -> Round {
         let mut state = self.shared.lock();
         state.allowance = state.submitted + bytes;
-        let ends = (0..self.partitions).map(|id| (id, state.history.acknowledged_end(id)));
+        let history = self.shared.recorder.lock();
+        let end_of = |id| history.acknowledged_end(Partition(id));
+        let ends = (0..self.partitions).map(|id| (id, end_of(id)));
         Round { acknowledged_before: state.acknowledged, begun_at: ends.collect() }
     }
 
@@ -100,17 +103,17 @@ impl Load {
         })
     }
 
-    /// What was submitted and acknowledged so far.
-    pub(crate) fn history(&self) -> impl std::ops::Deref<Target = History> {
-        HistoryGuard(self.shared.lock())
+    /// What its client did and was told so far.
+    pub(crate) fn recorder(&self) -> &Recorder {
+        &self.shared.recorder
     }
 
     /// Ends the load; how many records were acknowledged.
-    pub(crate) fn stop(mut self) -> Result<usize> {
+    pub(crate) fn stop(mut self) -> Result<u64> {
         self.until_idle()?;
         self.shared.lock().stopped = true;
         self.join()?;
-        Ok(self.shared.lock().history.acknowledged())
+        Ok(self.shared.recorder.lock().acknowledged())
     }
 
     fn until(&mut self, what: &str, reached: impl Fn(&State) -> bool) -> Result<()> {
@@ -147,16 +150,6 @@ impl Drop for Load {
     }
 }
 
-struct HistoryGuard<'a>(MutexGuard<'a, State>);
-
-impl std::ops::Deref for HistoryGuard<'_> {
-    type Target = History;
-
-    fn deref(&self) -> &History {
-        &self.0.history
-    }
-}
-
 /// What the thread owns.
 struct Sending {
     data_dir: PathBuf,
@@ -167,7 +160,11 @@ struct Sending {
 }
 
 /// A record on its way.
-type InFlight = (Vec<u8>, Ticket);
+struct InFlight {
+    send: SendId,
+    bytes: usize,
+    ticket: Ticket,
+}
 
 impl Sending {
     async fn run(mut self) -> Result<()> {
@@ -213,16 +210,18 @@ impl Sending {
     ) -> Result<()> {
         let partition = self.random.below(u64::from(self.partitions)) as u32;
         let value = self.value(number);
+        let bytes = value.len();
         {
             let mut state = self.shared.lock();
-            state.history.submit(partition, &value);
-            state.submitted += value.len() as u64;
+            state.submitted += bytes as u64;
             state.in_flight += 1;
         }
-        let record = ProducerRecord::value(value.clone()).with_partition(PartitionId(partition));
+        let recorder = &self.shared.recorder;
+        let send = recorder.lock().begin_send(PRODUCER, Partition(partition), Value::of(&value));
+        let record = ProducerRecord::value(value).with_partition(PartitionId(partition));
         let ticket = producer.submit(record).await?;
         let sender = senders.get(partition as usize).context("a collector for each")?;
-        let sent = sender.send((value, ticket)).await;
+        let sent = sender.send(InFlight { send, bytes, ticket }).await;
         sent.ok().context("a record was given up")
     }
 
@@ -246,12 +245,12 @@ async fn collect(
     mut in_flight: Receiver<InFlight>,
     shared: Arc<Shared>,
 ) -> Result<()> {
-    while let Some((value, ticket)) = in_flight.recv().await {
+    while let Some(InFlight { send, bytes, ticket }) = in_flight.recv().await {
         let metadata = ticket.await.context("a record was given up")?;
         ensure!(metadata.partition.0 == partition, "a record went elsewhere");
+        shared.recorder.lock().acknowledge(send, Some(metadata.offset.0));
         let mut state = shared.lock();
-        state.history.acknowledge(partition, metadata.offset.0, &value);
-        state.acknowledged += value.len() as u64;
+        state.acknowledged += bytes as u64;
         state.in_flight -= 1;
     }
     Ok(())

@@ -5,10 +5,11 @@
 //! - [`client`]: an SDK client, and the runtime it needs.
 //! - [`raw`]: a QUIC client that sends what no SDK would.
 //! - [`certificates`]: certificates that a broker has to refuse.
-//! - [`history`]: what was acknowledged against what is read.
+//! - [`history`]: what clients did and were told, for the checker.
 //! - [`load`]: a producer that lives through kills.
 //! - [`reading`]: a log read to its end.
 //! - [`device`]: file systems of a test's own, and counters of block devices.
+//! - [`without_flushes`]: the executable without them.
 //! - [`machine`]: who may use the machine, and what it cannot do.
 //! - [`random`]: moments and sizes from a seed that a failure prints.
 
@@ -29,6 +30,8 @@ pub(crate) mod load;
 pub(crate) mod reading;
 
 pub(crate) mod device;
+
+pub(crate) mod without_flushes;
 
 pub(crate) mod machine;
 

@@ -1,54 +1,62 @@
 //! A log read to the end that it had when the reading began.
 
 use anyhow::{Context, Result, ensure};
+use rustmq_checker::{Partition, Value};
 use rustmq_client::{Client, Offset, OffsetAt, PartitionId, Partitions, Start};
 
 use super::client::bounded;
-use super::history::ReadRecord;
+use super::history::{CONSUMER, Recorder};
 
 /// What a partition held.
 pub(crate) struct Reading {
-    /// Its log start when the reading began, or where the reading was told to begin.
+    /// Its log start when the reading began.
     pub(crate) from: u64,
     /// Every record from there to the end.
     pub(crate) records: Vec<ReadRecord>,
 }
 
-/// Reads a partition from `from`, or from its log start if that is later, to its end.
+/// A record that was read.
+pub(crate) struct ReadRecord {
+    /// Its offset.
+    pub(crate) offset: u64,
+    /// Its value.
+    pub(crate) value: Vec<u8>,
+}
+
+/// Reads a partition from its log start to its end, and writes it down.
 pub(crate) async fn read(
     client: &Client,
     topic: &str,
     partition: u32,
-    from: u64,
+    recorder: &Recorder,
 ) -> Result<Reading> {
     let id = PartitionId(partition);
-    let start = offset_at(client, topic, id, OffsetAt::Earliest).await?;
+    let from = offset_at(client, topic, id, OffsetAt::Earliest).await?;
+    recorder.lock().log_start(Partition(partition), from);
+    // In this order: what is acknowledged from here on may be past the end.
+    let reader = recorder.lock().assign(CONSUMER, Partition(partition), from);
     let end = offset_at(client, topic, id, OffsetAt::Latest).await?;
-    let from = from.max(start);
-    ensure!(
-        from <= end,
-        "{topic}/{partition} ends at {end}, before {from}, which was acknowledged"
-    );
+    ensure!(from <= end, "{topic}/{partition} ends at {end} and begins at {from}");
     let mut records = Vec::new();
-    if from == end {
-        return Ok(Reading { from, records });
+    if from < end {
+        let consumer = client
+            .consumer(topic)
+            .partitions(Partitions::Some(vec![id]))
+            .start(Start::Offset(Offset(from)));
+        let mut consumer = bounded("a consumer", consumer.build()).await??;
+        while records.len() < (end - from) as usize {
+            let what =
+                || format!("{topic}/{partition}: record {} of {end}", from + records.len() as u64);
+            let record = bounded(&what(), consumer.receive()).await?;
+            let record = record.with_context(what)?.with_context(what)?;
+            ensure!(record.partition == id, "{}: it is of another partition", what());
+            let offset = record.offset.0;
+            let value = record.value.map(Vec::from).unwrap_or_default();
+            recorder.lock().read(reader, offset, Value::of(&value));
+            records.push(ReadRecord { offset, value });
+        }
     }
-    let consumer = client
-        .consumer(topic)
-        .partitions(Partitions::Some(vec![id]))
-        .start(Start::Offset(Offset(from)));
-    let mut consumer = bounded("a consumer", consumer.build()).await??;
-    while records.len() < (end - from) as usize {
-        let what =
-            || format!("{topic}/{partition}: record {} of {end}", from + records.len() as u64);
-        let record = bounded(&what(), consumer.receive()).await?;
-        let record = record.with_context(what)?.with_context(what)?;
-        records.push(ReadRecord {
-            partition: record.partition.0,
-            offset: record.offset.0,
-            value: record.value.map(Vec::from).unwrap_or_default(),
-        });
-    }
+    recorder.lock().read_to_end(reader, end);
     Ok(Reading { from, records })
 }
 
