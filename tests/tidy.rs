@@ -33,6 +33,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("rustmq-client", &["rustmq-protocol"]),
     ("rustmq-checker", &[]),
     ("rustmq-loom-tests", &["rustmq-sys"]),
+    ("rustmq-fuzz-targets", &["rustmq-protocol", "rustmq-wal", "rustmq-metadata", "rustmq-sys"]),
 ];
 
 /// Joined by nobody's rule: they may import anything of ours.

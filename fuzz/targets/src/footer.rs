@@ -50,7 +50,10 @@ fn any(source: &mut Source<'_>) {
     };
     let body_end = segment.segment_bytes - FOOTER_TRAILER_BYTES as u64;
     let read = |range: core::ops::Range<u64>| {
-        assert!(range.start <= range.end && range.end <= body_end, "a part lies before the trailer");
+        assert!(
+            range.start <= range.end && range.end <= body_end,
+            "a part lies before the trailer"
+        );
         let start = range.start.checked_sub(body_start)? as usize;
         body.get(start..start + (range.end - range.start) as usize)
     };
@@ -58,7 +61,8 @@ fn any(source: &mut Source<'_>) {
     assert_eq!(u32_at(page, 508), add(seeded(generation), &page[..508]), "the trailer is whole");
     assert!(trailer.end.blocks_end <= trailer.footer_start);
     let Some(bytes) = read(trailer.table_range()) else { return };
-    let table = bounded(bytes.len(), &ASKED_MAX, || trailer.decode_table(bytes, segment.generation));
+    let table =
+        bounded(bytes.len(), &ASKED_MAX, || trailer.decode_table(bytes, segment.generation));
     let table = match table {
         Ok(table) => table,
         Err(error) => return assert!(!error.to_string().is_empty()),

@@ -33,25 +33,24 @@ pub mod footer;
 
 pub mod catalogue;
 
+#[allow(dead_code, unreachable_pub, reason = "the server uses the rest")]
+#[path = "../../../shards/server/src/frames.rs"]
+mod assembler;
 /// The server's own files, which need nothing but `bytes` and `protocol`: what gathers the chunks
 /// of a stream is met here without a connection.
 #[allow(dead_code, unreachable_pub, reason = "the server uses the rest")]
 #[path = "../../../shards/server/src/body.rs"]
 mod body;
-#[allow(dead_code, unreachable_pub, reason = "the server uses the rest")]
-#[path = "../../../shards/server/src/frames.rs"]
-mod assembler;
 
 /// A target: the name of its corpus, and what holds for any bytes.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: &[Target] =
-    &[
-        ("frames", frames::target),
-        ("requests", requests::target),
-        ("batch", batch::target),
-        ("wal_block", wal_block::target),
-        ("footer", footer::target),
-        ("catalogue", catalogue::target),
-    ];
+pub const TARGETS: &[Target] = &[
+    ("frames", frames::target),
+    ("requests", requests::target),
+    ("batch", batch::target),
+    ("wal_block", wal_block::target),
+    ("footer", footer::target),
+    ("catalogue", catalogue::target),
+];

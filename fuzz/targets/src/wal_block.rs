@@ -62,9 +62,8 @@ fn segment(source: &mut Source<'_>) {
     header.segment_bytes = image.len() as u64;
     let durable_end =
         BlockSequence(header.first_block.0.wrapping_add(u64::from(durable_end) % 8).max(1));
-    let (end, handed_out) = bounded(image.len(), &ASKED_MAX, || {
-        scanned(&image, &header, durable_end, skips)
-    });
+    let (end, handed_out) =
+        bounded(image.len(), &ASKED_MAX, || scanned(&image, &header, durable_end, skips));
     if let Some(end) = end {
         assert_eq!(end.index.point_count(), handed_out);
         ends_well(&image, &header, &end);
@@ -140,7 +139,9 @@ fn is_whole(image: &[u8], generation: u64, block: &BlockHeader, entry: &Entry<'_
     assert_eq!(u32_at(head, 0), add(seeded(generation), &head[4..]), "the entry's header");
     assert_eq!(u64_at(head, 8), block.sequence.0, "the entry was made for its block");
     let payload = &rest[..u32_at(head, 52) as usize];
-    assert!(at + ENTRY_HEADER_BYTES + payload.len() <= block.position as usize + block.length as usize);
+    assert!(
+        at + ENTRY_HEADER_BYTES + payload.len() <= block.position as usize + block.length as usize
+    );
     assert!(entry.payload == payload, "the payload is the one behind the header");
     let hashed = if head[4] == 1 {
         assert_eq!(payload[16..20], head[64..68], "the batch has the checksum of its entry");

@@ -46,7 +46,9 @@ fn the_corpus_is_small() {
         .iter()
         .map(|(name, _)| {
             let folder = fs::read_dir(corpus().join(name)).expect("every target has a corpus");
-            folder.map(|file| file.and_then(|file| file.metadata()).expect("a file").len()).sum::<u64>()
+            folder
+                .map(|file| file.and_then(|file| file.metadata()).expect("a file").len())
+                .sum::<u64>()
         })
         .sum();
     assert!(bytes <= CORPUS_BYTES_MAX, "{bytes} bytes, at most {CORPUS_BYTES_MAX} are allowed");

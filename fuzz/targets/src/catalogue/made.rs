@@ -54,7 +54,7 @@ fn command(source: &mut Source<'_>) -> Command {
             partitions: source
                 .list(|source| PartitionAssignment { broker: broker(source), wal: wal(source) }),
         },
-        6 if source.u8() % 2 == 0 => Command::DeleteTopic { id: topic(source) },
+        6 if source.u8() < 128 => Command::DeleteTopic { id: topic(source) },
         6 => Command::ForgetTopic { id: topic(source) },
         _ => Command::AllocateProducerIds { broker: broker(source), count: source.u32() },
     }

@@ -18,57 +18,53 @@ use crate::source::Source;
 pub(super) fn reads_back(body: u8, bytes: &[u8]) {
     let source = &mut Source::new(bytes);
     match body {
-        0 => same(&hello(source), Hello::encode, |b| Hello::decode(b)),
-        1 => same(&hello_response(source), HelloResponse::encode, |b| HelloResponse::decode(b)),
-        2 => same(&metadata(source), Metadata::encode, |b| Metadata::decode(b)),
-        3 => same(&metadata_response(source), MetadataResponse::encode, |b| {
-            MetadataResponse::decode(b)
-        }),
-        4 => same(&create_topic(source), CreateTopic::encode, |b| CreateTopic::decode(b)),
+        0 => same(&hello(source), Hello::encode, Hello::decode),
+        1 => same(&hello_response(source), HelloResponse::encode, HelloResponse::decode),
+        2 => same(&metadata(source), Metadata::encode, Metadata::decode),
+        3 => same(&metadata_response(source), MetadataResponse::encode, MetadataResponse::decode),
+        4 => same(&create_topic(source), CreateTopic::encode, CreateTopic::decode),
         5 => same(
             &CreateTopicResponse { id: topic_id(source), partitions: source.u32() },
             CreateTopicResponse::encode,
-            |b| CreateTopicResponse::decode(b),
+            CreateTopicResponse::decode,
         ),
-        6 => same(&DeleteTopic { name: source.text() }, DeleteTopic::encode, |b| {
-            DeleteTopic::decode(b)
-        }),
+        6 => same(&DeleteTopic { name: source.text() }, DeleteTopic::encode, DeleteTopic::decode),
         7 => same(
             &DeleteTopicResponse { id: topic_id(source) },
             DeleteTopicResponse::encode,
-            |b| DeleteTopicResponse::decode(b),
+            DeleteTopicResponse::decode,
         ),
-        8 => same(&ListTopics {}, ListTopics::encode, |b| ListTopics::decode(b)),
+        8 => same(&ListTopics {}, ListTopics::encode, ListTopics::decode),
         9 => same(
             &ListTopicsResponse { topics: source.list(listed_topic) },
             ListTopicsResponse::encode,
-            |b| ListTopicsResponse::decode(b),
+            ListTopicsResponse::decode,
         ),
-        10 => same(&InitProducer {}, InitProducer::encode, |b| InitProducer::decode(b)),
+        10 => same(&InitProducer {}, InitProducer::encode, InitProducer::decode),
         11 => same(
             &InitProducerResponse {
                 producer_id: ProducerId(source.u64()),
                 producer_epoch: ProducerEpoch(source.u16()),
             },
             InitProducerResponse::encode,
-            |b| InitProducerResponse::decode(b),
+            InitProducerResponse::decode,
         ),
         12 => produce(source),
-        13 => same(&produce_response(source), ProduceResponse::encode, |b| {
-            ProduceResponse::decode(b)
-        }),
-        14 => same(&fetch(source), Fetch::encode, |b| Fetch::decode(b)),
+        13 => same(&produce_response(source), ProduceResponse::encode, ProduceResponse::decode),
+        14 => same(&fetch(source), Fetch::encode, Fetch::decode),
         15 => fetch_response(source),
-        16 => same(&list_offsets(source), ListOffsets::encode, |b| ListOffsets::decode(b)),
-        17 => same(&list_offsets_response(source), ListOffsetsResponse::encode, |b| {
-            ListOffsetsResponse::decode(b)
-        }),
-        18 => same(&ErrorBody { message: source.text() }, ErrorBody::encode, |b| {
-            ErrorBody::decode(b)
-        }),
-        _ => same(&unsupported_version(source), UnsupportedVersionBody::encode, |b| {
-            UnsupportedVersionBody::decode(b)
-        }),
+        16 => same(&list_offsets(source), ListOffsets::encode, ListOffsets::decode),
+        17 => same(
+            &list_offsets_response(source),
+            ListOffsetsResponse::encode,
+            ListOffsetsResponse::decode,
+        ),
+        18 => same(&ErrorBody { message: source.text() }, ErrorBody::encode, ErrorBody::decode),
+        _ => same(
+            &unsupported_version(source),
+            UnsupportedVersionBody::encode,
+            UnsupportedVersionBody::decode,
+        ),
     }
 }
 
@@ -127,10 +123,8 @@ fn metadata_response(source: &mut Source<'_>) -> MetadataResponse {
             id: BrokerId(source.u32()),
             host: source.text(),
             port: source.u16(),
-            shards: source.list(|source| ShardEndpoint {
-                shard: ShardId(source.u16()),
-                port: source.u16(),
-            }),
+            shards: source
+                .list(|source| ShardEndpoint { shard: ShardId(source.u16()), port: source.u16() }),
         }),
         topics: source.list(|source| TopicInfo {
             name: source.text(),
