@@ -41,6 +41,10 @@ fn segment(path: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     // Chosen: the scan; everything repaired, nothing known durable, no corruption passed.
     let front = &file[..PAGE_BYTES * (1 + BLOCK_PAGES)];
     write(out, "wal_block", &name, &[&[0; 11][..], &described(front)])?;
+    // Every batch again behind itself: offsets that fall.
+    let blocks = &file[PAGE_BYTES..PAGE_BYTES * 4];
+    let twice = [&file[..PAGE_BYTES], blocks, blocks].concat();
+    write(out, "wal_block", &format!("{name}-twice"), &[&[0; 11], &described(&twice)])?;
     // As it is.
     let untouched = [0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0xff];
     write(out, "wal_block", &format!("{name}-untouched"), &[&untouched, &described(front)])?;

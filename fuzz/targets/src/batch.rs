@@ -45,8 +45,27 @@ pub(crate) fn holds(batch: &[u8]) {
     let mut bytes = [0; BATCH_HEADER_BYTES];
     header.encode(&mut bytes);
     assert_eq!(bytes, batch[..BATCH_HEADER_BYTES], "a header is encoded as it was");
+    assert!(are_all(&batch[BATCH_HEADER_BYTES..], header.record_count), "no byte is left over");
     is_built_again(&header, batch);
     is_stamped(&header, batch);
+}
+
+/// Whether so many records, by their lengths alone, are all of the bytes.
+fn are_all(mut bytes: &[u8], count: u32) -> bool {
+    for _ in 0..count {
+        let (mut raw, mut shift) = (0_usize, 0);
+        while let Some((byte, rest)) = bytes.split_first() {
+            bytes = rest;
+            raw |= usize::from(byte & 0x7f) << shift;
+            shift += 7;
+            if *byte < 0x80 {
+                break;
+            }
+        }
+        let Some(rest) = bytes.get(raw / 2..) else { return false };
+        bytes = rest;
+    }
+    bytes.is_empty()
 }
 
 /// The records, given to a builder, make a batch of the same records: the same bytes, if no number

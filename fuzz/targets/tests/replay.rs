@@ -9,10 +9,10 @@ use std::sync::{Mutex, PoisonError};
 use rustmq_fuzz_targets::TARGETS;
 
 /// Mutations of each file: enough to meet what a change breaks, in seconds for all targets.
-const MUTATIONS: u64 = 3000;
+const MUTATIONS: u64 = 2000;
 /// Bytes of mutated input for each file, so that a long one does not take a hundred times as long
 /// as a short one.
-const MUTATED_BYTES: usize = 8 << 20;
+const MUTATED_BYTES: usize = 4 << 20;
 
 /// The targets count what all threads allocate.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

@@ -9,7 +9,7 @@ const SNAPSHOT: u16 = 1;
 const RETIRED: u16 = 4;
 
 /// Repairs the header page of a file and the chain of appends behind it. Two bits of `choices` for
-/// each append: all of it, all but its records, not its place in the chain, nothing.
+/// each append: all of it, all but its records, all but what it says it follows, nothing.
 pub(super) fn file(bytes: &mut [u8], letter: u8, choices: u16) {
     // A file that was never written is left so.
     if bytes.len() < PAGE_BYTES || bytes[..512].iter().all(|byte| *byte == 0) {
@@ -40,8 +40,8 @@ pub(super) fn file(bytes: &mut [u8], letter: u8, choices: u16) {
             put(append, 8, &generation.to_le_bytes());
             put(append, 16, &(position as u64).to_le_bytes());
             put(append, 40, &(length as u32).to_le_bytes());
+            put(append, 24, &sequence.to_le_bytes());
             if choice != 2 {
-                put(append, 24, &sequence.to_le_bytes());
                 put(append, 52, &u32::to_le_bytes(prev_crc));
             }
             if choice != 1 {
@@ -76,20 +76,23 @@ fn append_records(append: &mut [u8], generation: u64) {
     put(header, 56, &crc.to_le_bytes());
 }
 
-/// The snapshot and the commands of a file whose header is good, up to the first append that is not
-/// whole or not in its place, or to the retirement.
-pub(super) fn records(bytes: &[u8]) -> (Option<&[u8]>, Vec<&[u8]>) {
+/// What is in a file whose header is good, up to the first append that is not whole or not in its
+/// place, or to the retirement.
+pub(super) struct Records<'a> {
+    pub(super) snapshot: Option<&'a [u8]>,
+    pub(super) commands: Vec<&'a [u8]>,
+    /// Whether an append behind that says that what is missing was flushed.
+    pub(super) is_cut_short: bool,
+}
+
+pub(super) fn records(bytes: &[u8]) -> Records<'_> {
     let generation = u64_at(bytes, 16);
-    let (mut snapshot, mut commands) = (None, Vec::new());
+    let (mut snapshot, mut commands, mut retired) = (None, Vec::new(), false);
     let (mut position, mut sequence, mut prev_crc) = (PAGE_BYTES, 1_u64, 0);
     while let Some(append) = bytes.get(position..).filter(|rest| !rest.is_empty()) {
-        let crc = add(seeded(generation), &append[..60]);
         let length = u32_at(append, 40) as usize;
         let records_end = APPEND_HEADER_BYTES + u32_at(append, 44) as usize;
-        let is_next = append.starts_with(b"RQCA")
-            && u32_at(append, 60) == crc
-            && u64_at(append, 8) == generation
-            && u64_at(append, 16) == position as u64
+        let is_next = is_header(append, generation, position)
             && u64_at(append, 24) == sequence
             && u32_at(append, 52) == prev_crc;
         let fits = length != 0
@@ -108,14 +111,30 @@ pub(super) fn records(bytes: &[u8]) -> (Option<&[u8]>, Vec<&[u8]>) {
             snapshot = Some(found.remove(0));
         }
         commands.append(&mut found);
-        if u16_at(append, 6) & RETIRED != 0 {
+        retired = u16_at(append, 6) & RETIRED != 0;
+        if retired {
             break;
         }
         position += length;
         sequence += 1;
-        prev_crc = crc;
+        prev_crc = u32_at(append, 60);
     }
-    (snapshot, commands)
+    let behind = bytes.get(position..).unwrap_or_default();
+    let later = behind.chunks(PAGE_BYTES).enumerate().skip(1);
+    let is_cut_short = !retired
+        && later.into_iter().any(|(page, append)| {
+            is_header(append, generation, position + page * PAGE_BYTES)
+                && sequence < u64_at(append, 32)
+        });
+    Records { snapshot, commands, is_cut_short }
+}
+
+/// A good header of an append, made for this place.
+fn is_header(append: &[u8], generation: u64, position: usize) -> bool {
+    append.starts_with(b"RQCA")
+        && u32_at(append, 60) == add(seeded(generation), &append[..60])
+        && u64_at(append, 8) == generation
+        && u64_at(append, 16) == position as u64
 }
 
 /// `count` records, each a length, so many bytes and up to seven more; nothing may be left.
