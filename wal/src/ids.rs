@@ -120,6 +120,12 @@ mod tests {
     }
 
     #[test]
+    fn the_last_number_that_there_is_has_itself_behind_it() {
+        assert_eq!(BlockSequence(u64::MAX).next(), BlockSequence(u64::MAX));
+        assert_eq!(SegmentSequence(u64::MAX).next(), SegmentSequence(u64::MAX));
+    }
+
+    #[test]
     fn a_wal_id_is_shown_as_a_uuid() {
         let id = WalId(core::array::from_fn(|index| index as u8));
         assert_eq!(id.to_string(), "00010203-0405-0607-0809-0a0b0c0d0e0f");
