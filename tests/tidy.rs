@@ -13,15 +13,17 @@ use serde_json::Value;
 /// Who may import whom of ours. What is not listed is not allowed; the root package and the benches
 /// join everything and are not restricted.
 const IMPORTS: &[(&str, &[&str])] = &[
+    ("rustmq-planted", &[]),
     ("rustmq-protocol", &[]),
-    ("rustmq-wal", &["rustmq-protocol"]),
+    ("rustmq-wal", &["rustmq-planted", "rustmq-protocol"]),
     ("rustmq-metadata", &["rustmq-protocol"]),
-    ("rustmq-engine", &["rustmq-protocol", "rustmq-wal", "rustmq-metadata"]),
+    ("rustmq-engine", &["rustmq-planted", "rustmq-protocol", "rustmq-wal", "rustmq-metadata"]),
     ("rustmq-sys", &[]),
     ("rustmq-config", &[]),
     (
         "rustmq-server",
         &[
+            "rustmq-planted",
             "rustmq-protocol",
             "rustmq-wal",
             "rustmq-metadata",
@@ -33,6 +35,18 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("rustmq-client", &["rustmq-protocol"]),
     ("rustmq-checker", &[]),
     ("rustmq-loom-tests", &["rustmq-sys"]),
+    (
+        "sim",
+        &[
+            "rustmq-planted",
+            "rustmq-protocol",
+            "rustmq-sys",
+            "rustmq-config",
+            "rustmq-server",
+            "rustmq-checker",
+        ],
+    ),
+    ("rustmq-fuzz-targets", &["rustmq-protocol", "rustmq-wal", "rustmq-metadata", "rustmq-sys"]),
 ];
 
 /// Joined by nobody's rule: they may import anything of ours.

@@ -94,12 +94,14 @@ impl<T: Send> Sender<T> {
 
     /// How many values are certain to fit now. Only grows until this end pushes.
     pub fn free(&self) -> usize {
-        // Acquire: as in `free_at_least`.
-        self.ring.capacity() - self.tail.wrapping_sub(self.ring.head.load(Ordering::Acquire))
+        // Relaxed: only counts. The push that follows sees this head or a later one, and acquires.
+        self.ring.capacity() - self.tail.wrapping_sub(self.ring.head.load(Ordering::Relaxed))
     }
 
-    /// Whether the receiver is gone: nobody will ever pop what is pushed.
+    /// Whether the receiver is gone: nobody will ever pop what is pushed, and [`free`](Self::free)
+    /// says what was popped before.
     pub fn is_closed(&self) -> bool {
+        // Acquire: pairs with the receiver's drop, so that its last pop is counted after this.
         self.ring.receiver_gone.load(Ordering::Acquire)
     }
 
@@ -150,7 +152,8 @@ impl<T: Send> Receiver<T> {
 
     /// Whether nothing can be popped now.
     pub fn is_empty(&self) -> bool {
-        self.ring.tail.load(Ordering::Acquire) == self.head
+        // Relaxed: only compares. The pop that follows sees this tail or a later one, and acquires.
+        self.ring.tail.load(Ordering::Relaxed) == self.head
     }
 
     /// Whether the sender is gone. Values pushed before may still be there: once this is true, pop

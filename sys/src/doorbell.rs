@@ -62,9 +62,9 @@ impl Doorbell {
     /// after this, so the owner looks into its rings after asking, never before.
     pub fn take_pending(&self) -> bool {
         // Acquire: pairs with the ringing threads' release; their chain of swaps keeps every one
-        // of them in it.
+        // of them in it. The owner has nothing to release to them.
         self.shared.pending.load(Ordering::Relaxed)
-            && self.shared.pending.swap(false, Ordering::AcqRel)
+            && self.shared.pending.swap(false, Ordering::Acquire)
     }
 
     /// Whether it was rung since the last [`take_pending`](Self::take_pending), and stays so.
@@ -76,9 +76,9 @@ impl Doorbell {
     /// Announces that the owner is going to sleep. True: it may wait for the descriptor, and calls
     /// [`awake`](Self::awake) afterwards. False: it was rung meanwhile and must look first.
     pub fn prepare_sleep(&self) -> bool {
-        // All changes of a flag are swaps: one order of them that every side agrees on. Beside the
-        // system call that follows, it costs nothing.
-        self.shared.sleeping.swap(true, Ordering::AcqRel);
+        // All changes of a flag are swaps: one order of them that every side agrees on. Relaxed: the
+        // flag guards no memory, and the fences order it against `pending`.
+        self.shared.sleeping.swap(true, Ordering::Relaxed);
         // Pairs with the fence in `ring`: either this sees `pending`, or that sees `sleeping`.
         fence(Ordering::SeqCst);
         if self.shared.pending.load(Ordering::Relaxed) {
@@ -90,7 +90,7 @@ impl Doorbell {
 
     /// Takes the announcement back, so that bells save themselves the system call.
     pub fn awake(&self) {
-        self.shared.sleeping.swap(false, Ordering::AcqRel);
+        self.shared.sleeping.swap(false, Ordering::Relaxed);
     }
 
     /// Makes the descriptor unreadable again. Only owners that wait for a level need it: an
@@ -123,13 +123,13 @@ impl Bell {
     pub fn ring(&self) {
         // Release: what was pushed before is visible to the owner that takes `pending`.
         // A swap and not a store: the owner acquires from the last of a chain of swaps.
-        if self.shared.pending.swap(true, Ordering::AcqRel) {
+        if self.shared.pending.swap(true, Ordering::Release) {
             return;
         }
         // Pairs with the fence in `prepare_sleep`.
         fence(Ordering::SeqCst);
         if self.shared.sleeping.load(Ordering::Relaxed)
-            && self.shared.sleeping.swap(false, Ordering::AcqRel)
+            && self.shared.sleeping.swap(false, Ordering::Relaxed)
         {
             self.shared.signal.notify();
         }

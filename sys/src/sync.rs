@@ -2,13 +2,15 @@
 //! interleavings of the ring and the doorbell can be explored.
 
 #[cfg(loom)]
+mod weakened;
+
+#[cfg(loom)]
 pub(crate) use loom::{
     cell::UnsafeCell,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
-    },
+    sync::{Arc, atomic::Ordering},
 };
+#[cfg(loom)]
+pub(crate) use weakened::{AtomicBool, AtomicUsize, fence};
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{

@@ -11,6 +11,7 @@ use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp};
 use crate::support::broker::{Backend, Broker, Node, on_both_backends};
 use crate::support::cli::Cli;
 use crate::support::device::LoopFileSystem;
+use crate::support::history::Recorder;
 use crate::support::process::wait_until;
 use crate::support::raw::{self, Raw};
 use crate::support::{client, machine, reading};
@@ -61,7 +62,7 @@ async fn produce_until_refused(
 fn has_all(data_dir: &Path, topic: &str, acknowledged: &[String]) -> Result<()> {
     client::runtime()?.block_on(async {
         let client = client::connect(data_dir).await?;
-        let read = reading::read(&client, topic, 0, 0).await?;
+        let read = reading::read(&client, topic, 0, &Recorder::default()).await?;
         client.close().await;
         ensure!(acknowledged.len() <= read.records.len(), "{} records", read.records.len());
         for (record, value) in read.records.iter().zip(acknowledged) {

@@ -166,6 +166,10 @@ impl PartitionCheckpoint {
         if log_end < log_start {
             return Some(Err(CheckpointError::LogEndsBeforeStart { log_start, log_end }));
         }
+        // Nothing is reserved for what the bytes left cannot hold.
+        if reader.0.len() < epoch_count * EPOCH_BYTES + producer_count * PRODUCER_BYTES {
+            return None;
+        }
         let mut epochs = Vec::with_capacity(epoch_count);
         for _ in 0..epoch_count {
             let epoch = LeaderEpoch(reader.u32()?);
@@ -200,6 +204,9 @@ impl ProducerCheckpoint {
         reader.take(4)?;
         if BATCHES_PER_PRODUCER_MAX < batch_count {
             return Some(Err(CheckpointError::TooManyBatches { found: batch_count }));
+        }
+        if reader.0.len() < batch_count * BATCH_BYTES {
+            return None;
         }
         let mut batches = Vec::with_capacity(batch_count);
         for _ in 0..batch_count {

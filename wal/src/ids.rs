@@ -58,10 +58,10 @@ impl SegmentSequence {
     /// Sequence of the first segment of a WAL.
     pub const FIRST: Self = Self(1);
 
-    /// The segment after this one.
+    /// The segment after this one. A number that only damage explains is not passed.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -69,10 +69,10 @@ impl BlockSequence {
     /// Sequence of the first block of a WAL. As a durable end it says: nothing is known flushed.
     pub const FIRST: Self = Self(1);
 
-    /// The block after this one.
+    /// The block after this one. A number that only damage explains is not passed.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -117,6 +117,12 @@ mod tests {
         {
             assert_eq!(Slot::from_file_name(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn the_last_number_that_there_is_has_itself_behind_it() {
+        assert_eq!(BlockSequence(u64::MAX).next(), BlockSequence(u64::MAX));
+        assert_eq!(SegmentSequence(u64::MAX).next(), SegmentSequence(u64::MAX));
     }
 
     #[test]

@@ -229,7 +229,7 @@ fn not_found(shard: &Shard, tag: u32, offset: Offset) -> RequestError {
         let wal = shard.wal(partition.wal);
         let id = partition.engine.id();
         let next = wal.files.segments().ranges(id).find(|(_, range)| offset < range.first);
-        let end = next.map_or(partition.engine.high_watermark(), |(_, range)| range.first);
+        let end = next.map_or_else(|| partition.engine.high_watermark(), |(_, range)| range.first);
         (wal, id, end)
     };
     let held = wal.files.segments().locate(id, offset);

@@ -143,10 +143,12 @@ impl FileHeader {
             use_number: u64_at(sector, 24),
             file_bytes: u64_at(sector, 32),
         };
-        if sector[10] != file as u8 || header.file_bytes != file_bytes as u64 {
-            return HeaderRead::Unreadable;
-        }
-        HeaderRead::Header(header)
+        let is_one = sector[10] == file as u8
+            && header.file_bytes == file_bytes as u64
+            && is_file_size(file_bytes)
+            // The file of the next switch has a higher number.
+            && header.use_number < u64::MAX;
+        if is_one { HeaderRead::Header(header) } else { HeaderRead::Unreadable }
     }
 }
 
@@ -247,6 +249,11 @@ impl AppendHeader {
         }
         reader.0.is_empty().then_some(records)
     }
+}
+
+/// Whether a catalogue file may have this size.
+pub(super) fn is_file_size(bytes: usize) -> bool {
+    (CATALOGUE_BYTES_MIN..=CATALOGUE_BYTES_MAX).contains(&bytes) && bytes.is_multiple_of(PAGE_BYTES)
 }
 
 /// Bytes a record of this length takes in an append.

@@ -131,7 +131,9 @@ fn follow<'a>(header: &FileHeader, bytes: &'a [u8]) -> Result<FileRead<'a>, Cata
         }
     }
     let begun = bytes.get(tail.position..).unwrap_or_default();
-    if !retired && proves_flushed(&tail, begun)? {
+    // A writer keeps room for the retirement: without it the last append is not one of a writer's.
+    let has_room = tail.position + PAGE_BYTES <= bytes.len();
+    if !retired && (!has_room || proves_flushed(&tail, begun)?) {
         let error = FileError {
             file: header.file,
             position: tail.position as u64,

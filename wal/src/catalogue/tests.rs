@@ -317,3 +317,51 @@ proptest! {
         let _ = open_catalogue(&bytes, &files.0[1]);
     }
 }
+
+/// Puts an append of whole pages, right in all its checksums, behind the header page.
+fn files_with_append(file_bytes: usize, use_number: u64, append_pages: usize) -> Files {
+    use super::layout::{AppendHeader, FileHeader, SNAPSHOT};
+    use crate::checksum::Checksum;
+    use crate::ids::BlockSequence;
+
+    let (file, generation) = (CatalogueFile::A, Generation(7));
+    let mut bytes = vec![0; file_bytes];
+    let header = FileHeader { file, generation, use_number, file_bytes: file_bytes as u64 };
+    header.encode(&mut bytes[..PAGE_BYTES]);
+    // One empty record: the snapshot.
+    let records = [0; 8];
+    let sequence = BlockSequence::FIRST;
+    let append = AppendHeader {
+        flags: SNAPSHOT,
+        generation,
+        position: PAGE_BYTES as u64,
+        sequence,
+        durable_end: sequence,
+        length: (append_pages * PAGE_BYTES) as u32,
+        records_bytes: records.len() as u32,
+        record_count: 1,
+        prev_crc: 0,
+        records_crc: Checksum::for_block(generation, sequence).add(&records).value(),
+        crc: 0,
+    };
+    append.encode(&mut bytes[PAGE_BYTES..]);
+    Files([bytes, vec![0; file_bytes]])
+}
+
+#[test]
+fn a_file_that_no_writer_leaves_is_refused_although_its_checksums_hold() {
+    let pages = FILE_BYTES / PAGE_BYTES;
+    assert!(files_with_append(FILE_BYTES, 1, pages - 2).open().unwrap().is_some());
+    // No room behind the last append for the retirement.
+    let error = FileError { file: CatalogueFile::A, position: FILE_BYTES as u64, append: 2 };
+    let opened = files_with_append(FILE_BYTES, 1, pages - 1).open().map(|_| ());
+    assert_eq!(opened, Err(CatalogueError::Corrupt(error)));
+    // A size that no catalogue has, and a number that no switch comes after.
+    for files in [
+        files_with_append(FILE_BYTES - PAGE_BYTES, 1, 1),
+        files_with_append(FILE_BYTES + 512, 1, 1),
+        files_with_append(FILE_BYTES, u64::MAX, 1),
+    ] {
+        assert_eq!(files.open().map(|_| ()), Err(CatalogueError::NoSnapshot));
+    }
+}

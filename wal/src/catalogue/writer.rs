@@ -1,8 +1,8 @@
 //! Writing the catalogue: in place, or to the other file, or refused.
 
 use super::layout::{
-    APPEND_HEADER_BYTES, AppendHeader, CATALOGUE_BYTES_MAX, CATALOGUE_BYTES_MIN, CatalogueFile,
-    FileHeader, MARK, PAGE_BYTES, RETIRED, SNAPSHOT, append_bytes, push_record,
+    APPEND_HEADER_BYTES, AppendHeader, CatalogueFile, FileHeader, MARK, PAGE_BYTES, RETIRED,
+    SNAPSHOT, append_bytes, is_file_size, push_record,
 };
 use super::open::CatalogueLog;
 use crate::bytes::round_up;
@@ -73,10 +73,9 @@ impl CatalogueWriter {
     #[must_use]
     pub fn create(file_bytes: usize) -> Self {
         assert!(
-            (CATALOGUE_BYTES_MIN..=CATALOGUE_BYTES_MAX).contains(&file_bytes),
-            "a catalogue file has CATALOGUE_BYTES_MIN..=CATALOGUE_BYTES_MAX"
+            is_file_size(file_bytes),
+            "a catalogue file has CATALOGUE_BYTES_MIN..=CATALOGUE_BYTES_MAX in whole pages"
         );
-        assert!(file_bytes.is_multiple_of(PAGE_BYTES), "a catalogue file is whole pages");
         Self {
             file_bytes,
             tail: None,

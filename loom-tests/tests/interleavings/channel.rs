@@ -58,6 +58,27 @@ fn batches_arrive_whole_and_in_order() {
 }
 
 #[test]
+fn a_ring_that_is_seen_not_empty_gives_a_value_and_one_with_room_takes_one() {
+    explore(|| {
+        let (mut sender, mut receiver) = channel(1);
+        let pushing = thread::spawn(move || {
+            sender.try_push(1u32).expect("room for one");
+            while sender.free() == 0 {
+                thread::yield_now();
+            }
+            sender.try_push(2).expect("there was room");
+        });
+        for expected in [1, 2] {
+            while receiver.is_empty() {
+                thread::yield_now();
+            }
+            assert_eq!(receiver.try_pop(), Some(expected));
+        }
+        pushing.join().expect("the pushing thread ends");
+    });
+}
+
+#[test]
 fn after_the_close_is_seen_everything_pushed_is_there() {
     explore(|| {
         let (mut sender, mut receiver) = channel(2);
