@@ -7,13 +7,16 @@ use rustmq_protocol::{LeaderEpoch, Offset};
 use rustmq_wal::scan::Torn;
 use rustmq_wal::{
     BLOCK_ALIGN, BlockBuilder, BlockContext, BlockError, BlockFlags, BlockSequence, Corruption,
-    DIRECTORY_CAPACITY_MIN, EntryKind, Generation, Incarnation, OpenError, SEGMENT_BYTES_MIN, Scan,
-    ScanError, SealedBlock, SegmentSequence, Slot,
+    DIRECTORY_CAPACITY_MIN, EntryKind, Generation, Incarnation, OpenError, Scan, ScanError,
+    SealedBlock, SegmentSequence, Slot,
 };
 use support::{
     Files, RecoverError, Recovered, SECTOR_BYTES, WAL, Writer, Written, batch, partition,
     push_batch, push_note, recover, scan,
 };
+
+/// As large as a broker's smallest.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 
 const SEED: u64 = 0xfeed_0000_0000_0001;
 

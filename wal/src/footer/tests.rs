@@ -1,9 +1,12 @@
 use super::*;
 use crate::entry::{EntryHeader, EntryKind};
 use crate::ids::WalId;
-use crate::segment::{SEGMENT_BYTES_MIN, SegmentState};
+use crate::segment::SegmentState;
 use proptest::prelude::*;
 use rustmq_protocol::{LeaderEpoch, PartitionId, TopicId};
+
+/// Room for the largest footer here.
+const SEGMENT_BYTES: u64 = 1 << 20;
 
 fn segment() -> SegmentHeader {
     SegmentHeader {
@@ -12,7 +15,7 @@ fn segment() -> SegmentHeader {
         wal: WalId([3; 16]),
         sequence: SegmentSequence(8),
         generation: Generation(0x9999_8888_7777_6666),
-        segment_bytes: SEGMENT_BYTES_MIN,
+        segment_bytes: SEGMENT_BYTES,
         first_block: BlockSequence(100),
         prev_crc: 1,
     }
@@ -150,6 +153,6 @@ fn a_segment_end_joins_exactly_the_segment_it_names() {
 fn a_footer_never_overwrites_blocks() {
     let index = index(&[4]);
     let mut out = vec![0; footer_bytes(1, 4)];
-    let end = SegmentEnd { blocks_end: SEGMENT_BYTES_MIN - 4096, ..end() };
+    let end = SegmentEnd { blocks_end: SEGMENT_BYTES - 4096, ..end() };
     encode_footer(&index, &segment(), &end, &mut out);
 }
