@@ -1,9 +1,9 @@
 //! What the sanitizers must find: `.ci/run sanitize` runs these and expects each to fail, so that a
 //! sanitizer that is silent because it is not there is noticed.
 //!
-//! Only with `--cfg planted`; no other build has them.
+//! Only with `--cfg sanitizer`; no other build has them.
 
-#![cfg(planted)]
+#![cfg(sanitizer)]
 #![allow(unsafe_code, reason = "the faults that sanitizers look for are those of unsafe code")]
 
 use std::cell::UnsafeCell;

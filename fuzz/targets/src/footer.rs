@@ -7,9 +7,9 @@ use rustmq_protocol::{LeaderEpoch, Offset, PartitionId, TimestampMs, TopicId, To
 use rustmq_wal::index::{find, find_timestamp, points_from};
 use rustmq_wal::{
     BlockSequence, ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FOOTER_TRAILER_BYTES, FooterLine,
-    FooterTrailer, Generation, Incarnation, IndexPoint, NextSegment, SEGMENT_BYTES_MIN, SegmentEnd,
-    SegmentHeader, SegmentIndex, SegmentSequence, SegmentState, Slot, WalId, encode_footer,
-    find_line, footer_bytes,
+    FooterTrailer, Generation, Incarnation, IndexPoint, NextSegment, SegmentEnd, SegmentHeader,
+    SegmentIndex, SegmentSequence, SegmentState, Slot, WalId, encode_footer, find_line,
+    footer_bytes,
 };
 
 use crate::layout::{add, array_at, put, seeded, u32_at, u64_at};
@@ -19,6 +19,9 @@ use crate::source::Source;
 
 /// A line takes 80 bytes on disk and 88 in memory, a point 32 in both, in a list that doubles.
 const ASKED_MAX: Bound = Bound::per_byte(4);
+
+/// Bytes of a segment that is made here: more than any footer of an input takes.
+const SEGMENT_BYTES: u64 = 1 << 20;
 
 const LINE_BYTES: usize = 80;
 const POINT_BYTES: usize = 32;
@@ -57,6 +60,11 @@ fn any(source: &mut Source<'_>) {
         let start = range.start.checked_sub(body_start)? as usize;
         body.get(start..start + (range.end - range.start) as usize)
     };
+    let (wal, slot, bytes) = (segment.wal, segment.slot, segment.segment_bytes);
+    let alone = FooterTrailer::decode_alone(page, wal, slot, bytes);
+    let alone = alone.expect("what is read by its header is read without it");
+    assert_eq!((alone.0.sequence, alone.0.generation), (segment.sequence, segment.generation));
+    assert_eq!(alone.1, trailer);
     let generation = segment.generation.0;
     assert_eq!(u32_at(page, 508), add(seeded(generation), &page[..508]), "the trailer is whole");
     assert!(trailer.end.blocks_end <= trailer.footer_start);
@@ -98,14 +106,15 @@ fn look_up(line: &FooterLine, points: &[IndexPoint]) {
 
 /// The segment that the first page describes, whole or not.
 fn segment_of(page: &[u8]) -> SegmentHeader {
-    let read = SegmentHeader::decode(page);
-    read.unwrap_or_else(|_| SegmentHeader {
+    let read = SegmentHeader::decode(page).ok();
+    let read = read.filter(|segment| SEGMENT_BYTES <= segment.segment_bytes);
+    read.unwrap_or_else(|| SegmentHeader {
         state: SegmentState::Active,
         slot: Slot(u32_at(page, 12)),
         wal: WalId(array_at(page, 16)),
         sequence: SegmentSequence(u64_at(page, 32)),
         generation: Generation(u64_at(page, 40)),
-        segment_bytes: SEGMENT_BYTES_MIN,
+        segment_bytes: SEGMENT_BYTES,
         first_block: BlockSequence(u64_at(page, 56)),
         prev_crc: u32_at(page, 64),
     })
@@ -167,7 +176,7 @@ fn made(source: &mut Source<'_>) {
         wal: WalId(source.array()),
         sequence: SegmentSequence(source.u64()),
         generation: Generation(source.u64()),
-        segment_bytes: SEGMENT_BYTES_MIN,
+        segment_bytes: SEGMENT_BYTES,
         first_block: BlockSequence(1),
         prev_crc: 0,
     };
