@@ -364,6 +364,8 @@ impl Scan {
             }
             _ => BlockHeader::decode_next(bytes, &self.point).ok(),
         };
+        // No block passes the end of its segment, whatever its header says.
+        let header = header.filter(|header| position + u64::from(header.length) <= self.end);
         let bad = Box::new(Corruption {
             position,
             end: header.map_or(self.end, |header| position + u64::from(header.length)),
