@@ -45,7 +45,8 @@ pub(crate) fn tell(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     None
 }
 
-/// Of each folder the last write that tells of those before it, if the crash has left it.
+/// Of each folder the last block or append that tells of those before it, if the crash has left it.
+/// One that the device took in parts is several writes.
 fn last_of_each_folder(image: &Image) -> Vec<Applied> {
     let files = image.before.files();
     let folder_of = |write: &Applied| {
@@ -53,14 +54,23 @@ fn last_of_each_folder(image: &Image) -> Vec<Applied> {
         let (name, _, _) = files.iter().find(|(_, id, _)| *id == file)?;
         name.parent()
     };
-    let mut last: BTreeMap<&Path, &Applied> = BTreeMap::new();
-    for write in image.before.applied() {
+    let mut last: BTreeMap<&Path, Vec<&Applied>> = BTreeMap::new();
+    for write in image.before.applied().filter(|write| image.disk.has(write)) {
+        let Some(folder) = folder_of(write) else { continue };
+        let parts = last.entry(folder).or_default();
         let tells = MAGICS.iter().any(|magic| write.first_bytes().starts_with(magic));
-        if let Some(folder) = folder_of(write).filter(|_| tells && image.disk.has(write)) {
-            last.insert(folder, write);
+        let goes_on = parts.last().is_some_and(|part| {
+            let ((file, position, bytes), place) = (part.place(), write.place());
+            (file, position + bytes) == (place.0, place.1)
+        });
+        if tells {
+            parts.clear();
+        }
+        if tells || goes_on {
+            parts.push(write);
         }
     }
-    last.into_values().cloned().collect()
+    last.into_values().flatten().cloned().collect()
 }
 
 /// How writes begin that tell of those before them: blocks of a WAL, appends to the catalogue.
