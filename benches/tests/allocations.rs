@@ -51,13 +51,14 @@ const GROWTH_PARTS_MAX: usize = 2;
 /// One segment that the whole test fits into: beginning another one allocates, once in tens of
 /// thousands of records. And memory for blocks and cache that is soon taken from the allocator for
 /// good.
-const SETS: [&str; 7] = [
+const SETS: [&str; 8] = [
     "cache.hot_bytes=8MiB",
     "wal.buffer_bytes=8MiB",
     "test.enabled=true",
     "wal.segment_bytes=256MiB",
     "wal.capacity_bytes=1GiB",
     "test.retention_check_ms=3600000",
+    "test.files_check_ms=3600000",
     "broker.shards=1",
 ];
 

@@ -284,6 +284,8 @@ options! {
         flush_hang_ms: u64 = "0", Kind::millis(0, HOUR_MS), Broker;
         /// Time between two looks for records whose retention has ended.
         retention_check_ms: u64 = "10000", Kind::millis(1, HOUR_MS), Broker;
+        /// Time between two looks whether files were deleted beneath the broker.
+        files_check_ms: u64 = "500", Kind::millis(1, HOUR_MS), Broker;
         /// Size of each of the catalogue's two files, in a data directory that is new.
         catalogue_bytes: u64 = "16MiB", Kind::bytes(64 * KIB, 16 * MIB).in_steps_of(BLOCK_ALIGN),
             Broker;

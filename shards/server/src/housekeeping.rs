@@ -12,7 +12,7 @@ use rustmq_sys::{clock, fs};
 use rustmq_wal::{CatalogueFile, EntryKind};
 
 use crate::error::ShardError;
-use crate::limits::{EXPIRE_INTERVAL_MS, FILES_CHECK_MS};
+use crate::limits::EXPIRE_INTERVAL_MS;
 use crate::mesh::Message;
 use crate::notify::before;
 use crate::shard::Shard;
@@ -29,7 +29,7 @@ pub(crate) fn start(shard: &Rc<Shard>) {
 
 /// Watches the disk: a write or flush that hangs, and files that are deleted beneath us.
 async fn watch_loop(shard: Rc<Shard>) {
-    let pause = Duration::from_millis(FILES_CHECK_MS);
+    let pause = Duration::from_millis(shard.config.test.files_check_ms);
     loop {
         runtime::sleep(pause).await;
         let mut trouble = Vec::new();

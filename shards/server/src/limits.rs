@@ -46,10 +46,6 @@ pub const EXPIRE_INTERVAL_MS: u64 = 100;
 /// themselves complain.
 pub const FLUSH_STALL_MS: u64 = 10_000;
 
-/// How often a shard looks whether its files still have their names: twice a second, so that a
-/// deletion is said within one.
-pub const FILES_CHECK_MS: u64 = 500;
-
 /// At a drain, how often a shard looks whether all its answers have left, and for how long at most.
 pub const LINGER_MS: u64 = 10;
 /// See [`LINGER_MS`].
