@@ -1,4 +1,4 @@
-//! Deterministic simulation: the real shards over a modelled disk, network and clock.
+//! Deterministic simulation: the real shards over a modelled disk and clock.
 //!
 //! A seed decides everything: how large segments and records are, how slow the disk is, what fails,
 //! who sends what and when the power goes. The same seed gives the same trace, byte for byte. What
@@ -9,13 +9,13 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`scenario`] | what a seed decides |
-//! | [`run`] | load, cuts, images |
-//! | [`node`] | a broker in a world, and a client beside it |
-//! | [`workload`], [`records`] | what clients do and know |
-//! | [`verify`] | everything read back and judged |
-//! | [`lies`] | what a dishonest disk does |
-//! | [`forgery`] | records that look like blocks |
+//! | `scenario` | what a seed decides |
+//! | `run` | load, cuts, images |
+//! | `node` | a broker in a world, and a client beside it |
+//! | `workload`, `records` | what clients do and know |
+//! | `verify` | everything read back and judged |
+//! | `lies` | what a dishonest disk does |
+//! | `forgery` | records that look like blocks |
 
 mod scenario;
 
