@@ -22,7 +22,7 @@ pub(crate) fn image(source: &mut Source<'_>, pages_max: usize) -> Vec<u8> {
     image
 }
 
-/// What [`image`] reads as these bytes, which are cut to whole pages.
+/// What `image` reads as these bytes, which are cut to whole pages.
 pub fn described(image: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     for page in image.chunks_exact(PAGE_BYTES) {
