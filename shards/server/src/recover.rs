@@ -150,7 +150,13 @@ impl Recovery<'_> {
         const PAGE: u64 = SEGMENT_HEADER_BYTES as u64;
         let dir = &self.setup.dir;
         let names = match fs::list(dir).await {
-            Ok(names) => names,
+            Ok(names) => {
+                // Whoever made these names may have been killed before they were durable.
+                if !planted(Bug::NamesNotDurable) {
+                    fs::sync_dir(dir).await.map_err(|error| self.device("flushing", &error))?;
+                }
+                names
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::create_dir(dir).await.map_err(|error| self.device("creating", &error))?;
                 let parent = dir.parent().unwrap_or(dir);

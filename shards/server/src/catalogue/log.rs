@@ -48,6 +48,11 @@ impl CatalogueLogFiles {
         };
         let a = open_or_create(dir, CatalogueFile::A, file_bytes, &pool).await.map_err(device)?;
         let b = open_or_create(dir, CatalogueFile::B, file_bytes, &pool).await.map_err(device)?;
+        // Its names, and those of the WALs beside it, may have been made by a process that was killed
+        // before they were durable.
+        if !planted(Bug::NamesNotDurable) {
+            fs::sync_dir(dir).await.map_err(device)?;
+        }
         let (bytes_a, at_a) = read_range(&a, 0..a.bytes(), &pool).await.map_err(device)?;
         let (bytes_b, at_b) = read_range(&b, 0..b.bytes(), &pool).await.map_err(device)?;
         let refused = |why: String| ShardError::Refused { dir: dir.to_owned(), why };
@@ -173,9 +178,6 @@ async fn open_or_create(
     buffer.fill(0);
     created.write_durable(buffer.freeze(), 0).await?;
     fs::rename(&made, &path).await?;
-    if !planted(Bug::NamesNotDurable) {
-        fs::sync_dir(dir).await?;
-    }
     fs::open(&path).await
 }
 
