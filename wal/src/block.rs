@@ -253,16 +253,6 @@ impl BlockHeader {
         Self::decode(bytes, wal, generation, position).ok()
     }
 
-    /// A header wherever it lies: what only a planted bug asks for.
-    pub(crate) fn decode_anywhere(
-        bytes: &[u8],
-        wal: WalId,
-        generation: Generation,
-    ) -> Option<Self> {
-        let position = u64_at(bytes.first_chunk::<BLOCK_HEADER_BYTES>()?, 40);
-        Self::decode(bytes, wal, generation, position).ok()
-    }
-
     /// What this block is, as the chain before it would have said.
     pub(crate) fn chain_at(&self) -> ChainPoint {
         ChainPoint {

@@ -289,7 +289,7 @@ impl Scan {
                     self.read_bytes = needed.max(SCAN_READ_BYTES);
                     return Ok(());
                 }
-                Err(why) => return self.meet_bad_block(rest, why, on_entry),
+                Err(why) => return self.meet_bad_block(rest, why),
             }
         }
         self.read_bytes = SCAN_READ_BYTES;
@@ -328,23 +328,7 @@ impl Scan {
         Ok(())
     }
 
-    fn meet_bad_block(
-        &mut self,
-        bytes: &[u8],
-        why: BlockError,
-        on_entry: &mut impl FnMut(&BlockHeader, &Entry<'_>),
-    ) -> Result<(), ScanError> {
-        if planted(Bug::ForgedBlock) {
-            for (index, page) in bytes.chunks(BLOCK_ALIGN).enumerate() {
-                let (wal, generation) = (self.point.wal, self.point.generation);
-                let forged = BlockHeader::decode_anywhere(page, wal, generation);
-                let Some(header) = forged else { continue };
-                let rest = bytes.get(index * BLOCK_ALIGN..).unwrap_or_default();
-                if let Ok(block) = decode_block(rest, &header.chain_at()) {
-                    return self.accept(&block.header, block.entries(), on_entry);
-                }
-            }
-        }
+    fn meet_bad_block(&mut self, bytes: &[u8], why: BlockError) -> Result<(), ScanError> {
         let position = self.point.position;
         if let BlockError::NewerVersion { found, supported } = why {
             return Err(ScanError::NewerVersion { position, found, supported });

@@ -19,8 +19,6 @@ pub enum Bug {
     SegmentReusedTooEarly,
     /// A block of an older use of its file is taken for one of this use.
     StaleGeneration,
-    /// Behind a bad block the next thing that looks like a block is taken for one.
-    ForgedBlock,
     /// The index is one entry off.
     IndexOffByOne,
     /// A partition whose segments were all recycled begins anew at offset 0.
@@ -41,14 +39,13 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::NoFlush,
         Self::AckBeforeFlush,
         Self::NoFlushAfterRecovery,
         Self::TailCutBelowDurableEnd,
         Self::SegmentReusedTooEarly,
         Self::StaleGeneration,
-        Self::ForgedBlock,
         Self::IndexOffByOne,
         Self::LogEndReset,
         Self::ProducersForgotten,
