@@ -78,6 +78,24 @@ pub struct EntryMeta {
 }
 
 impl EntryMeta {
+    /// A checkpoint of `partition`, whose payload lies there in the block's memory region. It counts
+    /// no records and has no time of its own.
+    #[must_use]
+    pub fn checkpoint(partition: TopicPartition, payload: Range<usize>) -> Self {
+        Self {
+            kind: EntryKind::Checkpoint,
+            partition,
+            leader_epoch: LeaderEpoch(0),
+            base_offset: Offset::ZERO,
+            record_count: 0,
+            append_time: TimestampMs(0),
+            max_timestamp: TimestampMs(0),
+            payload: payload.start as u32..payload.end as u32,
+            payload_crc: 0,
+            tag: 0,
+        }
+    }
+
     /// Length of the payload.
     #[must_use]
     pub fn payload_bytes(&self) -> usize {

@@ -309,18 +309,7 @@ impl<G: FnMut() -> u64> Salvage<G> {
             }
             let range = self.builder.reserve(payload.len()).expect("the region was made for it");
             self.region[range.clone()].copy_from_slice(&payload);
-            self.builder.push(EntryMeta {
-                kind: EntryKind::Checkpoint,
-                partition,
-                leader_epoch: LeaderEpoch(0),
-                base_offset: Offset::ZERO,
-                record_count: 0,
-                append_time: TimestampMs(0),
-                max_timestamp: TimestampMs(0),
-                payload: range.start as u32..range.end as u32,
-                payload_crc: 0,
-                tag: 0,
-            });
+            self.builder.push(EntryMeta::checkpoint(partition, range));
         }
         self.seal(BlockFlags::CHECKPOINT.with(BlockFlags::CHECKPOINT_END), None);
     }

@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use rustmq_engine::Partition;
 use rustmq_engine::limits::PRODUCER_BATCHES_IN_FLIGHT_MAX;
 use rustmq_engine::partition::ProducerState;
-use rustmq_protocol::{LeaderEpoch, Offset, TimestampMs, TopicPartition};
+use rustmq_protocol::{Offset, TopicPartition};
 use rustmq_sys::buffer::{Buffer, BufferPool};
 use rustmq_wal::{
-    BatchCheckpoint, BlockBuilder, BlockFlags, DIRECTORY_CAPACITY_MIN, EntryKind, EntryMeta,
+    BatchCheckpoint, BlockBuilder, BlockFlags, DIRECTORY_CAPACITY_MIN, EntryMeta,
     PartitionCheckpoint, ProducerCheckpoint, SegmentSequence, WAL_ITSELF, WalCheckpoint,
 };
 
@@ -62,18 +62,7 @@ impl CheckpointBlocks {
                 break;
             };
             buffer[range.clone()].copy_from_slice(payload);
-            builder.push(EntryMeta {
-                kind: EntryKind::Checkpoint,
-                partition: *partition,
-                leader_epoch: LeaderEpoch(0),
-                base_offset: Offset(0),
-                record_count: 0,
-                append_time: TimestampMs(0),
-                max_timestamp: TimestampMs(0),
-                payload: range.start as u32..range.end as u32,
-                payload_crc: 0,
-                tag: 0,
-            });
+            builder.push(EntryMeta::checkpoint(*partition, range));
             self.entries.pop_front();
         }
         let flags = match self.entries.is_empty() {
