@@ -130,40 +130,10 @@ impl Disk {
         disk
     }
 
-    /// Sets how many bytes all files together may have.
-    pub fn set_capacity(&mut self, bytes: Option<u64>) {
-        self.capacity_bytes = bytes;
-    }
-
     /// The names of all files as they are now, with their lengths.
     pub fn files(&self) -> Vec<(PathBuf, FileId, u64)> {
         let named = self.live.names.iter();
         named.map(|(name, file)| (name.clone(), *file, self.live.files[file].bytes)).collect()
-    }
-
-    /// A hash of everything that is durable.
-    pub fn durable_hash(&self) -> u64 {
-        let mut hash = 0u64;
-        let mut add = |bytes: &[u8]| {
-            for chunk in bytes.chunks(8) {
-                let mut word = [0; 8];
-                word[..chunk.len()].copy_from_slice(chunk);
-                hash = (hash ^ u64::from_le_bytes(word))
-                    .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                    .rotate_left(31);
-            }
-        };
-        for (name, file) in &self.durable.names {
-            add(name.as_os_str().as_encoded_bytes());
-            let Some(pages) = self.durable.files.get(file) else { continue };
-            for (index, page) in pages.pages.iter().enumerate() {
-                if let Some(page) = page {
-                    add(&(index as u64).to_le_bytes());
-                    add(&page[..]);
-                }
-            }
-        }
-        hash
     }
 
     // What `fs` asks.

@@ -45,8 +45,8 @@ pub struct World {
 struct Inner {
     base: Instant,
     now_ns: Cell<u64>,
-    /// Milliseconds since 1970 at the beginning, and what the wall clock was moved by since.
-    wall_ms: Cell<i64>,
+    /// Milliseconds since 1970 at the beginning.
+    wall_ms: i64,
     choice: RefCell<Choice>,
     disk: RefCell<Disk>,
     network: RefCell<Network>,
@@ -122,7 +122,7 @@ impl World {
                 base: Instant::now(),
                 now_ns: Cell::new(0),
                 // 2026-01-01, so that times look like times.
-                wall_ms: Cell::new(1_767_225_600_000),
+                wall_ms: 1_767_225_600_000,
                 choice: RefCell::new(Choice::new(seed)),
                 disk: RefCell::new(disk),
                 network: RefCell::default(),
@@ -154,12 +154,7 @@ impl World {
 
     /// Milliseconds since 1970, as the wall clock of this world shows them.
     pub fn wall_ms(&self) -> i64 {
-        self.inner.wall_ms.get() + (self.now_ns() / 1_000_000) as i64
-    }
-
-    /// Moves the wall clock, which may jump; the other one does not.
-    pub fn move_wall_clock(&self, by_ms: i64) {
-        self.inner.wall_ms.set(self.inner.wall_ms.get() + by_ms);
+        self.inner.wall_ms + (self.now_ns() / 1_000_000) as i64
     }
 
     /// The source of every choice.
