@@ -28,6 +28,10 @@ pub(crate) const PARTITIONS: u32 = 4;
 /// Segments written: twice as many as there is room for, so that each file was used again.
 const SEGMENTS_WRITTEN: u64 = 20;
 
+/// Rounds of writes to the newest segment, each a block or more of about 100 KB: enough for every
+/// case, and not enough to fill it.
+const TAIL_ROUNDS: u32 = 5;
+
 /// How long the broker is left alone before it is killed: several times the pause after which a
 /// mark says that the last block was flushed.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -171,23 +175,25 @@ pub(crate) fn write(node: &Node) -> Result<Model> {
         let topic = raw::topic(node.data_dir(), TOPIC).await?;
         let mut raw = Raw::greeted(node.data_dir()).await?;
         let mut round = 0_u32;
-        while broker.metric("rustmq_wal_sealed_segments_total")? < SEGMENTS_WRITTEN {
-            for _ in 0..4 {
-                round += 1;
-                // All at once: several entries share a block.
-                for partition in 0..PARTITIONS {
-                    let bytes = [40_000, 700, 9_000, 20][(round + partition) as usize % 4];
-                    let values = values(partition, round, bytes);
-                    let lines: Vec<&str> = values.iter().map(String::as_str).collect();
-                    let batch = raw::batch(&lines, ProducerStamp::NONE);
-                    raw.send(&raw::produce_frame(&topic, partition, &batch)?).await?;
-                    model[partition as usize].extend(values);
-                }
-                for _ in 0..PARTITIONS {
-                    let (header, body) = raw.answer().await?;
-                    ensure!(header.error_code() == ErrorCode::Ok, "{}", header.error_code());
-                    ProduceResponse::decode(&body)?;
-                }
+        let mut left = TAIL_ROUNDS;
+        while 0 < left {
+            if SEGMENTS_WRITTEN <= broker.metric("rustmq_wal_sealed_segments_total")? {
+                left -= 1;
+            }
+            round += 1;
+            // All at once: several entries share a block.
+            for partition in 0..PARTITIONS {
+                let bytes = [40_000, 700, 9_000, 20][(round + partition) as usize % 4];
+                let values = values(partition, round, bytes);
+                let lines: Vec<&str> = values.iter().map(String::as_str).collect();
+                let batch = raw::batch(&lines, ProducerStamp::NONE);
+                raw.send(&raw::produce_frame(&topic, partition, &batch)?).await?;
+                model[partition as usize].extend(values);
+            }
+            for _ in 0..PARTITIONS {
+                let (header, body) = raw.answer().await?;
+                ensure!(header.error_code() == ErrorCode::Ok, "{}", header.error_code());
+                ProduceResponse::decode(&body)?;
             }
         }
         anyhow::Ok(())
