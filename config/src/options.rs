@@ -200,8 +200,19 @@ options! {
         handshakes_per_turn: u32 = "16", Kind::count(1, 1_024), Broker;
         /// Bytes that a client may send on one stream before the shard has read them.
         stream_window_bytes: u64 = "512KiB", Kind::bytes(64 * KIB, 64 * MIB), Broker;
-        /// Bytes that a client may send on one connection before the shard has read them.
+        /// Bytes that a client may send on one connection before the shard has read them, once it
+        /// uses the 64 KiB that each begins with.
         connection_window_bytes: u64 = "4MiB", Kind::bytes(64 * KIB, GIB), Broker;
+        /// Memory of one shard for what its clients may send beyond those 64 KiB each.
+        window_bytes_max: u64 = "256MiB", Kind::bytes(MIB, 64 * GIB), Broker;
+        /// Memory of one shard for requests that are not answered; at the limit they are throttled.
+        request_bytes_max: u64 = "256MiB", Kind::bytes(32 * MIB, 64 * GIB), Broker;
+        /// Memory of one shard for answers that their clients have not acknowledged; a client that
+        /// holds half of what is free waits.
+        answer_bytes_max: u64 = "256MiB", Kind::bytes(32 * MIB, 64 * GIB), Broker;
+        /// Time after which a client is disconnected that does not finish a request or does not read
+        /// its answers; 2 s at most when the memory that it holds is needed.
+        stall_timeout_ms: u64 = "60000", Kind::millis(100, 600_000), Broker;
         /// Bytes sent to one client and not yet acknowledged by it; more wait.
         send_window_bytes: u64 = "8MiB", Kind::bytes(64 * KIB, GIB), Broker;
         /// Send and receive buffer asked of the kernel for each UDP socket; it may give less.

@@ -82,7 +82,7 @@ error_codes! {
     8 LimitExceeded "LIMIT_EXCEEDED" final definite
         "The request would exceed a limit of the broker.";
     9 Throttled "THROTTLED" retry definite
-        "The broker pushes back; send again after a pause.";
+        "The broker pushes back; the body says after which pause to send again.";
     10 Timeout "TIMEOUT" retry indeterminate
         "The time of the request ended before its outcome was known.";
     11 ShuttingDown "SHUTTING_DOWN" retry definite

@@ -15,7 +15,7 @@ use std::fmt;
 use crate::codec::{DecodeError, Reader, put_text_cut};
 use crate::error_code::ErrorCode;
 use crate::ids::{CorrelationId, ShardId};
-use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, STRING_BYTES_MAX};
+use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, RETRY_AFTER_MS_MAX, STRING_BYTES_MAX};
 
 /// The oldest protocol version that this code speaks.
 pub const PROTOCOL_VERSION_MIN: u8 = 1;
@@ -342,6 +342,37 @@ impl UnsupportedVersionBody {
         let supported = VersionRange { min: reader.u8()?, max: reader.u8()? };
         reader.finish()?;
         Ok(UnsupportedVersionBody { message, supported })
+    }
+}
+
+/// The body of a response with [`ErrorCode::Throttled`]: an [`ErrorBody`] followed by a pause.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ThrottledBody {
+    /// What there is too much of.
+    pub message: String,
+    /// The shortest pause, in milliseconds, before the request is sent again: at most
+    /// [`RETRY_AFTER_MS_MAX`].
+    pub retry_after_ms: u32,
+}
+
+impl ThrottledBody {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_text_cut(out, &self.message);
+        out.extend_from_slice(&self.retry_after_ms.to_le_bytes());
+    }
+
+    /// Reads the body.
+    pub fn decode(bytes: &[u8]) -> Result<ThrottledBody, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let message = reader.text(STRING_BYTES_MAX)?.to_owned();
+        let retry_after_ms = reader.u32()?;
+        if RETRY_AFTER_MS_MAX < retry_after_ms {
+            let value = u64::from(retry_after_ms);
+            return Err(DecodeError::UnknownValue { field: "retry_after_ms", value });
+        }
+        reader.finish()?;
+        Ok(ThrottledBody { message, retry_after_ms })
     }
 }
 

@@ -55,8 +55,8 @@ pub use batch_builder::{BatchBuilder, PushError};
 pub use codec::{DecodeError, Reader};
 pub use error_code::ErrorCode;
 pub use frame::{
-    ErrorBody, FrameError, FrameFlags, FrameHeader, RequestKind, UnsupportedVersionBody,
-    VersionRange,
+    ErrorBody, FrameError, FrameFlags, FrameHeader, RequestKind, ThrottledBody,
+    UnsupportedVersionBody, VersionRange,
 };
 pub use ids::{
     BrokerId, CorrelationId, LeaderEpoch, Offset, PartitionId, ProducerEpoch, ProducerId, Sequence,

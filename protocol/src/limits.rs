@@ -73,6 +73,10 @@ pub const PRODUCER_BATCHES_IN_FLIGHT_MAX: u32 = 8;
 /// what lies in between. A longer wait is cut to it.
 pub const FETCH_WAIT_MS_MAX: u32 = 60_000;
 
+/// The longest pause that a response with `THROTTLED` asks for: 10 s. Whatever there is too much of
+/// has changed by then.
+pub const RETRY_AFTER_MS_MAX: u32 = 10_000;
+
 /// Bytes of batches that one fetch may ask for; more is cut to it. One batch is always returned
 /// whole.
 pub const FETCH_BYTES_MAX: usize = RECORD_BYTES_MAX;

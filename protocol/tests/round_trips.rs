@@ -314,6 +314,7 @@ proptest! {
         let _ = ListOffsetsResponse::decode(&bytes);
         let _ = ErrorBody::decode(&bytes);
         let _ = UnsupportedVersionBody::decode(&bytes);
+        let _ = ThrottledBody::decode(&bytes);
         let _ = verify(&bytes, RECORD_BYTES_MAX);
         let _ = records(&bytes).map(Iterator::count);
         let _ = batches(&bytes).count();

@@ -297,6 +297,12 @@ fn frames_encode_and_decode_to_their_vectors() {
                 supported: VersionRange::SUPPORTED,
             }
         ),
+        frame!(
+            "throttled_response",
+            request(Kind::Produce, 18).response(ErrorCode::Throttled),
+            ThrottledBody,
+            ThrottledBody { message: "the disk is slow".to_owned(), retry_after_ms: 250 }
+        ),
     ];
     let names: Vec<&str> = vectors(FRAMES).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, checked, "every vector is checked");

@@ -113,11 +113,14 @@ impl std::error::Error for Unacknowledged {}
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use anyhow::Context;
 
     fn refused(code: ErrorCode) -> ClientError {
-        ClientError::Broker { code, message: "no".to_owned(), definite: code.is_definite() }
+        let (message, definite) = ("no".to_owned(), code.is_definite());
+        ClientError::Broker { code, message, definite, retry_after: Duration::ZERO }
     }
 
     #[test]

@@ -307,7 +307,8 @@ mod tests {
 
     fn refused() -> ClientError {
         let code = ErrorCode::StorageFull;
-        ClientError::Broker { code, message: String::new(), definite: true }
+        let (message, retry_after) = (String::new(), Duration::ZERO);
+        ClientError::Broker { code, message, definite: true, retry_after }
     }
 
     #[test]

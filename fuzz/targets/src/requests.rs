@@ -9,7 +9,7 @@ use rustmq_protocol::{
     CreateTopic, CreateTopicResponse, DecodeError, DeleteTopic, DeleteTopicResponse, ErrorBody,
     ErrorCode, Fetch, FetchResponse, Hello, HelloResponse, InitProducer, InitProducerResponse,
     ListOffsets, ListOffsetsResponse, ListTopics, ListTopicsResponse, Metadata, MetadataResponse,
-    Produce, ProduceResponse, RequestKind, UnsupportedVersionBody, batches,
+    Produce, ProduceResponse, RequestKind, ThrottledBody, UnsupportedVersionBody, batches,
 };
 
 use crate::batch;
@@ -22,7 +22,7 @@ mod made;
 const ASKED_MAX: Bound = Bound::per_byte(20);
 
 /// How many bodies there are to choose from: requests, responses, errors.
-const BODIES: u8 = 20;
+const BODIES: u8 = 21;
 
 /// The chosen body is refused or read, and what was read is encoded as it was; a value that is
 /// made reads back.
@@ -126,6 +126,9 @@ fn metadata_response(body: &[u8]) {
 fn error_body(status: u16, body: &[u8]) {
     if status == ErrorCode::UnsupportedVersion as u16 {
         exact(body, UnsupportedVersionBody::decode, UnsupportedVersionBody::encode);
+    }
+    if status == ErrorCode::Throttled as u16 {
+        exact(body, ThrottledBody::decode, ThrottledBody::encode);
     }
     // What follows the message of an error belongs to its code.
     match bounded(body.len(), &ASKED_MAX, || ErrorBody::decode(body)) {

@@ -4,6 +4,8 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+use crate::error::ClientError;
+
 /// A sequence of pauses. [`Backoff::reset`] after a success.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
@@ -33,6 +35,12 @@ impl Backoff {
         self.random ^= self.random << 17;
         let fraction = (self.random >> 40) as f64 / (1u64 << 24) as f64;
         whole.mul_f64(0.5 + fraction / 2.0)
+    }
+
+    /// The next pause after this error: longer than the broker asked for, by what tells its clients
+    /// apart.
+    pub(crate) fn pause_after(&mut self, error: &ClientError) -> Duration {
+        error.retry_after() + self.pause()
     }
 
     pub(crate) fn reset(&mut self) {

@@ -180,7 +180,7 @@ pub(crate) async fn look_up_offset(
         };
         match result {
             Err(error) if error.is_retriable() && attempt < LOOK_UP_ATTEMPTS_MAX => {
-                tokio::time::sleep(backoff.pause()).await;
+                tokio::time::sleep(backoff.pause_after(&error)).await;
                 attempt += 1;
             }
             result => return result,

@@ -118,7 +118,7 @@ impl Cluster {
             match self.control(kind, body.clone()).await {
                 Err(error) if error.is_retriable() && attempt < READ_ATTEMPTS_MAX => {
                     tracing::debug!(%error, attempt, ?kind, "request is repeated");
-                    tokio::time::sleep(backoff.pause()).await;
+                    tokio::time::sleep(backoff.pause_after(&error)).await;
                     attempt += 1;
                 }
                 result => return result,

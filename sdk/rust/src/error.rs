@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustmq_protocol::{
-    BatchError, DecodeError, ErrorCode, FrameError, HEADERS_PER_RECORD_MAX, Offset, PartitionId,
-    STRING_BYTES_MAX, TopicNameError,
+    BatchError, DecodeError, ErrorBody, ErrorCode, FrameError, HEADERS_PER_RECORD_MAX, Offset,
+    PartitionId, STRING_BYTES_MAX, ThrottledBody, TopicNameError,
 };
 
 /// Why something did not succeed.
@@ -39,6 +39,8 @@ pub enum ClientError {
         message: String,
         /// True if nothing has happened for certain, in this attempt and all before it.
         definite: bool,
+        /// With `THROTTLED`, the shortest pause that the broker asks for; else zero.
+        retry_after: Duration,
     },
     /// The records were not acknowledged within the delivery timeout.
     DeliveryTimeout {
@@ -170,7 +172,30 @@ pub enum ConnectError {
 
 impl ClientError {
     pub(crate) fn broker(code: ErrorCode, message: String) -> ClientError {
-        ClientError::Broker { code, message, definite: code.is_definite() }
+        let definite = code.is_definite();
+        ClientError::Broker { code, message, definite, retry_after: Duration::ZERO }
+    }
+
+    /// The error in the body of a response whose code is not OK.
+    pub(crate) fn answered(code: ErrorCode, body: &[u8]) -> ClientError {
+        if code == ErrorCode::Throttled
+            && let Ok(ThrottledBody { message, retry_after_ms }) = ThrottledBody::decode(body)
+        {
+            let retry_after = Duration::from_millis(u64::from(retry_after_ms));
+            return ClientError::Broker { code, message, definite: true, retry_after };
+        }
+        // A message that cannot be read takes nothing from what the code says.
+        let message = ErrorBody::decode(body).map(|body| body.message);
+        ClientError::broker(code, message.unwrap_or_default())
+    }
+
+    /// The shortest pause before the same call is tried again, as the broker asked; zero if it did
+    /// not.
+    pub fn retry_after(&self) -> Duration {
+        match self {
+            ClientError::Broker { retry_after, .. } => *retry_after,
+            _ => Duration::ZERO,
+        }
     }
 
     /// True if the same call can succeed later.

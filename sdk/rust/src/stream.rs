@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use quinn::{RecvStream, SendStream};
 use rustmq_protocol::{
-    CorrelationId, ErrorBody, ErrorCode, FRAME_HEADER_BYTES, FrameFlags, FrameHeader, RequestKind,
-    ShardId,
+    CorrelationId, ErrorCode, FRAME_HEADER_BYTES, FrameFlags, FrameHeader, RequestKind, ShardId,
 };
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
@@ -68,11 +67,7 @@ impl Reply {
     pub(crate) fn into_body(self) -> Result<Bytes, ClientError> {
         match self.header.error_code() {
             ErrorCode::Ok => Ok(self.body),
-            code => {
-                // A message that cannot be read takes nothing from what the code says.
-                let message = ErrorBody::decode(&self.body).map(|body| body.message);
-                Err(ClientError::broker(code, message.unwrap_or_default()))
-            }
+            code => Err(ClientError::answered(code, &self.body)),
         }
     }
 

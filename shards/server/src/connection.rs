@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn_proto::{
@@ -12,11 +13,13 @@ use quinn_proto::{
 use rustmq_protocol::limits::FRAME_BYTES_MAX;
 use rustmq_sys::alloc::{Tag, within};
 
+use crate::admission::Handshake;
+use crate::budget::{Budget, Charge, ClientMemory};
 use crate::endpoint::CLOSE_NOT_ADMITTED;
 use crate::frames::Assembler;
 use crate::limits::{
-    ASSEMBLING_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX, TRANSMITS_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
-    UNSENT_BYTES_MAX,
+    ASSEMBLING_BYTES_MAX, CONNECTION_WINDOW_BYTES_MIN, SMALL_FRAME_BYTES, STALL_PRESSED_MS,
+    TRANSMITS_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
 };
 use crate::reply::{self, Reply};
 use crate::session::{Request, Session};
@@ -44,16 +47,44 @@ pub(crate) struct Connection {
     pub(crate) dirty: bool,
     pub(crate) deadline: Option<Instant>,
     pub(crate) handshake_deadline: Instant,
-    /// Counted among the endpoint's handshakes.
-    pub(crate) handshaking: bool,
+    /// Its place among the endpoint's handshakes.
+    pub(crate) handshake: Option<Handshake>,
     /// A train that the socket refused.
     pub(crate) refused: Option<(Transmit, Vec<u8>)>,
     session: Option<Rc<Session>>,
     streams: BTreeMap<StreamId, Stream>,
     /// Streams with bytes that have not been read.
     readable: VecDeque<StreamId>,
-    /// Bytes gathered in unfinished frames, over all streams.
+    /// Bytes gathered in unfinished frames, over all streams; charged as requests from the first on.
     assembling_bytes: usize,
+    assembling: Option<Charge>,
+    /// It waits for memory to go on with a frame.
+    starved: bool,
+    /// Credit beyond what every connection has, and the bytes read since it last grew.
+    window: Option<Charge>,
+    read_bytes: u64,
+}
+
+/// Why a connection is closed although its peer is alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stall {
+    /// It was let in and did not say Hello.
+    NoHello,
+    /// It began a frame and does not finish it.
+    HalfFrame,
+    /// It does not take its answers.
+    Unread,
+}
+
+impl Stall {
+    /// What the peer is told.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::NoHello => "no Hello came in the time allowed for the handshake",
+            Self::HalfFrame => "a request was begun and not finished in time",
+            Self::Unread => "answers were not read in time",
+        }
+    }
 }
 
 #[derive(Default)]
@@ -61,6 +92,8 @@ struct Stream {
     incoming: Assembler,
     outgoing: VecDeque<Reply>,
     readable: bool,
+    /// When the unfinished frame began.
+    begun: Option<Instant>,
     /// Requests of this stream that are not answered.
     unanswered: usize,
     /// The peer sent its last byte, or what it sent cannot be read any more.
@@ -75,6 +108,7 @@ impl Connection {
         handle: ConnectionHandle,
         quic: quinn_proto::Connection,
         socket: usize,
+        handshake: Handshake,
         handshake_deadline: Instant,
     ) -> Self {
         Self {
@@ -84,13 +118,40 @@ impl Connection {
             dirty: false,
             deadline: None,
             handshake_deadline,
-            handshaking: true,
+            handshake: Some(handshake),
             refused: None,
             session: None,
             streams: BTreeMap::new(),
             readable: VecDeque::new(),
             assembling_bytes: 0,
+            assembling: None,
+            starved: false,
+            window: None,
+            read_bytes: 0,
         }
+    }
+
+    /// Why this connection should be closed, if it does not get on. Where the shard itself does not
+    /// read on, the peer is not to blame.
+    pub(crate) fn stalled(&self, shard: &Shard, now: Instant) -> Option<Stall> {
+        let session = self.session.as_ref()?;
+        let network = &shard.config.network;
+        let handshake = Duration::from_millis(network.handshake_timeout_ms);
+        if session.version().is_none() && session.admitted_at() + handshake < now {
+            return Some(Stall::NoHello);
+        }
+        let patience = |budget: &Budget| match budget.is_pressed() {
+            true => Duration::from_millis(STALL_PRESSED_MS.min(network.stall_timeout_ms)),
+            false => Duration::from_millis(network.stall_timeout_ms),
+        };
+        let begun = self.streams.values().filter_map(|stream| stream.begun).min();
+        if self.readable.is_empty()
+            && begun.is_some_and(|begun| begun + patience(&shard.memory.requests) < now)
+        {
+            return Some(Stall::HalfFrame);
+        }
+        let unread = session.unread_since()?;
+        (unread + patience(&shard.memory.answers) < now).then_some(Stall::Unread)
     }
 
     /// Takes note of what happened, reads requests and hands answers to their streams.
@@ -102,7 +163,9 @@ impl Connection {
             return;
         };
         session.driven();
-        self.read_streams(&session, now, requests);
+        session.handle_acknowledged(now);
+        self.starved = false;
+        self.read_streams(shard, &session, now, requests);
         while let Some((stream, reply)) = session.take_reply() {
             match self.streams.get_mut(&stream) {
                 Some(state) => state.outgoing.push_back(reply),
@@ -154,7 +217,8 @@ impl Connection {
     /// Is there something left to read that may be read?
     pub(crate) fn wants_turn(&self) -> bool {
         let paused = self.session.as_ref().is_none_or(|session| session.is_paused());
-        !self.readable.is_empty() && !paused && self.assembling_bytes < ASSEMBLING_BYTES_MAX
+        let full = self.starved || ASSEMBLING_BYTES_MAX <= self.assembling_bytes;
+        !self.readable.is_empty() && !paused && !full
     }
 
     /// Is every request answered, and every answer with the transport?
@@ -166,14 +230,16 @@ impl Connection {
 
     /// The connection is gone: answers that are still to come are dropped.
     pub(crate) fn end(&mut self) {
+        (self.assembling, self.window) = (None, None);
         if let Some(session) = self.session.take() {
+            session.finished_frames();
             session.end();
         }
     }
 
     fn handle_event(&mut self, shard: &Rc<Shard>, now: Instant, event: Event) {
         match event {
-            Event::Connected => match Session::admit(shard, self.handle, &self.quic) {
+            Event::Connected => match Session::admit(shard, self.handle, &self.quic, now) {
                 Ok(session) => self.session = Some(session),
                 Err(why) => {
                     tracing::warn!(peer = %self.quic.remote_address(), %why, "not admitted");
@@ -223,7 +289,7 @@ impl Connection {
         let Some(stream) = self.streams.remove(&id) else {
             return;
         };
-        self.assembling_bytes -= stream.incoming.len();
+        self.set_assembling(self.assembling_bytes - stream.incoming.len());
         // The peer stopped it: whether the reset is still taken does not matter.
         let _ = self.quic.send_stream(id).reset(VarInt::from_u32(0));
         if let Some(session) = &self.session {
@@ -233,11 +299,15 @@ impl Connection {
         }
     }
 
-    fn read_streams(&mut self, session: &Rc<Session>, now: Instant, requests: &mut Vec<Request>) {
+    fn read_streams(
+        &mut self,
+        shard: &Shard,
+        session: &Rc<Session>,
+        now: Instant,
+        requests: &mut Vec<Request>,
+    ) {
         for _ in 0..self.readable.len() {
-            if REQUESTS_IN_FLIGHT_MAX <= session.in_flight()
-                || UNSENT_BYTES_MAX <= session.unsent_bytes()
-            {
+            if !session.may_read() {
                 // Unread bytes hold the peer's credit back; the session wakes us when it is under.
                 session.pause();
                 return;
@@ -249,32 +319,75 @@ impl Connection {
                 continue;
             };
             stream.readable = false;
-            if self.read_stream(session, id, now, requests) {
+            if self.read_stream(shard, session, id, now, requests) {
                 self.mark_readable(id);
             }
         }
+        self.grow_window(shard);
+    }
+
+    /// How many bytes of a stream's frame may be gathered now, `held` of them being here.
+    fn room(&mut self, memory: &ClientMemory, held: usize) -> usize {
+        let largest = self.streams.values().map(|stream| stream.incoming.len()).max();
+        // A small frame never waits for memory.
+        let share = memory.requests.share().max(SMALL_FRAME_BYTES);
+        let room = ASSEMBLING_BYTES_MAX.min(share).saturating_sub(self.assembling_bytes);
+        if 0 < room {
+            return room;
+        }
+        let rest_of_frame = FRAME_BYTES_MAX.saturating_sub(held).max(1);
+        let own = ASSEMBLING_BYTES_MAX <= share || memory.may_finish(self.handle);
+        self.starved |= !own;
+        match own && largest == Some(held) {
+            true => rest_of_frame,
+            false => 0,
+        }
+    }
+
+    fn set_assembling(&mut self, bytes: usize) {
+        self.assembling_bytes = bytes;
+        match &mut self.assembling {
+            Some(charge) => charge.set(bytes),
+            None => {}
+        }
+    }
+
+    /// More credit for a peer that uses what it has, as far as there is any to give.
+    fn grow_window(&mut self, shard: &Shard) {
+        let windows = &shard.memory.windows;
+        let granted = self.window.as_ref().map_or(0, Charge::bytes);
+        let now = CONNECTION_WINDOW_BYTES_MIN + granted as u64;
+        let most = shard.config.network.connection_window_bytes;
+        if most <= now || self.read_bytes < now / 2 {
+            return;
+        }
+        self.read_bytes = 0;
+        let more = usize::try_from(most - now).unwrap_or(usize::MAX).min(windows.share() / 8);
+        let charge = self.window.get_or_insert_with(|| windows.charge(&Arc::default(), 0));
+        charge.set(granted + more);
+        let window = VarInt::from_u64(now + more as u64).expect("far below 2^62");
+        self.quic.set_receive_window(window);
     }
 
     /// Reads what one stream may read. Returns true when there is more to read later.
     fn read_stream(
         &mut self,
+        shard: &Shard,
         session: &Rc<Session>,
         id: StreamId,
         now: Instant,
         requests: &mut Vec<Request>,
     ) -> bool {
-        let largest = self.streams.values().map(|stream| stream.incoming.len()).max().unwrap_or(0);
+        let held = match self.streams.get(&id) {
+            Some(stream) if !stream.finished => stream.incoming.len(),
+            _ => return false,
+        };
+        let room = self.room(&shard.memory, held);
+        if room == 0 {
+            return true;
+        }
         let Some(stream) = self.streams.get_mut(&id) else {
             return false;
-        };
-        if stream.finished {
-            return false;
-        }
-        let held = stream.incoming.len();
-        let room = match self.assembling_bytes < ASSEMBLING_BYTES_MAX {
-            true => ASSEMBLING_BYTES_MAX - self.assembling_bytes,
-            false if held == largest => FRAME_BYTES_MAX.saturating_sub(held).max(1),
-            false => return true,
         };
         let mut recv = self.quic.recv_stream(id);
         let mut chunks = match within(Tag::Quic, || recv.read(true)) {
@@ -306,13 +419,14 @@ impl Connection {
         let _ = within(Tag::Quic, || chunks.finalize());
         let mut more = more;
         let refused = loop {
-            if REQUESTS_IN_FLIGHT_MAX <= session.in_flight() {
+            if !session.may_read() {
                 // What is here already waits for the session's next turn.
                 more = true;
                 break None;
             }
             match stream.incoming.next_frame() {
                 Ok(Some((header, body))) => {
+                    stream.begun = None;
                     stream.unanswered += 1;
                     requests.push(session.request(id, header, body, now));
                 }
@@ -325,7 +439,22 @@ impl Connection {
             // Half a frame of a stream that has ended will never be whole.
             stream.incoming = Assembler::default();
         }
-        self.assembling_bytes = self.assembling_bytes + stream.incoming.len() - held;
+        match stream.incoming.is_empty() {
+            true => stream.begun = None,
+            false => _ = stream.begun.get_or_insert(now),
+        }
+        let holds = stream.incoming.len();
+        if holds == 0 {
+            shard.memory.finished(self.handle);
+        }
+        if self.assembling.is_none() && 0 < holds {
+            self.assembling = Some(shard.memory.requests.charge(&Arc::default(), 0));
+        }
+        self.read_bytes += read as u64;
+        self.set_assembling(self.assembling_bytes + holds - held);
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return false;
+        };
         if let Some(error) = refused {
             stream.ended = true;
             // The stream's framing is lost: say why, and take nothing more from it.

@@ -29,6 +29,19 @@ impl ShardConnectionIds {
         Self { key, shard: byte(shard.0), shards: byte(shards) }
     }
 
+    /// Does this datagram have a long header and a destination that we never gave out, as the first
+    /// of a connection has? (RFC 8999, section 5.1.)
+    pub(crate) fn is_stranger(&self, datagram: &[u8]) -> bool {
+        let [first, _, _, _, _, id_bytes, rest @ ..] = datagram else { return false };
+        let is_long = first & 0x80 != 0;
+        is_long && rest.get(..usize::from(*id_bytes)).is_none_or(|id| !self.is_ours(id))
+    }
+
+    fn is_ours(&self, id: &[u8]) -> bool {
+        let Some((bytes, tag)) = id.split_at_checked(TAGGED_BYTES) else { return false };
+        self.tag(bytes).as_slice() == tag
+    }
+
     #[expect(deprecated, reason = "std's keyed SipHash: enough to tell strangers, nothing more")]
     fn tag(&self, bytes: &[u8]) -> [u8; BYTES - TAGGED_BYTES] {
         let mut hasher = std::hash::SipHasher::new_with_keys(self.key, !self.key);
@@ -52,8 +65,7 @@ impl ConnectionIdGenerator for ShardConnectionIds {
     }
 
     fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
-        let (bytes, tag) = id.split_at_checked(TAGGED_BYTES).ok_or(InvalidCid)?;
-        match self.tag(bytes).as_slice() == tag {
+        match self.is_ours(id) {
             true => Ok(()),
             false => Err(InvalidCid),
         }
@@ -71,6 +83,19 @@ impl ConnectionIdGenerator for ShardConnectionIds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_first_packet_is_told_from_one_for_a_connection_of_ours() {
+        let mut ids = ShardConnectionIds::new(7, ShardId(0), 1);
+        let id = ids.generate_cid();
+        let long = |id: &[u8]| [&[0xc3, 0, 0, 0, 1, id.len() as u8], id, &[0; 20]].concat();
+        assert!(!ids.is_stranger(&long(&id)));
+        assert!(ids.is_stranger(&long(&[9; 8])));
+        assert!(ids.is_stranger(&long(&[9; 20])));
+        assert!(ids.is_stranger(&long(&[])));
+        assert!(!ids.is_stranger(&[0x43; 30]), "a short header");
+        assert!(!ids.is_stranger(&[0xc3, 0, 0]), "no header at all");
+    }
 
     #[test]
     fn an_id_names_its_shard_and_validates_with_the_same_key_only() {

@@ -20,11 +20,13 @@ use rustmq_sys::clock;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_sys::udp::{self, DatagramMeta, ReceiveBuffers, UdpSocket};
 
+use crate::admission::{Admission, Handshake, Verdict};
 use crate::connection::{Connection, Outlet};
+use crate::connection_id::ShardConnectionIds;
 use crate::limits::{
-    GOODBYE_MS, HANDSHAKES_IGNORE, HANDSHAKES_MAX, LINGER_MS, LINGER_MS_MAX, RECEIVES_PER_TURN_MAX,
-    UDP_PAYLOAD_BYTES_MAX,
+    GOODBYE_MS, LINGER_MS, LINGER_MS_MAX, RECEIVES_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
 };
+use crate::metrics::EndpointCounters;
 use crate::notify::Notify;
 use crate::session::{self, Request};
 use crate::shard::Shard;
@@ -35,6 +37,8 @@ pub const CLOSE_DRAINING: u32 = 1;
 pub const CLOSE_NOT_ADMITTED: u32 = 2;
 /// Application close code: the handshake took too long.
 pub const CLOSE_HANDSHAKE_TIMEOUT: u32 = 3;
+/// Application close code: the peer did not get on: half a frame, no Hello, or answers not read.
+pub const CLOSE_STALLED: u32 = 4;
 
 /// The QUIC endpoint of a shard.
 ///
@@ -67,11 +71,13 @@ struct State {
     quic: quinn_proto::Endpoint,
     connections: Vec<Option<Box<Connection>>>,
     open: usize,
-    /// Connections in their handshake.
-    handshaking: usize,
-    /// Handshakes begun since the last turn, and those that wait for the next one.
+    /// Tells our connection ids from others.
+    ids: ShardConnectionIds,
+    admission: Admission,
+    /// Handshakes begun since the last turn, and those that wait for a later one.
     begun: usize,
-    waiting: VecDeque<(Incoming, usize)>,
+    waiting: VecDeque<Waiting>,
+    counters: EndpointCounters,
     timers: BTreeSet<(Instant, usize)>,
     /// Buffers of sent datagrams, for the next ones.
     spare: SendBuffers,
@@ -79,6 +85,16 @@ struct State {
     requests: Vec<Request>,
     limits: EndpointLimits,
 }
+
+/// A first packet that was let in, and waits for its turn.
+struct Waiting {
+    incoming: Incoming,
+    socket: usize,
+    handshake: Handshake,
+}
+
+/// In place of a connection's number among the timers: strangers that wait may be looked after.
+const ADMISSION_TIMER: usize = usize::MAX;
 
 /// Buffers kept for sending; more are freed.
 const SPARE_BUFFERS_MAX: usize = 256;
@@ -90,6 +106,7 @@ impl Endpoint {
     pub(crate) fn new(
         config: quinn_proto::EndpointConfig,
         server: ServerConfig,
+        ids: ShardConnectionIds,
         sockets: Vec<UdpSocket>,
         limits: EndpointLimits,
     ) -> Self {
@@ -101,9 +118,11 @@ impl Endpoint {
                 quic,
                 connections: Vec::new(),
                 open: 0,
-                handshaking: 0,
+                ids,
+                admission: Admission::new(clock::now()),
                 begun: 0,
                 waiting: VecDeque::new(),
+                counters: EndpointCounters::default(),
                 timers: BTreeSet::new(),
                 spare: SendBuffers::default(),
                 requests: Vec::new(),
@@ -137,6 +156,32 @@ impl Endpoint {
     /// Connections that are open, handshakes included.
     pub(crate) fn connections_open(&self) -> usize {
         self.state.borrow().open
+    }
+
+    /// Handshakes that are not over.
+    pub(crate) fn handshakes(&self) -> usize {
+        self.state.borrow().admission.handshakes()
+    }
+
+    /// What became of the endpoint's connections so far.
+    pub(crate) fn counters(&self) -> EndpointCounters {
+        self.state.borrow().counters
+    }
+
+    /// Closes the connections that do not get on; see [`Connection::stalled`].
+    pub(crate) fn close_stalled(&self, shard: &Shard, now: Instant) {
+        let mut state = self.state.borrow_mut();
+        let State { connections, counters, .. } = &mut *state;
+        for connection in connections.iter_mut().flatten() {
+            let Some(stall) = connection.stalled(shard, now) else { continue };
+            tracing::warn!(peer = %connection.quic.remote_address(), "closed: {}", stall.reason());
+            counters.count_stall(stall);
+            let code = VarInt::from_u32(CLOSE_STALLED);
+            connection.quic.close(now, code, Bytes::from_static(stall.reason().as_bytes()));
+            mark(&mut self.dirty.borrow_mut(), connection);
+        }
+        drop(state);
+        self.wake_driver.notify();
     }
 
     /// Is every request answered, and every answer with the transport?
@@ -256,7 +301,7 @@ fn drive(shard: &Rc<Shard>) {
     let mut requests = {
         let mut state = endpoint.state.borrow_mut();
         let now = clock::now();
-        state.accept_waiting(endpoint, now);
+        state.accept_waiting(endpoint);
         let count = endpoint.dirty.borrow().len();
         for _ in 0..count {
             let Some(handle) = endpoint.dirty.borrow_mut().pop_front() else {
@@ -281,6 +326,12 @@ impl State {
         meta: &DatagramMeta,
         datagram: BytesMut,
     ) {
+        let stranger = self.ids.is_stranger(&datagram);
+        if stranger && !self.admission.has_time(now) {
+            self.counters.dropped += 1;
+            return;
+        }
+        let begun = stranger.then(clock::refresh);
         let mut buffer = self.spare.take();
         let ecn = EcnCodepoint::from_bits(meta.ecn);
         let event = within(Tag::Quic, || {
@@ -291,11 +342,14 @@ impl State {
                 if let Some(Some(connection)) = self.connections.get_mut(handle.0) {
                     within(Tag::Quic, || connection.quic.handle_event(event));
                     connection.socket = socket;
+                    if connection.handshake.is_none() {
+                        self.admission.handle_work(now);
+                    }
                     mark(&mut endpoint.dirty.borrow_mut(), connection);
                 }
             }
             Some(DatagramEvent::NewConnection(incoming)) => {
-                self.admit(endpoint, socket, now, incoming, &mut buffer);
+                self.admit(endpoint, socket, incoming, &mut buffer);
             }
             Some(DatagramEvent::Response(transmit)) => {
                 send(&endpoint.sockets[socket], &transmit, &buffer);
@@ -303,6 +357,9 @@ impl State {
             None => {}
         }
         self.spare.give(buffer);
+        if let Some(begun) = begun {
+            self.admission.spend(clock::refresh() - begun);
+        }
     }
 
     /// Accepts a new connection, asks it to prove its address, or does not answer at all.
@@ -310,76 +367,84 @@ impl State {
         &mut self,
         endpoint: &Endpoint,
         socket: usize,
-        now: Instant,
         incoming: Incoming,
         buffer: &mut Vec<u8>,
     ) {
-        let handshakes = self.handshaking + self.waiting.len();
-        if endpoint.draining.get() || self.limits.connections_max <= self.open {
-            let refusal = self.quic.refuse(incoming, buffer);
-            send(&endpoint.sockets[socket], &refusal, buffer);
-            return;
-        }
-        if HANDSHAKES_IGNORE <= handshakes {
-            self.quic.ignore(incoming);
-            return;
-        }
-        if HANDSHAKES_MAX <= handshakes && !incoming.remote_address_validated() {
-            match self.quic.retry(incoming, buffer) {
-                Ok(retry) => send(&endpoint.sockets[socket], &retry, buffer),
-                Err(error) => {
-                    self.quic.ignore(error.into_incoming());
-                    true
+        let (source, proved) =
+            (incoming.remote_address().ip(), incoming.remote_address_validated());
+        let has_place = !endpoint.draining.get() && self.open < self.limits.connections_max;
+        match self.admission.decide(source, proved, has_place) {
+            Verdict::Refuse => {
+                self.counters.refused += 1;
+                let refusal = self.quic.refuse(incoming, buffer);
+                send(&endpoint.sockets[socket], &refusal, buffer);
+            }
+            Verdict::Ignore => {
+                self.counters.ignored += 1;
+                self.quic.ignore(incoming);
+            }
+            Verdict::Retry => match self.quic.retry(incoming, buffer) {
+                Ok(retry) => {
+                    self.counters.retried += 1;
+                    send(&endpoint.sockets[socket], &retry, buffer);
                 }
-            };
-            return;
+                Err(error) => self.quic.ignore(error.into_incoming()),
+            },
+            Verdict::Accept => {
+                let handshake = self.admission.begin(source, proved);
+                self.waiting.push_back(Waiting { incoming, socket, handshake });
+                endpoint.wake_driver.notify();
+            }
         }
-        if self.limits.handshakes_per_turn <= self.begun {
-            self.waiting.push_back((incoming, socket));
-            endpoint.wake_driver.notify();
-            return;
-        }
-        self.accept(endpoint, socket, now, incoming, buffer);
     }
 
-    /// Begins the handshakes that the turn before left over.
-    fn accept_waiting(&mut self, endpoint: &Endpoint, now: Instant) {
+    /// Begins handshakes that were let in: so many a turn, and while strangers have time.
+    fn accept_waiting(&mut self, endpoint: &Endpoint) {
         self.begun = 0;
-        while self.begun < self.limits.handshakes_per_turn {
-            let Some((incoming, socket)) = self.waiting.pop_front() else {
+        while let Some(waiting) = self.waiting.pop_front() {
+            let now = clock::refresh();
+            if !self.admission.has_time(now) {
+                self.waiting.push_front(waiting);
+                self.timers.insert((self.admission.next_time(now), ADMISSION_TIMER));
+                endpoint.wake_timer.notify();
                 return;
-            };
+            }
+            if self.limits.handshakes_per_turn <= self.begun {
+                self.waiting.push_front(waiting);
+                endpoint.wake_driver.notify();
+                return;
+            }
             let mut buffer = self.spare.take();
-            self.accept(endpoint, socket, now, incoming, &mut buffer);
+            self.accept(endpoint, now, waiting, &mut buffer);
             self.spare.give(buffer);
-        }
-        if !self.waiting.is_empty() {
-            endpoint.wake_driver.notify();
+            self.admission.spend(clock::refresh() - now);
         }
     }
 
     fn accept(
         &mut self,
         endpoint: &Endpoint,
-        socket: usize,
         now: Instant,
-        incoming: Incoming,
+        waiting: Waiting,
         buffer: &mut Vec<u8>,
     ) {
+        let Waiting { incoming, socket, handshake } = waiting;
         self.begun += 1;
-        match self.quic.accept(incoming, now, buffer, None) {
+        match within(Tag::Quic, || self.quic.accept(incoming, now, buffer, None)) {
             Ok((handle, quic)) => {
+                self.counters.begun += 1;
                 let deadline = now + self.limits.handshake_timeout;
-                let mut connection = Box::new(Connection::new(handle, quic, socket, deadline));
+                let mut connection =
+                    Box::new(Connection::new(handle, quic, socket, handshake, deadline));
                 mark(&mut endpoint.dirty.borrow_mut(), &mut connection);
                 if self.connections.len() <= handle.0 {
                     self.connections.resize_with(handle.0 + 1, || None);
                 }
                 self.connections[handle.0] = Some(connection);
                 self.open += 1;
-                self.handshaking += 1;
             }
             Err(error) => {
+                self.admission.end(handshake);
                 if let Some(response) = error.response {
                     send(&endpoint.sockets[socket], &response, buffer);
                 }
@@ -398,6 +463,7 @@ impl State {
             };
             connection.deadline = None;
             if connection.quic.is_handshaking() && connection.handshake_deadline <= now {
+                self.counters.timed_out += 1;
                 let reason = Bytes::from_static(b"the handshake took too long");
                 connection.quic.close(now, VarInt::from_u32(CLOSE_HANDSHAKE_TIMEOUT), reason);
             } else {
@@ -414,10 +480,13 @@ impl State {
             return;
         };
         connection.dirty = false;
+        let begun = connection.handshake.map(|_| clock::refresh());
         connection.serve(shard, now, &mut self.requests);
-        if connection.handshaking && !connection.quic.is_handshaking() {
-            connection.handshaking = false;
-            self.handshaking -= 1;
+        if !connection.quic.is_handshaking()
+            && let Some(handshake) = connection.handshake.take()
+        {
+            self.admission.end(handshake);
+            self.counters.done += u64::from(!connection.quic.is_closed());
         }
         let mut drained = false;
         let mut again = false;
@@ -432,6 +501,9 @@ impl State {
         let mut outlet = SocketOutlet { socket, buffers: &mut self.spare };
         again |= connection.wants_turn();
         again |= connection.transmit(now, socket.max_gso_segments(), &mut outlet);
+        if let Some(begun) = begun {
+            self.admission.spend(clock::refresh() - begun);
+        }
         if connection.refused.is_some() {
             endpoint.wake_writer.notify();
         } else if again {
@@ -471,7 +543,9 @@ impl State {
             self.timers.remove(&(deadline, handle.0));
         }
         connection.end();
-        self.handshaking -= usize::from(connection.handshaking);
+        if let Some(handshake) = connection.handshake.take() {
+            self.admission.end(handshake);
+        }
         self.open -= 1;
     }
 }

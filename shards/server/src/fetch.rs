@@ -87,7 +87,7 @@ async fn read_for(
     offset: Offset,
     bytes_max: usize,
 ) -> Result<Found, RequestError> {
-    request.reply_to.reserve(bytes_max).await;
+    let bytes_max = request.reply_to.reserve(bytes_max).await;
     let found = read::batches(shard, tag, offset, bytes_max).await;
     request.reply_to.give_back();
     found

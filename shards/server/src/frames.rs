@@ -27,6 +27,11 @@ impl Assembler {
         self.held.len()
     }
 
+    /// Is nothing begun?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.held.len() == 0 && self.header.is_none()
+    }
+
     /// The next whole frame, if there is one.
     pub(crate) fn next_frame(&mut self) -> Result<Option<(FrameHeader, Body)>, FrameError> {
         let header = match self.header {

@@ -12,7 +12,7 @@ use rustmq_sys::{clock, fs};
 use rustmq_wal::{CatalogueFile, EntryKind};
 
 use crate::error::ShardError;
-use crate::limits::EXPIRE_INTERVAL_MS;
+use crate::limits::{EXPIRE_INTERVAL_MS, WATCH_INTERVAL_MS};
 use crate::mesh::Message;
 use crate::notify::before;
 use crate::shard::Shard;
@@ -106,8 +106,13 @@ fn report(shard: &Shard, trouble: Vec<String>) {
 /// Requests that wait for a flush look at the clock at this rhythm, not each with its own timer, and
 /// fetches look whether their client is still there.
 async fn expire_loop(shard: Rc<Shard>) {
+    let mut watch_at = clock::now();
     loop {
         runtime::sleep(Duration::from_millis(EXPIRE_INTERVAL_MS)).await;
+        if watch_at <= clock::now() {
+            watch_at = clock::now() + Duration::from_millis(WATCH_INTERVAL_MS);
+            shard.endpoint.close_stalled(&shard, clock::now());
+        }
         for index in 0..shard.wal_count() {
             let wal = shard.wal(index);
             wal.expire();

@@ -13,7 +13,9 @@ pub mod endpoint;
 mod connection;
 mod connection_id;
 
+mod admission;
 mod body;
+mod budget;
 mod frames;
 
 pub mod session;

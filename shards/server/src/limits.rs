@@ -1,6 +1,8 @@
 //! The bounds of one shard's shell.
 
-use rustmq_protocol::limits::FRAME_BYTES_MAX;
+use std::time::Duration;
+
+use rustmq_protocol::limits::{FRAME_BYTES_MAX, RETRY_AFTER_MS_MAX};
 
 /// Requests of one connection that may be unanswered. Past it the shard stops reading the
 /// connection's streams, so the peer's flow control pushes back.
@@ -9,6 +11,9 @@ pub const REQUESTS_IN_FLIGHT_MAX: usize = 1024;
 /// Bytes of unfinished frames that one connection may hold. Past it only the stream that has the
 /// most goes on, so one frame of the largest size always completes.
 pub const ASSEMBLING_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of an unfinished frame that never wait for memory: a request other than a large batch.
+pub const SMALL_FRAME_BYTES: usize = 4096;
 
 /// Bytes of answers that may wait for a slow connection before its requests are no longer read.
 pub const UNSENT_BYTES_MAX: usize = 1 << 20;
@@ -19,11 +24,45 @@ pub const TRANSMITS_PER_TURN_MAX: usize = 8;
 /// Trains of datagrams read from one socket before what arrived is worked on.
 pub const RECEIVES_PER_TURN_MAX: usize = 4;
 
-/// Connections in their handshake at once. Past it peers must prove their address (Retry).
+/// Handshakes at once of peers that have not proved their address. Past it they must (Retry).
 pub const HANDSHAKES_MAX: usize = 256;
+
+/// Handshakes at once of one source that has proved its address; more are ignored. An eighth of all:
+/// it takes eight networks to keep others out.
+pub const HANDSHAKES_PER_SOURCE_MAX: usize = 128;
 
 /// Handshakes at once past which first packets are ignored: each costs a shard about 124 µs.
 pub const HANDSHAKES_IGNORE: usize = 1024;
+
+/// While admitted peers have work, strangers (first packets and handshakes) get one part in so many
+/// of the shard's time.
+pub const STRANGERS_SHARE: u32 = 8;
+
+/// The most of that time in one go: about sixteen handshakes.
+pub const STRANGERS_CREDIT: Duration = Duration::from_millis(2);
+
+/// Admitted peers have work if one of them sent something within this time.
+pub const WORK_RECENT: Duration = Duration::from_millis(5);
+
+/// Bytes of credit that every connection begins with; what it is given beyond is charged to a budget.
+pub const CONNECTION_WINDOW_BYTES_MIN: u64 = 64 * 1024;
+
+/// What a fetch may find, however little memory there is for answers: one batch of usual size.
+pub const ANSWER_BYTES_MIN: usize = 64 * 1024;
+
+/// The pause that a client is asked for when a request finds no place in memory: the time in which a
+/// few large blocks are written.
+pub const RETRY_AFTER_MEMORY_MS: u32 = 50;
+
+/// The pause that a client is asked for when the log had no room for longer than it wanted to wait.
+pub const RETRY_AFTER_ROOM_MS: u32 = 200;
+
+/// How often connections that do not get on are looked for.
+pub const WATCH_INTERVAL_MS: u64 = 500;
+
+/// A connection that does not get on is closed after this time, instead of `network.stall_timeout_ms`,
+/// when what it holds is needed.
+pub const STALL_PRESSED_MS: u64 = 2000;
 
 /// The largest UDP payload that IP carries; a GSO send must stay below it.
 pub const UDP_PAYLOAD_BYTES_MAX: usize = 65_507;
@@ -65,3 +104,6 @@ pub const ZERO_PAUSE_MS: u64 = 1;
 
 const _: () = assert!(ASSEMBLING_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(HANDSHAKES_MAX < HANDSHAKES_IGNORE);
+const _: () = assert!(HANDSHAKES_PER_SOURCE_MAX < HANDSHAKES_IGNORE - HANDSHAKES_MAX);
+const _: () = assert!(RETRY_AFTER_MEMORY_MS < RETRY_AFTER_ROOM_MS);
+const _: () = assert!(RETRY_AFTER_ROOM_MS <= RETRY_AFTER_MS_MAX);

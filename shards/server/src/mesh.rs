@@ -18,7 +18,7 @@ use rustmq_sys::doorbell::{Bell, Doorbell};
 use rustmq_sys::runtime;
 
 use crate::body::Body;
-use crate::limits::{FORWARDED_MAX, MESH_RING_MESSAGES};
+use crate::limits::{FORWARDED_MAX, MESH_RING_MESSAGES, RETRY_AFTER_MEMORY_MS};
 use crate::metrics::{ShardSnapshot, Stage};
 use crate::reply::{RequestError, Response};
 use crate::session::{ClientReply, ReplyTo, Request};
@@ -250,7 +250,10 @@ impl Mesh {
             if FORWARDED_MAX <= state.forwarded.len() {
                 drop(state);
                 let what = "too many requests are being forwarded";
-                return client.send(RequestError::Throttled { what }.response(), None);
+                let retry_after_ms = RETRY_AFTER_MEMORY_MS;
+                let error = RequestError::Throttled { what, retry_after_ms };
+                shard.metrics.borrow_mut().count_refused(error.code());
+                return client.send(error.response(), None);
             }
             state.next_ticket += 1;
             let ticket = state.next_ticket;

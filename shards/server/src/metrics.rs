@@ -8,6 +8,8 @@ use hdrhistogram::Histogram;
 use rustmq_protocol::{ErrorCode, ShardId};
 use rustmq_sys::runtime::Stats;
 
+use crate::connection::Stall;
+
 /// The longest time that a histogram tells apart; longer ones count as this.
 pub const LATENCY_NS_MAX: u64 = 60_000_000_000;
 
@@ -109,6 +111,42 @@ pub struct Counters {
     pub refused: BTreeMap<&'static str, u64>,
 }
 
+/// What became of a shard's connections since it started.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EndpointCounters {
+    /// Handshakes begun.
+    pub begun: u64,
+    /// Handshakes that ended well.
+    pub done: u64,
+    /// First packets answered with a Retry.
+    pub retried: u64,
+    /// First packets refused: no place for another connection, or the broker stops.
+    pub refused: u64,
+    /// First packets ignored: too many handshakes.
+    pub ignored: u64,
+    /// First packets dropped unread: strangers have had their share of the time.
+    pub dropped: u64,
+    /// Handshakes that took too long.
+    pub timed_out: u64,
+    /// Connections closed because no Hello came.
+    pub no_hello: u64,
+    /// Connections closed because a frame did not become whole.
+    pub half_frame: u64,
+    /// Connections closed because their answers were not read.
+    pub unread: u64,
+}
+
+impl EndpointCounters {
+    /// Counts a connection that is closed because it does not get on.
+    pub(crate) fn count_stall(&mut self, stall: Stall) {
+        match stall {
+            Stall::NoHello => self.no_hello += 1,
+            Stall::HalfFrame => self.half_frame += 1,
+            Stall::Unread => self.unread += 1,
+        }
+    }
+}
+
 /// The shard's own.
 pub(crate) struct Metrics {
     stages: Vec<Histogram<u64>>,
@@ -124,6 +162,8 @@ pub struct ShardSnapshot {
     pub stages: Vec<Histogram<u64>>,
     /// The sums.
     pub counters: Counters,
+    /// What became of its connections.
+    pub endpoint: EndpointCounters,
     /// What is now.
     pub gauges: Gauges,
     /// What the shard's runtime did.
@@ -145,6 +185,14 @@ pub struct Gauges {
     pub cache_bytes: u64,
     /// Bytes of the block buffers in use.
     pub buffer_bytes: u64,
+    /// Bytes of requests that are not answered, and of unfinished ones.
+    pub request_bytes: u64,
+    /// Bytes of answers that their clients have not acknowledged.
+    pub answer_bytes: u64,
+    /// Bytes of credit given to connections beyond the least.
+    pub window_bytes: u64,
+    /// Handshakes that are not over.
+    pub handshakes: u64,
     /// Requests forwarded and not yet answered.
     pub forwarded: u64,
     /// How long the disk has not answered, if that is too long; else 0.

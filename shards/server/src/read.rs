@@ -1,5 +1,6 @@
 //! Reading records: from the hot cache, else from the WAL by O_DIRECT.
 
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
@@ -10,7 +11,7 @@ use rustmq_wal::index::{find_timestamp, points_from};
 use rustmq_wal::segments::LiveSegment;
 use rustmq_wal::{ENTRY_HEADER_BYTES, EntryExpect, IndexPoint, decode_entry};
 
-use crate::limits::READ_RETRIES_MAX;
+use crate::limits::{READ_RETRIES_MAX, RETRY_AFTER_MEMORY_MS};
 use crate::reply::RequestError;
 use crate::shard::Shard;
 use crate::wal_writer::WalWriter;
@@ -272,12 +273,14 @@ fn damaged(
     mark_damaged(shard, tag, range, &file)
 }
 
-fn unreadable(error: std::io::Error) -> RequestError {
-    if error.kind() == std::io::ErrorKind::OutOfMemory {
-        return RequestError::Throttled { what: "the read buffers are in use" };
-    }
-    if error.kind() == std::io::ErrorKind::WouldBlock {
-        return RequestError::Throttled { what: "the index of a segment is made anew" };
+fn unreadable(error: io::Error) -> RequestError {
+    let throttled = match error.kind() {
+        io::ErrorKind::OutOfMemory => Some("the read buffers are in use"),
+        io::ErrorKind::WouldBlock => Some("the index of a segment is made anew"),
+        _ => None,
+    };
+    if let Some(what) = throttled {
+        return RequestError::Throttled { what, retry_after_ms: RETRY_AFTER_MEMORY_MS };
     }
     tracing::error!(%error, "reading the WAL failed");
     RequestError::StorageCorrupt { why: "the disk refused to read these records".to_owned() }

@@ -11,8 +11,8 @@ use rustmq_engine::{AppendError, FetchError};
 use rustmq_metadata::ApplyError;
 use rustmq_metadata::topic_config::ConfigError;
 use rustmq_protocol::frame::{
-    ErrorBody, FrameError, FrameFlags, FrameHeader, PROTOCOL_VERSION_MAX, UnsupportedVersionBody,
-    VersionRange,
+    ErrorBody, FrameError, FrameFlags, FrameHeader, PROTOCOL_VERSION_MAX, ThrottledBody,
+    UnsupportedVersionBody, VersionRange,
 };
 use rustmq_protocol::limits::FRAME_HEADER_BYTES;
 use rustmq_protocol::topic_name::TopicNameError;
@@ -20,6 +20,8 @@ use rustmq_protocol::{
     BatchError, CorrelationId, DecodeError, ErrorCode, Offset, RecordError, ShardId,
 };
 use rustmq_sys::alloc::{Tag, within};
+
+use crate::budget::Charge;
 
 /// Bodies up to this size travel without an allocation: a produce response is 32 bytes.
 pub const SMALL_BODY_BYTES: usize = 48;
@@ -120,6 +122,17 @@ impl Reply {
         }
     }
 
+    /// Charges a reply in pieces with what `charge` takes for its bytes, until the peer has
+    /// acknowledged the last of them. The others are small and bounded by the requests in flight.
+    pub(crate) fn charge(&mut self, charge: impl FnOnce(usize) -> Charge) {
+        let Self::Chunks { chunks, bytes, .. } = self else { return };
+        // Acknowledged data is let go from the front, so the last piece goes last.
+        if let Some(last) = chunks.iter_mut().rfind(|chunk| !chunk.is_empty()) {
+            let charged = Charged { bytes: std::mem::take(last), _charge: charge(*bytes) };
+            *last = Bytes::from_owner(charged);
+        }
+    }
+
     /// Bytes of the whole frame.
     pub(crate) fn len(&self) -> usize {
         match self {
@@ -146,6 +159,18 @@ impl Reply {
             }
         }
         Ok(())
+    }
+}
+
+/// Bytes that give back what they were charged with when they are let go.
+struct Charged {
+    bytes: Bytes,
+    _charge: Charge,
+}
+
+impl AsRef<[u8]> for Charged {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -179,7 +204,7 @@ pub(crate) enum RequestError {
     StorageFull,
     StorageCorrupt { why: String },
     Damaged { partition: String, range: Range<Offset>, file: Rc<str> },
-    Throttled { what: &'static str },
+    Throttled { what: &'static str, retry_after_ms: u32 },
     Timeout,
     Interrupted,
     ShuttingDown,
@@ -218,6 +243,12 @@ impl RequestError {
     pub(crate) fn response(&self) -> Response {
         if let Self::UnsupportedVersion { supported } = self {
             let body = UnsupportedVersionBody { message: self.to_string(), supported: *supported };
+            let mut response = Response::encoded(|out| body.encode(out));
+            response.status = self.code();
+            return response;
+        }
+        if let Self::Throttled { retry_after_ms, .. } = *self {
+            let body = ThrottledBody { message: self.to_string(), retry_after_ms };
             let mut response = Response::encoded(|out| body.encode(out));
             response.status = self.code();
             return response;
@@ -317,7 +348,9 @@ impl fmt::Display for RequestError {
                  served: restore the file from a copy, or read on from offset {}",
                 range.start, range.end, range.end
             ),
-            Self::Throttled { what } => write!(f, "{what}; send again after a pause"),
+            Self::Throttled { what, retry_after_ms } => {
+                write!(f, "{what}; send again after {retry_after_ms} ms")
+            }
             Self::Timeout => f.write_str("the time allowed ended before the records were durable"),
             Self::Interrupted => f.write_str("the broker stops before the outcome is known"),
             Self::ShuttingDown => f.write_str("the broker is shutting down"),

@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use quinn_proto::{ConnectionHandle, StreamId};
@@ -10,9 +12,13 @@ use rustls::pki_types::CertificateDer;
 use rustmq_metadata::PrincipalId;
 use rustmq_protocol::frame::{FrameFlags, FrameHeader, RequestKind, VersionRange};
 use rustmq_protocol::{CorrelationId, ShardId};
+use rustmq_sys::clock;
 
 use crate::body::Body;
-use crate::limits::{REQUESTS_IN_FLIGHT_MAX, UNSENT_BYTES_MAX};
+use crate::budget::Charge;
+use crate::limits::{
+    ANSWER_BYTES_MIN, REQUESTS_IN_FLIGHT_MAX, RETRY_AFTER_MEMORY_MS, UNSENT_BYTES_MAX,
+};
 use crate::mesh::{Answer, Message};
 use crate::notify::WaitList;
 use crate::reply::{Reply, RequestError, Response};
@@ -33,8 +39,19 @@ pub(crate) struct Session {
     /// Streams of the requests that were done since the connection was last driven.
     done: RefCell<VecDeque<StreamId>>,
     unsent_bytes: Cell<usize>,
-    /// Bytes that fetches may be about to add to them.
-    reserved_bytes: Cell<usize>,
+    /// Bytes of its requests that are not answered.
+    request_bytes: Arc<AtomicUsize>,
+    /// Bytes of its answers that it has not acknowledged, and of those that fetches may be about to
+    /// add.
+    answer_bytes: Arc<AtomicUsize>,
+    reserved_bytes: Arc<AtomicUsize>,
+    /// Bytes of all answers so far, and of those that it has acknowledged.
+    answered_bytes: Cell<u64>,
+    acknowledged_bytes: Cell<u64>,
+    /// When it last acknowledged something, or had nothing to acknowledge.
+    progress_at: Cell<Instant>,
+    /// When it was let in.
+    admitted_at: Instant,
     drained: WaitList,
     in_flight: Cell<usize>,
     paused: Cell<bool>,
@@ -72,8 +89,10 @@ pub(crate) struct ClientReply {
     stream: StreamId,
     correlation: CorrelationId,
     kind: u16,
+    /// The request's bytes.
+    _charge: Charge,
     /// Bytes kept free for the answer.
-    reserved_bytes: Cell<usize>,
+    reserved: RefCell<Option<Charge>>,
 }
 
 impl Session {
@@ -83,6 +102,7 @@ impl Session {
         shard: &Rc<Shard>,
         handle: ConnectionHandle,
         quic: &quinn_proto::Connection,
+        now: Instant,
     ) -> Result<Rc<Self>, String> {
         let identity = quic.crypto_session().peer_identity();
         let chain = identity
@@ -98,7 +118,13 @@ impl Session {
             outbox: RefCell::default(),
             done: RefCell::default(),
             unsent_bytes: Cell::new(0),
-            reserved_bytes: Cell::new(0),
+            request_bytes: Arc::default(),
+            answer_bytes: Arc::default(),
+            reserved_bytes: Arc::default(),
+            answered_bytes: Cell::new(0),
+            acknowledged_bytes: Cell::new(0),
+            progress_at: Cell::new(now),
+            admitted_at: now,
             drained: WaitList::default(),
             in_flight: Cell::new(0),
             paused: Cell::new(false),
@@ -121,7 +147,8 @@ impl Session {
             stream,
             correlation: header.correlation,
             kind: header.kind,
-            reserved_bytes: Cell::new(0),
+            _charge: self.shard.memory.requests.charge(&self.request_bytes, body.len()),
+            reserved: RefCell::default(),
         });
         Request { header, body, principal: self.principal, arrived: now, reply_to }
     }
@@ -136,14 +163,26 @@ impl Session {
         self.wake();
     }
 
-    async fn reserve(&self, bytes: usize) {
-        self.drained
-            .until(|| {
-                let waiting = self.unsent_bytes.get() + self.reserved_bytes.get();
-                (waiting < UNSENT_BYTES_MAX || self.ended.get()).then_some(())
-            })
-            .await;
-        self.reserved_bytes.set(self.reserved_bytes.get() + bytes);
+    /// Waits until an answer of up to `bytes` may be made, and keeps them free: as many of them as
+    /// the client's share allows.
+    async fn reserve(&self, bytes: usize) -> Charge {
+        self.drained.until(|| (self.may_hold_more() || self.ended.get()).then_some(())).await;
+        let answers = &self.shard.memory.answers;
+        let bytes = bytes.min(answers.share().max(ANSWER_BYTES_MIN));
+        answers.charge(&self.reserved_bytes, bytes)
+    }
+
+    fn charge_answer(&self, bytes: usize) -> Charge {
+        self.answered_bytes.set(self.answered_bytes.get() + bytes as u64);
+        self.shard.memory.answers.charge(&self.answer_bytes, bytes)
+    }
+
+    /// May answers be made for this client beyond those that it has not acknowledged? One always may.
+    fn may_hold_more(&self) -> bool {
+        let held =
+            self.answer_bytes.load(Ordering::Relaxed) + self.reserved_bytes.load(Ordering::Relaxed);
+        self.unsent_bytes.get() < UNSENT_BYTES_MAX
+            && (held == 0 || held < self.shard.memory.answers.share())
     }
 
     /// The next queued answer, for the connection to write.
@@ -156,6 +195,35 @@ impl Session {
         self.unsent_bytes.set(self.unsent_bytes.get() - bytes);
         self.drained.wake_all();
         self.resume();
+    }
+
+    /// The peer's acknowledgements were taken in: what it no longer holds is free for others.
+    pub(crate) fn handle_acknowledged(&self, now: Instant) {
+        let held = self.answer_bytes.load(Ordering::Relaxed);
+        let acknowledged = self.answered_bytes.get() - held as u64;
+        if acknowledged != self.acknowledged_bytes.replace(acknowledged) {
+            self.progress_at.set(now);
+            self.drained.wake_all();
+        }
+    }
+
+    /// Since when the client has not acknowledged anything of what it was sent; `None` if all is
+    /// acknowledged.
+    pub(crate) fn unread_since(&self) -> Option<Instant> {
+        (0 < self.answer_bytes.load(Ordering::Relaxed)).then(|| self.progress_at.get())
+    }
+
+    /// When the client was let in.
+    pub(crate) fn admitted_at(&self) -> Instant {
+        self.admitted_at
+    }
+
+    /// May another of its requests be read?
+    pub(crate) fn may_read(&self) -> bool {
+        let held = self.request_bytes.load(Ordering::Relaxed);
+        self.in_flight.get() < REQUESTS_IN_FLIGHT_MAX
+            && self.unsent_bytes.get() < UNSENT_BYTES_MAX
+            && (held == 0 || held < self.shard.memory.requests.share())
     }
 
     /// The stream of a request that was answered, or that gets no answer.
@@ -188,6 +256,12 @@ impl Session {
         self.queued.set(false);
     }
 
+    /// None of the connection's frames will get whole any more.
+    pub(crate) fn finished_frames(&self) {
+        self.shard.memory.finished(self.handle);
+        wake_starved(&self.shard);
+    }
+
     /// The connection is gone.
     pub(crate) fn end(&self) {
         self.ended.set(true);
@@ -208,10 +282,7 @@ impl Session {
     }
 
     fn resume(&self) {
-        if self.paused.get()
-            && self.in_flight.get() < REQUESTS_IN_FLIGHT_MAX
-            && self.unsent_bytes.get() < UNSENT_BYTES_MAX
-        {
+        if self.paused.get() && self.may_read() {
             self.paused.set(false);
             self.wake();
         }
@@ -227,8 +298,14 @@ impl Session {
 impl ClientReply {
     /// Answers the client. `moved` names the owner when another shard did the work.
     pub(crate) fn send(&self, response: Response, moved: Option<ShardId>) {
-        let reply = Reply::frame(self.kind, self.correlation, response, moved);
-        self.session.send(self.stream, reply);
+        let session = &self.session;
+        let mut reply = Reply::frame(self.kind, self.correlation, response, moved);
+        if session.answer_bytes.load(Ordering::Relaxed) == 0 {
+            // From now on there is something to acknowledge.
+            session.progress_at.set(clock::now());
+        }
+        reply.charge(|bytes| session.charge_answer(bytes));
+        session.send(self.stream, reply);
     }
 
     /// The session of the client.
@@ -237,11 +314,8 @@ impl ClientReply {
     }
 
     fn give_back(&self) {
-        let session = &self.session;
-        let bytes = self.reserved_bytes.take();
-        if 0 < bytes {
-            session.reserved_bytes.set(session.reserved_bytes.get() - bytes);
-            session.drained.wake_all();
+        if self.reserved.take().is_some() {
+            self.session.drained.wake_all();
         }
     }
 }
@@ -251,6 +325,7 @@ impl Drop for ClientReply {
         self.give_back();
         let session = &self.session;
         session.in_flight.set(session.in_flight.get() - 1);
+        wake_starved(&session.shard);
         if !session.ended.get() {
             session.done.borrow_mut().push_back(self.stream);
             session.wake();
@@ -259,16 +334,24 @@ impl Drop for ClientReply {
     }
 }
 
+/// A connection that waits for memory looks again once a request has given its own back.
+fn wake_starved(shard: &Shard) {
+    while let Some(connection) = shard.memory.take_starved() {
+        shard.endpoint.mark_dirty(connection);
+    }
+}
+
 impl ReplyTo {
-    /// Waits until a large answer may be made for a client of this shard: one at a time beyond what
-    /// is unsent, so that a client that does not read costs no more than that. The place is given
-    /// back with [`Self::give_back`], or with the request. The shard that forwarded a request has
-    /// reserved for it.
-    pub(crate) async fn reserve(&self, bytes: usize) {
-        if let Self::Client(client) = self {
-            client.session.reserve(bytes).await;
-            client.reserved_bytes.set(client.reserved_bytes.get() + bytes);
-        }
+    /// Waits until a large answer may be made for a client of this shard, and gives how large it may
+    /// be: at most `bytes`. A client that does not read costs no more than its share. The place is
+    /// given back with [`Self::give_back`], or with the request. The shard that forwarded a request
+    /// has reserved for it.
+    pub(crate) async fn reserve(&self, bytes: usize) -> usize {
+        let Self::Client(client) = self else { return bytes };
+        let reserved = client.session.reserve(bytes).await;
+        let bytes = reserved.bytes();
+        client.reserved.replace(Some(reserved));
+        bytes
     }
 
     /// The answer is made, or there is none yet.
@@ -323,7 +406,7 @@ impl Request {
 
 /// Hands a request to the function that serves its kind.
 pub(crate) fn dispatch(shard: &Rc<Shard>, request: Request) {
-    let kind = match check(&request) {
+    let kind = match check(shard, &request) {
         Ok(kind) => kind,
         Err(error) => return request.refuse(shard, &error),
     };
@@ -341,7 +424,7 @@ pub(crate) fn dispatch(shard: &Rc<Shard>, request: Request) {
 }
 
 /// Is this frame one that may come now, in the version agreed?
-fn check(request: &Request) -> Result<RequestKind, RequestError> {
+fn check(shard: &Shard, request: &Request) -> Result<RequestKind, RequestError> {
     let header = &request.header;
     let kind = RequestKind::from_u16(header.kind)
         .ok_or(RequestError::UnknownRequest { kind: header.kind })?;
@@ -351,6 +434,10 @@ fn check(request: &Request) -> Result<RequestKind, RequestError> {
     let ReplyTo::Client(client) = &request.reply_to else {
         return Ok(kind);
     };
+    if shard.memory.requests.is_exceeded_by(0) {
+        let what = "too many bytes of requests are being worked on";
+        return Err(RequestError::Throttled { what, retry_after_ms: RETRY_AFTER_MEMORY_MS });
+    }
     match client.session().version() {
         None if kind != RequestKind::Hello => Err(RequestError::HelloRequired),
         Some(version) if version != header.version => Err(RequestError::UnsupportedVersion {

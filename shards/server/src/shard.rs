@@ -22,6 +22,7 @@ use rustmq_wal::{
     BLOCK_ALIGN, BlockBuilder, BlockFlags, DIRECTORY_CAPACITY_MIN, FlushPolicy, GroupCommit, WalId,
 };
 
+use crate::budget::ClientMemory;
 use crate::catalogue::{self, Catalogue};
 use crate::endpoint::Endpoint;
 use crate::error::ShardError;
@@ -107,6 +108,7 @@ pub(crate) struct Shard {
     pub(crate) node: Arc<Node>,
     pub(crate) config: Arc<BrokerConfig>,
     pub(crate) endpoint: Endpoint,
+    pub(crate) memory: ClientMemory,
     pub(crate) mesh: Mesh,
     pub(crate) partitions: RefCell<Partitions>,
     pub(crate) cache: RefCell<HotCache<Slice>>,
@@ -242,6 +244,7 @@ impl Shard {
         Self {
             id,
             endpoint: tls::endpoint(&node, &config, id, sockets),
+            memory: ClientMemory::new(&config.network),
             mesh,
             partitions: RefCell::default(),
             cache: RefCell::new(HotCache::new(config.cache.hot_bytes as usize)),
@@ -535,6 +538,10 @@ impl Shard {
             wal_bytes: wals.iter().map(|wal| wal.files.live_bytes()).sum(),
             cache_bytes: self.cache.borrow().bytes_used() as u64,
             buffer_bytes: wals.iter().map(|wal| wal.buffer_bytes() as u64).sum(),
+            request_bytes: self.memory.requests.used() as u64,
+            answer_bytes: self.memory.answers.used() as u64,
+            window_bytes: self.memory.windows.used() as u64,
+            handshakes: self.endpoint.handshakes() as u64,
             forwarded: self.mesh.forwarded() as u64,
             stalled_ms: wals.iter().map(|wal| wal.files.stalled_ms()).max().unwrap_or_default(),
             lost_files: wals.iter().map(|wal| wal.files.lost_files() as u64).sum::<u64>()
@@ -544,6 +551,7 @@ impl Shard {
             shard: self.id,
             stages: metrics.stages(),
             counters: metrics.counters.clone(),
+            endpoint: self.endpoint.counters(),
             gauges,
             runtime: runtime::stats(),
         }

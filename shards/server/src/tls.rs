@@ -13,7 +13,7 @@ use rustmq_sys::udp::UdpSocket;
 
 use crate::connection_id::ShardConnectionIds;
 use crate::endpoint::{Endpoint, EndpointLimits};
-use crate::limits::HANDSHAKES_IGNORE;
+use crate::limits::{CONNECTION_WINDOW_BYTES_MIN, HANDSHAKES_IGNORE};
 use crate::random;
 use crate::shard::Node;
 
@@ -42,7 +42,9 @@ pub(crate) fn endpoint(
         handshakes_per_turn: config.network.handshakes_per_turn as usize,
         receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
     };
-    Endpoint::new(endpoint_config(node, shard), server_config(node, config), sockets, limits)
+    let ids = ShardConnectionIds::new(node.keys.connection_id, shard, node.shard_count);
+    let quic = endpoint_config(node, shard);
+    Endpoint::new(quic, server_config(node, config), ids, sockets, limits)
 }
 
 fn endpoint_config(node: &Arc<Node>, shard: ShardId) -> EndpointConfig {
@@ -77,7 +79,8 @@ fn transport(config: &BrokerConfig) -> TransportConfig {
     transport.max_idle_timeout(Some(IdleTimeout::from(idle)));
     let window = |bytes| VarInt::from_u64(bytes).expect("checked: far below 2^62");
     transport.stream_receive_window(window(network.stream_window_bytes));
-    transport.receive_window(window(network.connection_window_bytes));
+    // Grows with use, see `Connection::grow_window`.
+    transport.receive_window(window(CONNECTION_WINDOW_BYTES_MIN));
     transport.send_window(network.send_window_bytes);
     transport
 }

@@ -23,6 +23,7 @@ use rustmq_wal::{
 
 use crate::error::ShardError;
 use crate::flushed;
+use crate::limits::RETRY_AFTER_ROOM_MS;
 use crate::metrics::Stage;
 use crate::notify::{Notify, WaitList, before};
 use crate::reply::RequestError;
@@ -143,7 +144,9 @@ impl WalWriter {
                 false => None,
                 true => match self.try_room(shard, bytes) {
                     Ok(false) if deadline <= clock::now() => {
-                        Some(Err(RequestError::Throttled { what: "no room in the log in time" }))
+                        let what = "no room in the log in time";
+                        let retry_after_ms = RETRY_AFTER_ROOM_MS;
+                        Some(Err(RequestError::Throttled { what, retry_after_ms }))
                     }
                     Ok(false) => None,
                     Ok(true) => Some(Ok(())),

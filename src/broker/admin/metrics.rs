@@ -99,6 +99,34 @@ series! {
         shard => shard.gauges.partitions as f64;
     "rustmq_connections" "gauge" "Client connections, handshakes included.",
         shard => shard.gauges.connections as f64;
+    "rustmq_handshakes" "gauge" "Handshakes that are not over.",
+        shard => shard.gauges.handshakes as f64;
+    "rustmq_handshakes_total" "counter" "Handshakes begun.",
+        shard => shard.endpoint.begun as f64;
+    "rustmq_handshakes_completed_total" "counter" "Handshakes that ended well.",
+        shard => shard.endpoint.done as f64;
+    "rustmq_handshakes_timed_out_total" "counter" "Handshakes that took too long.",
+        shard => shard.endpoint.timed_out as f64;
+    "rustmq_first_packets_retried_total" "counter" "First packets whose sender was asked to prove its address.",
+        shard => shard.endpoint.retried as f64;
+    "rustmq_first_packets_refused_total" "counter" "First packets refused: no place, or the broker stops.",
+        shard => shard.endpoint.refused as f64;
+    "rustmq_first_packets_ignored_total" "counter" "First packets ignored: too many handshakes.",
+        shard => shard.endpoint.ignored as f64;
+    "rustmq_first_packets_dropped_total" "counter" "First packets dropped unread: strangers had their share of the shard's time.",
+        shard => shard.endpoint.dropped as f64;
+    "rustmq_connections_closed_no_hello_total" "counter" "Connections closed because no Hello came.",
+        shard => shard.endpoint.no_hello as f64;
+    "rustmq_connections_closed_half_request_total" "counter" "Connections closed because a request was not finished.",
+        shard => shard.endpoint.half_frame as f64;
+    "rustmq_connections_closed_unread_total" "counter" "Connections closed because their answers were not read.",
+        shard => shard.endpoint.unread as f64;
+    "rustmq_request_memory_bytes" "gauge" "Bytes of requests that are not answered.",
+        shard => shard.gauges.request_bytes as f64;
+    "rustmq_answer_memory_bytes" "gauge" "Bytes of answers that are not acknowledged.",
+        shard => shard.gauges.answer_bytes as f64;
+    "rustmq_window_memory_bytes" "gauge" "Bytes that clients may send beyond what every connection may.",
+        shard => shard.gauges.window_bytes as f64;
     "rustmq_forwarded_requests" "gauge" "Requests forwarded to another shard and not answered yet.",
         shard => shard.gauges.forwarded as f64;
     "rustmq_runtime_turns_total" "counter" "Turns of the shard's loop.",

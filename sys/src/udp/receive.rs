@@ -88,33 +88,38 @@ impl ReceiveBuffers {
             state.recv(UdpSockRef::from(socket), &mut slices[..room], &mut metas[..room])?
         };
         for meta in metas.iter().take(count) {
-            let train = self.take_train(meta.len.min(RECEIVE_BUFFER_BYTES));
-            let stride = if meta.stride == 0 { train.len() } else { meta.stride };
+            let len = meta.len.min(RECEIVE_BUFFER_BYTES);
+            let stride = if meta.stride == 0 { len } else { meta.stride }.max(1);
             let (remote, local_ip) = (meta.addr, meta.dst_ip);
             let ecn = meta.ecn.map_or(0, |ecn| ecn as u8);
-            let len = train.len();
-            take(DatagramMeta { remote, local_ip, ecn, stride: stride.max(1), len }, train);
+            self.take_train(DatagramMeta { remote, local_ip, ecn, stride, len }, take);
         }
         Ok((count, room))
     }
 
-    /// The bytes in the first ready buffer: the buffer itself, or a copy if the train is short or
-    /// this is the last buffer there is.
-    fn take_train(&mut self, bytes: usize) -> BytesMut {
-        let Some(mut buffer) = self.ready.pop_front() else { return BytesMut::new() };
+    /// Hands out the first ready buffer: itself, or copied if the train is short. When this is the last
+    /// buffer there is, each datagram is copied to memory of its own: whoever keeps one byte of it
+    /// keeps no more than the datagram.
+    fn take_train(&mut self, meta: DatagramMeta, take: &mut impl FnMut(DatagramMeta, BytesMut)) {
+        let Some(mut buffer) = self.ready.pop_front() else { return };
         // SAFETY: the whole buffer is initialised, see `whole`, and at least this long.
-        unsafe { buffer.set_len(bytes) };
+        unsafe { buffer.set_len(meta.len) };
         let last = self.tails.len() + 1 >= self.buffers_max;
-        if bytes < COPY_BELOW_BYTES || last {
-            let copy = self.copy(&buffer);
-            buffer.clear();
-            // To the end: the buffers before it hold the trains that follow.
-            self.ready.push_back(buffer);
-            return copy;
+        if !last && COPY_BELOW_BYTES <= meta.len {
+            self.tails.push_back(buffer.split_off(meta.len));
+            return take(meta, buffer);
         }
-        let tail = buffer.split_off(bytes);
-        self.tails.push_back(tail);
-        buffer
+        if last {
+            for datagram in buffer.chunks(meta.stride) {
+                take(DatagramMeta { len: datagram.len(), ..meta }, BytesMut::from(datagram));
+            }
+        } else {
+            let copy = self.copy(&buffer);
+            take(meta, copy);
+        }
+        buffer.clear();
+        // To the end: the buffers before it hold the trains that follow.
+        self.ready.push_back(buffer);
     }
 
     /// A copy in memory that is used again, or, when all of that is handed out, in memory of its own.

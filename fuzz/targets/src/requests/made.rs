@@ -8,8 +8,8 @@ use rustmq_protocol::{
     Hello, HelloResponse, InitProducer, InitProducerResponse, LeaderEpoch, ListOffsets,
     ListOffsetsResponse, ListTopics, ListTopicsResponse, ListedTopic, Metadata, MetadataResponse,
     Offset, OffsetAt, PartitionId, PartitionInfo, Produce, ProduceHead, ProduceResponse,
-    ProducerEpoch, ProducerId, ShardEndpoint, ShardId, TimestampMs, TopicId, TopicInfo,
-    TopicSelection, UnsupportedVersionBody, VersionRange,
+    ProducerEpoch, ProducerId, RETRY_AFTER_MS_MAX, ShardEndpoint, ShardId, ThrottledBody,
+    TimestampMs, TopicId, TopicInfo, TopicSelection, UnsupportedVersionBody, VersionRange,
 };
 
 use crate::source::Source;
@@ -60,6 +60,14 @@ pub(super) fn reads_back(body: u8, bytes: &[u8]) {
             ListOffsetsResponse::decode,
         ),
         18 => same(&ErrorBody { message: source.text() }, ErrorBody::encode, ErrorBody::decode),
+        19 => same(
+            &ThrottledBody {
+                message: source.text(),
+                retry_after_ms: source.u32() % (RETRY_AFTER_MS_MAX + 1),
+            },
+            ThrottledBody::encode,
+            ThrottledBody::decode,
+        ),
         _ => same(
             &unsupported_version(source),
             UnsupportedVersionBody::encode,

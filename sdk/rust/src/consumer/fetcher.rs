@@ -281,7 +281,7 @@ impl Fetcher {
             return AfterError::Fail(error);
         }
         tracing::debug!(%topic, partition, %error, "fetch is repeated");
-        tokio::time::sleep(self.backoff.pause()).await;
+        tokio::time::sleep(self.backoff.pause_after(&error)).await;
         AfterError::Again
     }
 }

@@ -290,10 +290,13 @@ impl Delivery {
                     BatchAck { base_offset, timestamp: response.append_time },
                 );
             }
-            Err(ClientError::Broker { message, .. }) => self.handle_refused(attempt, code, message),
+            Err(ClientError::Broker { message, retry_after, .. }) => {
+                self.handle_refused(attempt, code, message, retry_after);
+            }
             Err(error) => {
                 // The broker has done something, but what it says cannot be read.
-                self.handle_refused(attempt, ErrorCode::Internal, error.to_string());
+                let code = ErrorCode::Internal;
+                self.handle_refused(attempt, code, error.to_string(), Duration::ZERO);
             }
         }
     }
@@ -305,7 +308,13 @@ impl Delivery {
         }
     }
 
-    fn handle_refused(&mut self, attempt: u64, code: ErrorCode, message: String) {
+    fn handle_refused(
+        &mut self,
+        attempt: u64,
+        code: ErrorCode,
+        message: String,
+        retry_after: Duration,
+    ) {
         if matches!(
             code,
             ErrorCode::NotLeader
@@ -317,7 +326,10 @@ impl Delivery {
             self.mark_stale();
         }
         let now = Instant::now();
-        let given_up = self.partition.lock().window.handle_refused(attempt, code, message, now);
+        let given_up = {
+            let window = &mut self.partition.lock().window;
+            window.handle_refused(attempt, code, message, retry_after, now)
+        };
         if let Some((sealed, error)) = given_up {
             self.partition.give_up(sealed, error);
         }

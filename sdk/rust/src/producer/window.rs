@@ -20,7 +20,7 @@
 //! them that may still be under way carry the old id and stay refused.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use rustmq_protocol::{
@@ -226,13 +226,15 @@ impl<T> Window<T> {
         attempt: u64,
         code: ErrorCode,
         message: String,
+        retry_after: Duration,
         now: Instant,
     ) -> Option<GivenUp<T>> {
         let index = self.answered(attempt)?;
         let idempotent = self.numbering.is_some();
         let entry = self.entries.get_mut(index)?;
         entry.maybe_appended |= !code.is_definite();
-        let error = ClientError::Broker { code, message, definite: !entry.maybe_appended };
+        let definite = !entry.maybe_appended;
+        let error = ClientError::Broker { code, message, definite, retry_after };
         entry.last_error = Some(error.clone());
         let sequence_missing =
             matches!(code, ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducerId);
@@ -249,12 +251,12 @@ impl<T> Window<T> {
             }
             if !entry.maybe_appended {
                 entry.renumber = true;
-                self.pause(now);
+                self.pause(now, retry_after);
                 return None;
             }
             // The broker has forgotten the producer, and with it whether the batch is in the log.
         } else if code.is_retriable() {
-            self.pause(now);
+            self.pause(now, retry_after);
             return None;
         }
         let definite = !entry.maybe_appended;
@@ -268,7 +270,7 @@ impl<T> Window<T> {
         let entry = &mut self.entries[index];
         entry.maybe_appended = true;
         entry.last_error = Some(error);
-        self.pause(now);
+        self.pause(now, Duration::ZERO);
     }
 
     /// No answer came for too long: whatever is in flight may be in the log. Answers that come
@@ -289,14 +291,15 @@ impl<T> Window<T> {
         let index = self.answered(attempt)?;
         let entry = self.entries.get_mut(index)?;
         if error.is_retriable() {
+            let retry_after = error.retry_after();
             entry.last_error = Some(error);
-            self.pause(now);
+            self.pause(now, retry_after);
             return None;
         }
         let definite = !entry.maybe_appended;
         let error = match error {
-            ClientError::Broker { code, message, .. } => {
-                ClientError::Broker { code, message, definite }
+            ClientError::Broker { code, message, retry_after, .. } => {
+                ClientError::Broker { code, message, definite, retry_after }
             }
             error => error,
         };
@@ -329,8 +332,9 @@ impl<T> Window<T> {
     ) -> Option<GivenUp<T>> {
         let entry = self.entries.front_mut()?;
         if error.is_retriable() {
+            let retry_after = error.retry_after();
             entry.last_error = Some(error);
-            self.pause(now);
+            self.pause(now, retry_after);
             return None;
         }
         self.give_up(0, true).map(|entry| (entry.payload, error))
@@ -346,12 +350,13 @@ impl<T> Window<T> {
     }
 
     /// Before anything is sent again: let what is in flight be answered, and wait.
-    fn pause(&mut self, now: Instant) {
+    fn pause(&mut self, now: Instant, at_least: Duration) {
         self.draining = true;
         // Several batches that fail together wait once.
         if self.resume_at.is_none() {
-            self.resume_at = Some(now + self.backoff.pause());
+            self.resume_at = Some(now + at_least + self.backoff.pause());
         }
+        self.resume_at = self.resume_at.max(Some(now + at_least));
     }
 
     /// Removes a batch. If it is certainly not in the log, what follows it comes behind a gap.

@@ -1,6 +1,6 @@
 use super::*;
 use rustmq_protocol::ShardId;
-use rustmq_server::metrics::{Counters, Gauges, LATENCY_NS_MAX};
+use rustmq_server::metrics::{Counters, EndpointCounters, Gauges, LATENCY_NS_MAX};
 use rustmq_sys::runtime::Stats;
 
 /// What a shard measured that did nothing yet.
@@ -10,6 +10,7 @@ pub(in crate::broker) fn snapshot(shard: u16) -> ShardSnapshot {
         shard: ShardId(shard),
         stages: Stage::ALL.iter().map(|_| histogram()).collect(),
         counters: Counters::default(),
+        endpoint: EndpointCounters::default(),
         gauges: Gauges::default(),
         runtime: Stats::default(),
     }

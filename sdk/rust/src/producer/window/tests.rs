@@ -50,7 +50,7 @@ fn refuse(
     code: ErrorCode,
     now: Instant,
 ) -> Option<GivenUp<u32>> {
-    window.handle_refused(attempt, code, String::new(), now)
+    window.handle_refused(attempt, code, String::new(), Duration::ZERO, now)
 }
 
 #[test]
@@ -78,6 +78,18 @@ fn after_a_refusal_that_may_pass_all_are_sent_again_in_order_with_the_same_seque
     assert!(refuse(&mut window, sent[2].0, ErrorCode::OutOfOrderSequence, now).is_none());
     assert_eq!(send(&mut window, now), [], "the pause is not over");
     assert_eq!(sequences(&send(&mut window, now + 10 * MS)), [0, 1, 2]);
+}
+
+#[test]
+fn a_throttled_batch_waits_as_long_as_the_broker_asked() {
+    let now = Instant::now();
+    let mut window = window(1);
+    push(&mut window, 0..1, later(now));
+    let attempt = send(&mut window, now)[0].0;
+    let throttled = ErrorCode::Throttled;
+    assert!(window.handle_refused(attempt, throttled, String::new(), 50 * MS, now).is_none());
+    assert_eq!(send(&mut window, now + 50 * MS), [], "all others come back then, too");
+    assert_eq!(sequences(&send(&mut window, now + 60 * MS)), [0]);
 }
 
 #[test]
