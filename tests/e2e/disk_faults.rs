@@ -157,7 +157,7 @@ on_both_backends! {
             .set("test.flush_delay_us", 50_000);
         let broker = node.start()?;
         Cli::new(node.data_dir()).create_topic("slow", 1)?;
-        let before = memory_peak(&broker)?;
+        let before = broker.memory_peak()?;
         let dir = node.data_dir().to_owned();
         let acknowledged: usize = client::runtime()?.block_on(async {
             let mut producers = Vec::new();
@@ -171,7 +171,7 @@ on_both_backends! {
             anyhow::Ok(sum)
         })?;
         ensure!(acknowledged == PRODUCERS * BATCHES, "{acknowledged} were acknowledged");
-        let grown = memory_peak(&broker)?.saturating_sub(before);
+        let grown = broker.memory_peak()?.saturating_sub(before);
         let sent = PRODUCERS * BATCHES * BATCH_BYTES;
         // Block memory and hot cache, what each connection may hold of frames, and as much again.
         let bound = 2 * ((8 + 4) * (1 << 20) + PRODUCERS * (4 << 20)) as u64;
@@ -228,14 +228,6 @@ async fn futures<F: Future<Output = Result<usize>>>(all: Vec<F>) -> Vec<Result<u
     })
     .await;
     done
-}
-
-/// The most memory that a broker ever had.
-fn memory_peak(broker: &Broker) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", broker.process_id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-    Ok(kib * 1024)
 }
 
 /// A broker on a file system of its own, with a topic.

@@ -11,6 +11,9 @@
 //! - `flush`: the device was told to flush for every block that was acknowledged.
 //! - `restart`: what a stop, clean or not, and a start keep.
 //! - `bad_client`, `bad_request`: peers and requests that are refused.
+//! - `hostile`: clients that hold on to what they were given, and strangers without end.
+//! - `flood`: floods from addresses of others, in network namespaces.
+//! - `pressure`: more work than the broker can do.
 //! - `bad_start`: surroundings in which a broker refuses to start, and says why.
 //! - `bad_files`: files of a newer version.
 //! - `corruption`: damage anywhere in the files of a broker that was killed.
@@ -32,6 +35,12 @@ mod restart;
 mod bad_client;
 
 mod bad_request;
+
+mod hostile;
+
+mod flood;
+
+mod pressure;
 
 mod bad_start;
 

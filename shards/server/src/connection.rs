@@ -18,8 +18,8 @@ use crate::budget::{Budget, Charge, ClientMemory};
 use crate::endpoint::CLOSE_NOT_ADMITTED;
 use crate::frames::Assembler;
 use crate::limits::{
-    ASSEMBLING_BYTES_MAX, CONNECTION_WINDOW_BYTES_MIN, SMALL_FRAME_BYTES, STALL_PRESSED_MS,
-    TRANSMITS_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
+    ASSEMBLING_BYTES_MAX, CONNECTION_WINDOW_BYTES_MIN, PROGRESS_BYTES, SMALL_FRAME_BYTES,
+    STALL_PRESSED_MS, TRANSMITS_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
 };
 use crate::reply::{self, Reply};
 use crate::session::{Request, Session};
@@ -92,8 +92,8 @@ struct Stream {
     incoming: Assembler,
     outgoing: VecDeque<Reply>,
     readable: bool,
-    /// When the unfinished frame began.
-    begun: Option<Instant>,
+    /// Since when the unfinished frame has not got on, and how much of it there was then.
+    waits_since: Option<(Instant, usize)>,
     /// Requests of this stream that are not answered.
     unanswered: usize,
     /// The peer sent its last byte, or what it sent cannot be read any more.
@@ -144,9 +144,9 @@ impl Connection {
             true => Duration::from_millis(STALL_PRESSED_MS.min(network.stall_timeout_ms)),
             false => Duration::from_millis(network.stall_timeout_ms),
         };
-        let begun = self.streams.values().filter_map(|stream| stream.begun).min();
+        let waits = self.streams.values().filter_map(|stream| stream.waits_since).min();
         if self.readable.is_empty()
-            && begun.is_some_and(|begun| begun + patience(&shard.memory.requests) < now)
+            && waits.is_some_and(|(since, _)| since + patience(&shard.memory.requests) < now)
         {
             return Some(Stall::HalfFrame);
         }
@@ -327,7 +327,7 @@ impl Connection {
     }
 
     /// How many bytes of a stream's frame may be gathered now, `held` of them being here.
-    fn room(&mut self, memory: &ClientMemory, held: usize) -> usize {
+    fn room(&mut self, memory: &ClientMemory, held: usize, now: Instant) -> usize {
         let largest = self.streams.values().map(|stream| stream.incoming.len()).max();
         // A small frame never waits for memory.
         let share = memory.requests.share().max(SMALL_FRAME_BYTES);
@@ -335,13 +335,13 @@ impl Connection {
         if 0 < room {
             return room;
         }
-        let rest_of_frame = FRAME_BYTES_MAX.saturating_sub(held).max(1);
-        let own = ASSEMBLING_BYTES_MAX <= share || memory.may_finish(self.handle);
-        self.starved |= !own;
-        match own && largest == Some(held) {
-            true => rest_of_frame,
-            false => 0,
+        let may_finish = ASSEMBLING_BYTES_MAX <= share || memory.may_finish(self.handle, now);
+        if may_finish && largest == Some(held) {
+            return FRAME_BYTES_MAX.saturating_sub(held).max(1);
         }
+        // Its largest frame has to arrive first, or memory has to come free.
+        self.starved = true;
+        0
     }
 
     fn set_assembling(&mut self, bytes: usize) {
@@ -382,7 +382,7 @@ impl Connection {
             Some(stream) if !stream.finished => stream.incoming.len(),
             _ => return false,
         };
-        let room = self.room(&shard.memory, held);
+        let room = self.room(&shard.memory, held, now);
         if room == 0 {
             return true;
         }
@@ -426,7 +426,7 @@ impl Connection {
             }
             match stream.incoming.next_frame() {
                 Ok(Some((header, body))) => {
-                    stream.begun = None;
+                    stream.waits_since = None;
                     stream.unanswered += 1;
                     requests.push(session.request(id, header, body, now));
                 }
@@ -439,11 +439,12 @@ impl Connection {
             // Half a frame of a stream that has ended will never be whole.
             stream.incoming = Assembler::default();
         }
-        match stream.incoming.is_empty() {
-            true => stream.begun = None,
-            false => _ = stream.begun.get_or_insert(now),
-        }
         let holds = stream.incoming.len();
+        stream.waits_since = match stream.waits_since {
+            _ if stream.incoming.is_empty() => None,
+            Some((since, before)) if holds < before + PROGRESS_BYTES => Some((since, before)),
+            _ => Some((now, holds)),
+        };
         if holds == 0 {
             shard.memory.finished(self.handle);
         }

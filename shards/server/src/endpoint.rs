@@ -174,7 +174,8 @@ impl Endpoint {
         let State { connections, counters, .. } = &mut *state;
         for connection in connections.iter_mut().flatten() {
             let Some(stall) = connection.stalled(shard, now) else { continue };
-            tracing::warn!(peer = %connection.quic.remote_address(), "closed: {}", stall.reason());
+            let peer = connection.quic.remote_address();
+            tracing::debug!(%peer, why = stall.reason(), "connection closed");
             counters.count_stall(stall);
             let code = VarInt::from_u32(CLOSE_STALLED);
             connection.quic.close(now, code, Bytes::from_static(stall.reason().as_bytes()));
@@ -257,6 +258,8 @@ async fn drive_loop(shard: Rc<Shard>) {
     loop {
         shard.endpoint.wake_driver.notified().await;
         drive(&shard);
+        // Those who have more to send are not the only ones.
+        runtime::yield_now().await;
     }
 }
 

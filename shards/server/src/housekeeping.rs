@@ -15,6 +15,7 @@ use crate::error::ShardError;
 use crate::limits::{EXPIRE_INTERVAL_MS, WATCH_INTERVAL_MS};
 use crate::mesh::Message;
 use crate::notify::before;
+use crate::session;
 use crate::shard::Shard;
 use crate::wal_writer::WalWriter;
 
@@ -109,6 +110,7 @@ async fn expire_loop(shard: Rc<Shard>) {
     let mut watch_at = clock::now();
     loop {
         runtime::sleep(Duration::from_millis(EXPIRE_INTERVAL_MS)).await;
+        session::wake_starved(&shard);
         if watch_at <= clock::now() {
             watch_at = clock::now() + Duration::from_millis(WATCH_INTERVAL_MS);
             shard.endpoint.close_stalled(&shard, clock::now());

@@ -57,6 +57,14 @@ pub const RETRY_AFTER_MEMORY_MS: u32 = 50;
 /// The pause that a client is asked for when the log had no room for longer than it wanted to wait.
 pub const RETRY_AFTER_ROOM_MS: u32 = 200;
 
+/// How long the one connection that may finish its frame beyond its share keeps this right without
+/// reading on.
+pub const FINISH_PATIENCE: Duration = Duration::from_millis(100);
+
+/// A frame gets on if this much of it arrives within the time in which connections that do not get on
+/// are closed. 16 KiB in 2 s is a modem's rate.
+pub const PROGRESS_BYTES: usize = 16 * 1024;
+
 /// How often connections that do not get on are looked for.
 pub const WATCH_INTERVAL_MS: u64 = 500;
 

@@ -334,8 +334,8 @@ impl Drop for ClientReply {
     }
 }
 
-/// A connection that waits for memory looks again once a request has given its own back.
-fn wake_starved(shard: &Shard) {
+/// Connections that wait for memory look again: a request has given its own back, or time has passed.
+pub(crate) fn wake_starved(shard: &Shard) {
     while let Some(connection) = shard.memory.take_starved() {
         shard.endpoint.mark_dirty(connection);
     }

@@ -295,6 +295,23 @@ impl Broker {
         self.process.id()
     }
 
+    /// The most memory that it ever had, in bytes.
+    pub(crate) fn memory_peak(&self) -> Result<u64> {
+        self.memory_field("VmHWM:")
+    }
+
+    /// The memory that it has now, in bytes.
+    pub(crate) fn memory(&self) -> Result<u64> {
+        self.memory_field("VmRSS:")
+    }
+
+    fn memory_field(&self, name: &str) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process_id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the field")?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+        Ok(kib * 1024)
+    }
+
     /// Whether it still runs.
     pub(crate) fn is_running(&mut self) -> Result<bool> {
         Ok(self.process.ended()?.is_none())

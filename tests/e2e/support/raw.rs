@@ -1,20 +1,21 @@
 //! A QUIC client that sends what no SDK would.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustmq_client::TopicInfo;
 use rustmq_protocol::{
-    Acks, BatchBuilder, CorrelationId, ErrorBody, ErrorCode, FrameHeader, Hello, HelloResponse,
-    InitProducerResponse, Produce, ProduceHead, ProducerEpoch, ProducerId, ProducerStamp, Record,
-    RequestKind, TimestampMs,
+    Acks, BatchBuilder, CorrelationId, ErrorBody, ErrorCode, Fetch, FrameHeader, Hello,
+    HelloResponse, InitProducerResponse, Offset, Produce, ProduceHead, ProducerEpoch, ProducerId,
+    ProducerStamp, Record, RequestKind, TimestampMs,
 };
 use tokio::time::timeout;
 
@@ -49,7 +50,7 @@ impl Identity {
 /// A connection with one open stream.
 pub(crate) struct Raw {
     // Keeps the socket open.
-    _endpoint: Endpoint,
+    endpoint: Endpoint,
     pub(crate) connection: Connection,
     send: SendStream,
     receive: RecvStream,
@@ -64,13 +65,39 @@ pub(crate) async fn dial(
     data_dir: &Path,
     identity: &Identity,
 ) -> Result<(Endpoint, Result<Connection, ConnectionError>)> {
-    let address = std::fs::read_to_string(data_dir.join("address"))?;
-    let address = address.trim().parse()?;
-    let mut endpoint = Endpoint::client((std::net::Ipv4Addr::LOCALHOST, 0).into())?;
-    endpoint.set_default_client_config(tls(data_dir, identity)?);
-    let connecting = endpoint.connect(address, "localhost")?;
+    let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
+    let connected = dial_from(&endpoint, data_dir, tls(data_dir, identity)?).await?;
+    Ok((endpoint, connected))
+}
+
+/// Dials the broker from a socket that several connections may share.
+async fn dial_from(
+    endpoint: &Endpoint,
+    data_dir: &Path,
+    config: ClientConfig,
+) -> Result<Result<Connection, ConnectionError>> {
+    let connecting = endpoint.connect_with(config, address(data_dir)?, "localhost")?;
     let connected = timeout(ANSWER_WAIT, connecting).await;
-    Ok((endpoint, connected.context("neither connected nor refused")?))
+    connected.context("neither connected nor refused")
+}
+
+/// Where the broker in this directory is found.
+pub(crate) fn address(data_dir: &Path) -> Result<SocketAddr> {
+    Ok(std::fs::read_to_string(data_dir.join("address"))?.trim().parse()?)
+}
+
+/// The settings of a client that the broker lets in.
+pub(crate) fn good_client(data_dir: &Path) -> Result<ClientConfig> {
+    tls(data_dir, &Identity::of_dev_client(data_dir)?)
+}
+
+/// A client that says that it is there for as long as it is connected.
+pub(crate) fn tenacious_client(data_dir: &Path) -> Result<ClientConfig> {
+    let mut transport = quinn::TransportConfig::default();
+    transport.keep_alive_interval(Some(Duration::from_millis(100)));
+    let mut config = good_client(data_dir)?;
+    config.transport_config(Arc::new(transport));
+    Ok(config)
 }
 
 /// Dials the broker, which has to refuse; what it said.
@@ -93,18 +120,51 @@ impl Raw {
         let (endpoint, connected) = dial(data_dir, &identity).await?;
         let connection = connected?;
         let (send, receive) = connection.open_bi().await?;
-        Ok(Raw { _endpoint: endpoint, connection, send, receive })
+        Ok(Raw { endpoint, connection, send, receive })
+    }
+
+    /// Connects with these settings and opens a stream.
+    pub(crate) async fn connect_with(data_dir: &Path, config: ClientConfig) -> Result<Raw> {
+        let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
+        let connection = dial_from(&endpoint, data_dir, config).await??;
+        let (send, receive) = connection.open_bi().await?;
+        Ok(Raw { endpoint, connection, send, receive })
+    }
+
+    /// Connects from a socket that several share, with these settings, and says hello.
+    pub(crate) async fn greeted_from(
+        endpoint: &Endpoint,
+        data_dir: &Path,
+        config: ClientConfig,
+    ) -> Result<Raw> {
+        let connection = dial_from(endpoint, data_dir, config).await??;
+        let (send, receive) = connection.open_bi().await?;
+        let mut raw = Raw { endpoint: endpoint.clone(), connection, send, receive };
+        raw.say_hello().await?;
+        Ok(raw)
+    }
+
+    /// Another stream of the same connection.
+    pub(crate) async fn stream(&self) -> Result<Raw> {
+        let (send, receive) = self.connection.open_bi().await?;
+        let (endpoint, connection) = (self.endpoint.clone(), self.connection.clone());
+        Ok(Raw { endpoint, connection, send, receive })
     }
 
     /// Connects and says hello.
     pub(crate) async fn greeted(data_dir: &Path) -> Result<Raw> {
         let mut raw = Raw::connect(data_dir).await?;
+        raw.say_hello().await?;
+        Ok(raw)
+    }
+
+    async fn say_hello(&mut self) -> Result<()> {
         let mut frame = Vec::new();
         hello(1, 1, &mut frame);
-        let (header, body) = raw.ask_bytes(&frame).await?;
+        let (header, body) = self.ask_bytes(&frame).await?;
         ensure!(header.error_code() == ErrorCode::Ok, "hello: {header:?}");
         HelloResponse::decode(&body)?;
-        Ok(raw)
+        Ok(())
     }
 
     /// A producer id of its own.
@@ -132,6 +192,13 @@ impl Raw {
         self.answer().await
     }
 
+    /// Its two halves, to be used at once; the connection lives as long as either.
+    pub(crate) fn split(self) -> (SendHalf, ReceiveHalf) {
+        let Raw { endpoint, connection, send, receive } = self;
+        let keep = (endpoint, connection);
+        (SendHalf { send, _keep: keep.clone() }, ReceiveHalf { receive, _keep: keep })
+    }
+
     /// Sends bytes.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         let sent = timeout(ANSWER_WAIT, self.send.write_all(bytes)).await;
@@ -140,21 +207,19 @@ impl Raw {
 
     /// Takes the next answer.
     pub(crate) async fn answer(&mut self) -> Result<Answer> {
-        let answer = async {
-            let mut header = [0; HEADER_BYTES];
-            self.receive.read_exact(&mut header).await?;
-            let header = FrameHeader::decode(&header)?;
-            let mut body = vec![0; header.body_bytes()];
-            self.receive.read_exact(&mut body).await?;
-            Ok::<Answer, anyhow::Error>((header, body))
-        };
-        timeout(ANSWER_WAIT, answer).await.context("no answer")?
+        read_answer(&mut self.receive).await
     }
 
     /// Sends bytes that have to be refused with this code; the message.
     pub(crate) async fn refused(&mut self, bytes: &[u8], code: ErrorCode) -> Result<String> {
         let (header, body) = self.ask_bytes(bytes).await?;
         message(code, &header, &body)
+    }
+
+    /// Ends our side of the stream and waits until the broker has ended its own.
+    pub(crate) async fn until_finished(mut self) -> Result<()> {
+        self.send.finish()?;
+        self.until_ended().await
     }
 
     /// Waits until the broker ends the stream or the connection.
@@ -165,11 +230,72 @@ impl Raw {
     }
 }
 
+/// The half of a stream that sends.
+pub(crate) struct SendHalf {
+    send: SendStream,
+    _keep: (Endpoint, Connection),
+}
+
+impl SendHalf {
+    /// Sends bytes; waits as long as the broker does not take them.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.send.write_all(bytes).await?)
+    }
+}
+
+/// The half of a stream that receives.
+pub(crate) struct ReceiveHalf {
+    receive: RecvStream,
+    _keep: (Endpoint, Connection),
+}
+
+impl ReceiveHalf {
+    /// Takes the next answer.
+    pub(crate) async fn answer(&mut self) -> Result<Answer> {
+        read_answer(&mut self.receive).await
+    }
+}
+
+async fn read_answer(receive: &mut RecvStream) -> Result<Answer> {
+    let answer = async {
+        let mut header = [0; HEADER_BYTES];
+        receive.read_exact(&mut header).await?;
+        let header = FrameHeader::decode(&header)?;
+        let mut body = vec![0; header.body_bytes()];
+        receive.read_exact(&mut body).await?;
+        Ok::<Answer, anyhow::Error>((header, body))
+    };
+    timeout(ANSWER_WAIT, answer).await.context("no answer")?
+}
+
 /// The frame that opens a connection, for these versions.
 pub(crate) fn hello(version_min: u8, version_max: u8, out: &mut Vec<u8>) {
     let hello = Hello { version_min, version_max, client_name: "raw".to_owned() };
     FrameHeader::request(RequestKind::Hello, CorrelationId(0))
         .encode_frame(out, |out| hello.encode(out));
+}
+
+/// The frame of a fetch from a partition, of up to `bytes_max`.
+pub(crate) fn fetch_frame(
+    topic: &TopicInfo,
+    partition: u32,
+    offset: u64,
+    bytes_max: u32,
+) -> Result<Vec<u8>> {
+    let info = topic.partitions.get(partition as usize).context("the partition")?;
+    let fetch = Fetch {
+        topic: topic.id,
+        partition: info.partition,
+        leader_epoch: info.leader_epoch,
+        offset: Offset(offset),
+        wait_ms_max: 0,
+        bytes_min: 1,
+        bytes_max,
+    };
+    let mut frame = Vec::new();
+    FrameHeader::request(RequestKind::Fetch, CorrelationId(2))
+        .encode_frame(&mut frame, |out| fetch.encode(out));
+    Ok(frame)
 }
 
 /// A topic as its broker describes it.
@@ -193,6 +319,15 @@ pub(crate) fn batch(values: &[&str], producer: ProducerStamp) -> Vec<u8> {
         builder.try_push(&record).expect("a batch holds a few values");
     }
     builder.finish(producer).to_vec()
+}
+
+/// A batch of one value, of up to 16 MiB.
+pub(crate) fn batch_of(value: &str) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(rustmq_protocol::RECORD_BYTES_MAX);
+    let timestamp = TimestampMs(1_700_000_000_000);
+    let record = Record { timestamp, key: None, value: Some(value.as_bytes()), headers: &[] };
+    builder.try_push(&record).expect("a batch holds one value");
+    builder.finish(ProducerStamp::NONE).to_vec()
 }
 
 /// A produce request for a partition, acknowledged when it is durable.
@@ -224,7 +359,7 @@ pub(crate) fn message(code: ErrorCode, header: &FrameHeader, body: &[u8]) -> Res
     Ok(message)
 }
 
-fn tls(data_dir: &Path, identity: &Identity) -> Result<quinn::ClientConfig> {
+fn tls(data_dir: &Path, identity: &Identity) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     for ca in CertificateDer::pem_file_iter(data_dir.join("certs/ca.crt"))? {
         roots.add(ca?)?;
@@ -242,5 +377,5 @@ fn tls(data_dir: &Path, identity: &Identity) -> Result<quinn::ClientConfig> {
         }
     };
     config.alpn_protocols = vec![identity.alpn.to_vec()];
-    Ok(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?)))
+    Ok(ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?)))
 }

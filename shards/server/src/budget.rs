@@ -1,0 +1,207 @@
+//! Memory that a shard spends on its clients: one budget for each purpose, shared out by need.
+//!
+//! Nobody has a part of a budget for himself, and nobody can use up all of it: a client may hold as
+//! much as half of what is free at the moment. Few clients may hold a lot each, many little each, and
+//! something is always free. (Dynamic thresholds: A. K. Choudhury and E. L. Hahne, IEEE/ACM
+//! Transactions on Networking 6(2), 1998.)
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use quinn_proto::ConnectionHandle;
+use rustmq_config::Network;
+
+use crate::limits::FINISH_PATIENCE;
+
+/// Bytes in use of a budget. A handle: clones share it.
+///
+/// What is charged may be freed by another thread (answers cross shards), hence the atomic; it orders
+/// nothing else.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    used: Arc<AtomicUsize>,
+    bytes_max: usize,
+}
+
+/// Bytes taken from a budget, and counted for one client; given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    budget: Budget,
+    client: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Budget {
+    /// A budget of which nothing is used.
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { used: Arc::default(), bytes_max }
+    }
+
+    /// Bytes in use. May pass the budget by what one client was allowed at last.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// The most that one client may hold now.
+    pub(crate) fn share(&self) -> usize {
+        self.bytes_max.saturating_sub(self.used()) / 2
+    }
+
+    /// Is so little left that clients that do not get on have to go?
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.bytes_max - self.bytes_max / 4 < self.used()
+    }
+
+    /// Would these bytes pass the budget?
+    pub(crate) fn is_exceeded_by(&self, bytes: usize) -> bool {
+        self.bytes_max < self.used().saturating_add(bytes)
+    }
+
+    /// Takes bytes, whether or not they are left: the caller has asked.
+    pub(crate) fn charge(&self, client: &Arc<AtomicUsize>, bytes: usize) -> Charge {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        client.fetch_add(bytes, Ordering::Relaxed);
+        Charge { budget: self.clone(), client: Arc::clone(client), bytes }
+    }
+}
+
+impl Charge {
+    /// How many bytes were taken.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Changes the charge to this many bytes.
+    pub(crate) fn set(&mut self, bytes: usize) {
+        if bytes < self.bytes {
+            let less = self.bytes - bytes;
+            self.budget.used.fetch_sub(less, Ordering::Relaxed);
+            self.client.fetch_sub(less, Ordering::Relaxed);
+        } else {
+            let more = bytes - self.bytes;
+            self.budget.used.fetch_add(more, Ordering::Relaxed);
+            self.client.fetch_add(more, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// What a shard holds for its clients.
+#[derive(Debug)]
+pub(crate) struct ClientMemory {
+    /// Requests that are not answered, and unfinished ones.
+    pub(crate) requests: Budget,
+    /// Answers, until their clients have acknowledged them.
+    pub(crate) answers: Budget,
+    /// Credit of connections beyond the least: what they may send before it is read.
+    pub(crate) windows: Budget,
+    /// The connection that may finish its frame although it holds its share of `requests`, and when
+    /// it last read on.
+    finishing: Cell<Option<(ConnectionHandle, Instant)>>,
+    /// Connections that wait for their share of `requests` to grow.
+    starved: RefCell<VecDeque<ConnectionHandle>>,
+}
+
+impl ClientMemory {
+    /// Nothing is held.
+    pub(crate) fn new(config: &Network) -> Self {
+        let budget = |bytes| Budget::new(usize::try_from(bytes).unwrap_or(usize::MAX));
+        Self {
+            requests: budget(config.request_bytes_max),
+            answers: budget(config.answer_bytes_max),
+            windows: budget(config.window_bytes_max),
+            finishing: Cell::new(None),
+            starved: RefCell::default(),
+        }
+    }
+
+    /// May this connection go on with its frame, although it holds its share? One may at a time, so
+    /// there is always a frame that gets whole; if it does not read on for a while, another may. Who
+    /// may not is remembered.
+    pub(crate) fn may_finish(&self, connection: ConnectionHandle, now: Instant) -> bool {
+        let taken = self
+            .finishing
+            .get()
+            .is_some_and(|(holder, since)| holder != connection && now < since + FINISH_PATIENCE);
+        match taken {
+            false => self.finishing.set(Some((connection, now))),
+            true => self.starved.borrow_mut().push_back(connection),
+        }
+        !taken
+    }
+
+    /// The connection's frame is whole, or will never be.
+    pub(crate) fn finished(&self, connection: ConnectionHandle) {
+        if self.finishing.get().is_some_and(|(holder, _)| holder == connection) {
+            self.finishing.set(None);
+        }
+    }
+
+    /// A connection that waited: it may look again. The caller repeats this until there is none.
+    pub(crate) fn take_starved(&self) -> Option<ConnectionHandle> {
+        self.starved.borrow_mut().pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustmq_config::BrokerConfig;
+
+    use super::*;
+
+    #[test]
+    fn many_greedy_clients_never_use_up_a_budget() {
+        let budget = Budget::new(1 << 20);
+        let clients: Vec<_> = (0..1000).map(|_| Arc::new(AtomicUsize::new(0))).collect();
+        let mut charges = Vec::new();
+        for _ in 0..200 {
+            for client in &clients {
+                if client.load(Ordering::Relaxed) + 100 <= budget.share() {
+                    charges.push(budget.charge(client, 100));
+                }
+            }
+        }
+        assert!(budget.used() < 1 << 20, "{}", budget.used());
+        let first = clients[0].load(Ordering::Relaxed);
+        assert!(clients.iter().all(|client| 0 < client.load(Ordering::Relaxed)), "{first}");
+        drop(charges);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn one_connection_at_a_time_finishes_and_the_others_are_remembered() {
+        let config = BrokerConfig::load(None, std::iter::empty(), &[]).unwrap();
+        let memory = ClientMemory::new(&config.network);
+        let [one, two] = [1, 2].map(ConnectionHandle);
+        let now = Instant::now();
+        assert!(memory.may_finish(one, now) && memory.may_finish(one, now));
+        assert!(!memory.may_finish(two, now));
+        memory.finished(two);
+        assert!(!memory.may_finish(two, now), "only its own end counts");
+        memory.finished(one);
+        assert_eq!(memory.take_starved(), Some(two));
+        assert!(memory.may_finish(two, now) && !memory.may_finish(one, now));
+        assert!(memory.may_finish(one, now + FINISH_PATIENCE), "the other does not go on");
+    }
+
+    #[test]
+    fn a_charge_is_given_back_as_it_shrinks_and_ends() {
+        let (budget, client) = (Budget::new(100), Arc::new(AtomicUsize::new(0)));
+        let mut charge = budget.charge(&client, 10);
+        charge.set(90);
+        assert_eq!((budget.used(), budget.share()), (90, 5));
+        assert!(budget.is_pressed() && budget.is_exceeded_by(11) && !budget.is_exceeded_by(10));
+        charge.set(20);
+        drop(charge);
+        assert_eq!((budget.used(), client.load(Ordering::Relaxed)), (0, 0));
+    }
+}
