@@ -15,6 +15,7 @@ use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp, ThrottledBody};
 
 use crate::support::broker::{Backend, Broker, Node, on_both_backends};
 use crate::support::cli::Cli;
+use crate::support::process::PATIENCE;
 use crate::support::raw::{self, Raw};
 use crate::support::{client, machine};
 
@@ -206,8 +207,11 @@ on_both_backends! {
             for _ in 0..5 {
                 // A full block for each flush is all that there can be.
                 let peak = offer(&dir, CLIENTS, BATCH_BYTES, None, time).await?;
+                ensure!(0.0 < peak.done_per_s, "nothing is done:\n{}", broker.state());
                 let rate = 2.0 * peak.done_per_s;
+                until_idle(&broker).await?;
                 let over = offer(&dir, CLIENTS, BATCH_BYTES, Some(rate), time).await?;
+                until_idle(&broker).await?;
                 let ratio = over.done_per_s / peak.done_per_s;
                 if best < ratio {
                     best = ratio;
@@ -233,6 +237,16 @@ on_both_backends! {
         ensure!(grown < bound, "memory grew by {grown}, bound {bound}");
         broker.stop()
     }
+}
+
+/// What was sent and not waited for is worked off, so that the next load finds nothing before it.
+async fn until_idle(broker: &Broker) -> Result<()> {
+    let begun = Instant::now();
+    while 0 < broker.metric("rustmq_request_memory_bytes")? {
+        ensure!(begun.elapsed() < PATIENCE, "the work is not done\n{}", broker.state());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 /// What came of a load.
