@@ -614,6 +614,40 @@ fn receive_buffers_keep_to_their_budget_and_come_back() {
 }
 
 #[test]
+fn a_byte_kept_of_each_train_costs_no_more_than_its_datagram() {
+    const BUFFERS: usize = 3;
+    on_each(async || {
+        let localhost = "127.0.0.1:0".parse().expect("an address");
+        let server = UdpSocket::bind(localhost, 4 << 20).expect("bound");
+        let client = UdpSocket::bind(localhost, 4 << 20).expect("bound");
+        let address = server.local_addr().expect("has one");
+        let mut buffers = ReceiveBuffers::new(BUFFERS * 64 * 1024);
+        let (mut in_buffers, mut copies, mut received) = (Vec::new(), Vec::new(), 0);
+        for round in 1..=20 {
+            send(&client, address, &[7; 40 * 1200], 1200).await;
+            while received < round * 40 * 1200 {
+                server.readable().await;
+                server
+                    .recv_trains(&mut buffers, |meta, mut train| {
+                        assert_eq!(train.len(), meta.len);
+                        received += meta.len;
+                        let kept = match meta.len {
+                            0..=1200 => &mut copies,
+                            _ => &mut in_buffers,
+                        };
+                        kept.push(train.split_to(1));
+                    })
+                    .expect("works");
+            }
+        }
+        assert!(in_buffers.len() < BUFFERS, "{} trains are pinned", in_buffers.len());
+        let pinned: usize = copies.iter().map(|kept| kept.capacity()).sum();
+        assert!(pinned <= 20 * 40 * 1200, "{pinned} bytes are pinned by copies");
+        assert!(18 * 40 <= copies.len(), "{} copies", copies.len());
+    });
+}
+
+#[test]
 fn a_lost_datagram_counts_as_sent() {
     on_each(async || {
         let socket = UdpSocket::bind("127.0.0.1:0".parse().expect("an address"), 1 << 20);

@@ -346,9 +346,8 @@ impl Connection {
 
     fn set_assembling(&mut self, bytes: usize) {
         self.assembling_bytes = bytes;
-        match &mut self.assembling {
-            Some(charge) => charge.set(bytes),
-            None => {}
+        if let Some(charge) = &mut self.assembling {
+            charge.set(bytes);
         }
     }
 

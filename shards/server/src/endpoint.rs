@@ -433,7 +433,7 @@ impl State {
     ) {
         let Waiting { incoming, socket, handshake } = waiting;
         self.begun += 1;
-        match within(Tag::Quic, || self.quic.accept(incoming, now, buffer, None)) {
+        match self.quic.accept(incoming, now, buffer, None) {
             Ok((handle, quic)) => {
                 self.counters.begun += 1;
                 let deadline = now + self.limits.handshake_timeout;

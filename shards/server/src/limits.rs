@@ -41,8 +41,9 @@ pub const STRANGERS_SHARE: u32 = 8;
 /// The most of that time in one go: about sixteen handshakes.
 pub const STRANGERS_CREDIT: Duration = Duration::from_millis(2);
 
-/// Admitted peers have work if one of them sent something within this time.
-pub const WORK_RECENT: Duration = Duration::from_millis(5);
+/// Admitted peers have work if one of them sent something within this time: longer than it takes QUIC
+/// to send again what was lost in a flood.
+pub const WORK_RECENT: Duration = Duration::from_secs(1);
 
 /// Bytes of credit that every connection begins with; what it is given beyond is charged to a budget.
 pub const CONNECTION_WINDOW_BYTES_MIN: u64 = 64 * 1024;
