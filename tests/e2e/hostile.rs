@@ -232,7 +232,7 @@ on_both_backends! {
             // Let in, and then not a word.
             drop(held.pop());
             let mute = admitted(|| mute(dir)).await?;
-            until_closed(&[mute.connection.clone()], CLOSE_STALLED).await?;
+            until_closed(std::slice::from_ref(&mute.connection), CLOSE_STALLED).await?;
             ensure!(1 == broker.metric("rustmq_connections_closed_no_hello_total")?, "counted");
             anyhow::Ok(())
         })?;
