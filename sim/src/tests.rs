@@ -34,6 +34,25 @@ fn other_seeds_give_other_traces() {
     assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2], "{hashes:x?}");
 }
 
+/// Seeds in which a lying disk took records away without a word, and how: each is a header page that
+/// the device put over a block which would have told of the segment.
+const HEADERS_ELSEWHERE: [(u64, &str); 4] = [
+    (113, "over the seal that names the segment"),
+    (206, "the seal over the header of the segment that it names"),
+    (219, "over the last block before a seal that was not written yet"),
+    (363, "over the last block before a seal that was not written yet"),
+];
+
+#[test]
+fn a_header_page_that_went_elsewhere_takes_no_record_away_in_silence() {
+    let options = Options { images_per_seed: 100, ..options(true) };
+    let mut simulator = Simulator::new(options);
+    for (seed, what) in HEADERS_ELSEWHERE {
+        let found = simulator.run(seed).map_err(|finding| finding.failure.to_string());
+        assert!(found.is_ok(), "seed {seed}, {what}: {found:?}");
+    }
+}
+
 #[test]
 fn a_forger_hits_the_beginning_of_a_page() {
     let scenario = Scenario::of(1, &tls());
