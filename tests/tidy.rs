@@ -40,6 +40,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &[
             "rustmq-planted",
             "rustmq-protocol",
+            "rustmq-wal",
             "rustmq-sys",
             "rustmq-config",
             "rustmq-server",

@@ -426,8 +426,13 @@ fn act(
     brief: &mut Option<usize>,
 ) -> Result<(), Failure> {
     if choice.chance(scenario.send_chance, 100) {
-        let forged =
-            choice.chance(scenario.forged, 100).then(|| forgery::block_in_a_record(world, choice));
+        let forged = choice.chance(scenario.forged, 100).then(|| match scenario.forges_places {
+            true => {
+                let (partition, offset) = workload.beyond_an_end(choice)?;
+                forgery::blocks_for_their_places(world, choice, partition, offset)
+            }
+            false => forgery::block_in_a_record(world, choice),
+        });
         workload.produce(node, forged.flatten().as_deref());
     }
     if choice.chance(1, 3_000) {

@@ -26,6 +26,8 @@ pub(crate) struct Scenario {
     pub(crate) send_chance: u64,
     /// Records out of 100 that are made to look like blocks.
     pub(crate) forged: u64,
+    /// Those are made for the places where they will lie, instead of copied from the log.
+    pub(crate) forges_places: bool,
 }
 
 impl Scenario {
@@ -44,6 +46,7 @@ impl Scenario {
             1 => Faults { short: 40, write_error: 3_000, flush_error: 3_000, read_error: 0 },
             _ => Faults::default(),
         };
+        let forges_places = seed % 6 == 1;
         Self {
             setup: Rc::new(Setup {
                 config: Arc::new(config(u64::from(shards) * segments * SEGMENT_BYTES)),
@@ -55,8 +58,16 @@ impl Scenario {
             record_bytes_max: choice.between(64, 6_000) as usize,
             latency,
             faults,
-            send_chance: choice.between(2, 40),
-            forged: *choice.pick(&[0, 2, 40, 40]),
+            send_chance: match forges_places {
+                // So few that a record is often alone in its block.
+                true => choice.between(1, 4),
+                false => choice.between(2, 40),
+            },
+            forged: match forges_places {
+                true => 80,
+                false => *choice.pick(&[0, 2, 40, 40]),
+            },
+            forges_places,
         }
     }
 }

@@ -53,8 +53,21 @@ fn a_header_page_that_went_elsewhere_takes_no_record_away_in_silence() {
     }
 }
 
-#[test]
-fn a_forger_hits_the_beginning_of_a_page() {
+/// Bytes of every page in the log that begins like a block: where it lies, and the page.
+fn pages_like_blocks(world: &World) -> Vec<(u64, Vec<u8>)> {
+    let disk = world.disk();
+    let mut found = Vec::new();
+    for (_, file, bytes) in disk.files() {
+        let content = disk.bytes_at(file, 0, bytes as usize);
+        let pages = content.chunks(PAGE_BYTES).enumerate();
+        let blocks = pages.filter(|(_, page)| page.starts_with(b"RQBK"));
+        found.extend(blocks.map(|(index, page)| ((index * PAGE_BYTES) as u64, page.to_vec())));
+    }
+    found
+}
+
+/// Lets one producer send a few forged records, one after another.
+fn forge(mut made: impl FnMut(&World, &mut Choice, &Workload) -> Option<Vec<u8>>) -> World {
     let scenario = Scenario::of(1, &tls());
     let world = World::new(1, Disk::new(None, &["/", "/data"]));
     let _entered = world.enter();
@@ -63,27 +76,40 @@ fn a_forger_hits_the_beginning_of_a_page() {
     node.until_serving().expect("a new broker serves");
     let topic = workload.create_topic(&mut node, 1).expect("a topic");
     workload.start_producer(&mut node, topic, 0, None).expect("a producer");
-    // Twice: what was put into the log before is forged from then on.
+    // More than once: what was put into the log before is forged from then on.
     let mut choice = Choice::new(7);
-    for _ in 0..2 {
-        let forged = (0..100).find_map(|_| forgery::block_in_a_record(&world, &mut choice));
-        let forged = forged.expect("a block");
-        workload.produce(&mut node, Some(&forged));
+    for _ in 0..6 {
+        let forged = (0..100).find_map(|_| made(&world, &mut choice, &workload));
+        workload.produce(&mut node, Some(&forged.expect("a block")));
         workload.settle(&mut node, 100_000).expect("acknowledged");
     }
-    let disk = world.disk();
-    let mut found = Vec::new();
-    for (_, file, bytes) in disk.files() {
-        let content = disk.bytes_at(file, 0, bytes as usize);
-        let pages = content.chunks(PAGE_BYTES).enumerate();
-        let starts = pages.filter(|(_, page)| page.starts_with(b"RQBK"));
-        found.extend(starts.map(|(index, page)| {
-            (index, u64::from_le_bytes(page[40..48].try_into().expect("eight bytes")))
-        }));
-    }
-    // A forged block says that it lies where it was copied from.
-    let misplaced = found.iter().filter(|(index, at)| *at != (index * PAGE_BYTES) as u64);
-    assert!(0 < misplaced.count(), "blocks at {found:?}");
+    drop(node);
+    world
+}
+
+fn number(page: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(page[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[test]
+fn a_forger_hits_the_beginning_of_a_page() {
+    let world = forge(|world, choice, _| forgery::block_in_a_record(world, choice));
+    // A copied block says that it lies where it was copied from.
+    let found = pages_like_blocks(&world);
+    let misplaced = found.iter().filter(|(at, page)| number(page, 40) != *at);
+    assert!(0 < misplaced.count());
+}
+
+#[test]
+fn a_forger_hits_the_places_that_its_blocks_name_and_only_the_generation_is_wrong() {
+    let world = forge(|world, choice, workload| {
+        let (partition, offset) = workload.beyond_an_end(choice)?;
+        forgery::blocks_for_their_places(world, choice, partition, offset)
+    });
+    let found = pages_like_blocks(&world);
+    let forged = found.iter().filter(|(_, page)| number(page, 24) == forgery::GENERATION.0);
+    let in_place = forged.filter(|(at, page)| number(page, 40) == *at);
+    assert!(3 < in_place.count());
 }
 
 #[test]

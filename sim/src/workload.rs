@@ -9,9 +9,9 @@ use rustmq_checker::{History, Partition, Process, SendId, Value};
 use rustmq_protocol::frame::RequestKind;
 use rustmq_protocol::{
     Acks, CreateTopic, CreateTopicResponse, DeleteTopic, ErrorCode, InitProducer,
-    InitProducerResponse, Metadata, MetadataResponse, PartitionInfo, Produce, ProduceHead,
+    InitProducerResponse, Metadata, MetadataResponse, Offset, PartitionInfo, Produce, ProduceHead,
     ProduceResponse, ProducerId, ProducerStamp, Sequence, ShardId, TimestampMs, TopicId,
-    TopicSelection,
+    TopicPartition, TopicSelection,
 };
 use rustmq_sys::sim::choice::Choice;
 
@@ -24,6 +24,9 @@ const IN_FLIGHT_MAX: usize = 5;
 
 /// Acknowledged batches of a producer that it may send once more: still within what is remembered.
 const REPEATABLE: usize = 3;
+
+/// How far beyond the end of a log a forged record claims to be: what is on its way ends before.
+const FORGED_BEYOND: u64 = 64;
 
 /// What clients did and were told so far.
 #[derive(Clone)]
@@ -250,6 +253,17 @@ impl Workload {
         topics
             .flat_map(|(index, topic)| (0..topic.logs.len()).map(move |log| (index, log)))
             .collect()
+    }
+
+    /// A log that is there, and an offset that it has not reached: where a forger would put a record.
+    pub(crate) fn beyond_an_end(&self, choice: &mut Choice) -> Option<(TopicPartition, Offset)> {
+        let logs = self.logs();
+        let (topic, log) = *logs.get(choice.below(logs.len().max(1) as u64) as usize)?;
+        let topic = &self.topics[topic];
+        let log = &topic.logs[log];
+        let end = self.history.acknowledged_end(log.number);
+        let partition = TopicPartition { topic: topic.id?, partition: log.info.partition };
+        Some((partition, Offset(end + FORGED_BEYOND)))
     }
 
     /// After a crash nothing is on its way any more, and nobody knows what became of it.

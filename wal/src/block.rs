@@ -169,6 +169,7 @@ impl BlockHeader {
             return Err(BlockError::NotABlock);
         }
         let found = Generation(u64_at(bytes, 24));
+        let generation = if planted(Bug::ForgedBlock) { found } else { generation };
         if found != generation {
             return Err(BlockError::Generation);
         }

@@ -398,6 +398,14 @@ impl Disk {
         disk
     }
 
+    /// The writes that are not durable yet: file, position and length in bytes, oldest first.
+    pub fn pending_places(&self) -> impl Iterator<Item = (FileId, u64, u64)> {
+        self.pending.iter().map(|write| {
+            let position = (write.first_page * PAGE_BYTES) as u64;
+            (write.file, position, (write.pages.len() * PAGE_BYTES) as u64)
+        })
+    }
+
     /// The writes that became durable, oldest first, as far as they are remembered.
     pub fn applied(&self) -> impl ExactSizeIterator<Item = &Applied> + DoubleEndedIterator {
         self.applied.iter()
