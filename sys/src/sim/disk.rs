@@ -493,9 +493,9 @@ impl Disk {
 
 impl Applied {
     /// How it begins.
-    pub fn first_bytes(&self) -> [u8; 16] {
+    pub fn first_bytes(&self) -> [u8; 128] {
         let page = self.after.first().and_then(Option::as_ref);
-        page.map_or([0; 16], |page| std::array::from_fn(|index| page[index]))
+        page.map_or([0; 128], |page| std::array::from_fn(|index| page[index]))
     }
 
     /// Where it was written: file, position and length in bytes.
