@@ -10,7 +10,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `scenario` | what a seed decides |
-//! | `run` | load, cuts, images |
+//! | `run`, `tally` | load, cuts, images, and what came of them |
 //! | `node` | a broker in a world, and a client beside it |
 //! | `workload`, `records` | what clients do and know |
 //! | `verify` | everything read back and judged |
@@ -20,6 +20,8 @@
 mod scenario;
 
 mod run;
+
+mod tally;
 
 mod node;
 
@@ -36,7 +38,8 @@ mod forgery;
 mod failure;
 
 pub use failure::Failure;
-pub use run::{Finding, Options, Simulator, Tally};
+pub use run::{Finding, Options, Simulator};
+pub use tally::Tally;
 
 #[cfg(test)]
 mod tests;

@@ -160,6 +160,16 @@ impl Node {
         Err(Failure::Stuck { doing: "answering" })
     }
 
+    /// The world that it lives in.
+    pub(crate) fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// May the disk refuse to read?
+    pub(crate) fn reads_may_fail(&self) -> bool {
+        self.world.faults().read_error != 0
+    }
+
     /// Segments that every shard has sealed so far, since this start.
     pub(crate) fn segments_sealed(&mut self) -> Result<u64, Failure> {
         self.scraped.clear();

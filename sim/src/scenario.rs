@@ -12,6 +12,17 @@ use crate::node::Setup;
 /// Bytes of a segment: so few that a run rotates and recycles within milliseconds.
 pub(crate) const SEGMENT_BYTES: u64 = 128 << 10;
 
+/// A disk on which the log cannot grow to what it may have.
+pub(crate) struct Space {
+    /// Segments for which there is room, besides what a new broker has made.
+    pub(crate) segments: u64,
+    /// A full log refuses, and its topics keep little; otherwise it drops its oldest records.
+    pub(crate) refuses: bool,
+}
+
+/// What a topic keeps when a full log refuses: little enough that segments become free.
+const RETENTION: [(&str, &str); 2] = [("retention_bytes", "16384"), ("retention_ms", "20")];
+
 /// Everything that a seed decides at once.
 pub(crate) struct Scenario {
     pub(crate) setup: Rc<Setup>,
@@ -21,7 +32,12 @@ pub(crate) struct Scenario {
     pub(crate) producers: u32,
     pub(crate) record_bytes_max: usize,
     pub(crate) latency: Latency,
+    /// What fails under load.
     pub(crate) faults: Faults,
+    /// What fails while an image is started, read and written to.
+    pub(crate) image_faults: Faults,
+    /// The disk has too little space.
+    pub(crate) space: Option<Space>,
     /// A step sends a batch so often out of 100: how busy the producers are.
     pub(crate) send_chance: u64,
     /// Records out of 100 that are made to look like blocks.
@@ -47,9 +63,17 @@ impl Scenario {
             _ => Faults::default(),
         };
         let forges_places = seed % 6 == 1;
+        let space = seed
+            .is_multiple_of(5)
+            .then(|| Space { segments: choice.below(3), refuses: choice.chance(1, 2) });
+        let image_faults = match seed % 7 {
+            0 => Faults { write_error: 150, flush_error: 150, read_error: 150, short: 10 },
+            _ => Faults::default(),
+        };
+        let refuses = space.as_ref().is_some_and(|space| space.refuses);
         Self {
             setup: Rc::new(Setup {
-                config: Arc::new(config(u64::from(shards) * segments * SEGMENT_BYTES)),
+                config: Arc::new(config(u64::from(shards) * segments * SEGMENT_BYTES, refuses)),
                 tls: Arc::clone(tls),
             }),
             shards,
@@ -58,6 +82,8 @@ impl Scenario {
             record_bytes_max: choice.between(64, 6_000) as usize,
             latency,
             faults,
+            image_faults,
+            space,
             send_chance: match forges_places {
                 // So few that a record is often alone in its block.
                 true => choice.between(1, 4),
@@ -72,12 +98,21 @@ impl Scenario {
     }
 }
 
-fn config(capacity_bytes: u64) -> BrokerConfig {
+impl Scenario {
+    /// The configuration of every topic.
+    pub(crate) fn topic_config(&self) -> Vec<(String, String)> {
+        let refuses = self.space.as_ref().is_some_and(|space| space.refuses);
+        let pairs = RETENTION.iter().filter(|_| refuses);
+        pairs.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+}
+
+fn config(capacity_bytes: u64, refuses: bool) -> BrokerConfig {
     let sets = [
         "test.enabled=true",
         "test.retention_check_ms=5",
         "test.catalogue_bytes=64KiB",
-        "wal.when_full=delete_oldest",
+        if refuses { "wal.when_full=refuse" } else { "wal.when_full=delete_oldest" },
         "wal.block_bytes_max=64KiB",
         "topics.record_bytes_max=16KiB",
         "wal.segment_bytes=1MiB",

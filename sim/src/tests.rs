@@ -9,7 +9,7 @@ use crate::node::Node;
 use crate::scenario::{Scenario, tls};
 use crate::verify;
 use crate::workload::Workload;
-use crate::{Options, Simulator, forgery};
+use crate::{Options, Simulator, Tally, forgery};
 
 fn options(dishonest: bool) -> Options {
     Options { planted: None, images_per_seed: 12, dishonest, trace_lines: 0 }
@@ -18,12 +18,27 @@ fn options(dishonest: bool) -> Options {
 #[test]
 fn the_same_seed_gives_the_same_trace_in_another_process_of_events() {
     for dishonest in [false, true] {
-        for seed in [3, 11] {
+        // The last one has everything that may go wrong at once.
+        for seed in [3, 11, 35] {
             let run = || Simulator::new(options(dishonest)).run(seed).expect("nothing is found");
             let (first, second) = (run(), run());
             assert_eq!(first, second, "seed {seed}");
             assert!(0 < first.images && first.hash != 0);
         }
+    }
+}
+
+#[test]
+fn everything_that_may_go_wrong_on_an_honest_disk_does() {
+    let mut simulator = Simulator::new(options(false));
+    let mut total = Tally::default();
+    // All that a seed may have, alone and together, is within 35 of them.
+    for seed in 1..=35 {
+        let tally = simulator.run(seed).map_err(|finding| finding.failure.to_string());
+        total.add(&tally.unwrap_or_else(|why| panic!("seed {seed}: {why}")));
+    }
+    for (what, count) in total.troubles() {
+        assert!(0 < count, "{what}: never");
     }
 }
 

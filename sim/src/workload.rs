@@ -25,6 +25,9 @@ const IN_FLIGHT_MAX: usize = 5;
 /// Acknowledged batches of a producer that it may send once more: still within what is remembered.
 const REPEATABLE: usize = 3;
 
+/// Once space was short, a producer that was refused tries again once in so many looks.
+const PATIENCE: u64 = 32;
+
 /// How far beyond the end of a log a forged record claims to be: what is on its way ends before.
 const FORGED_BEYOND: u64 = 64;
 
@@ -43,6 +46,10 @@ pub(crate) struct Workload {
     producer_ids: BTreeSet<u64>,
     /// Batches that were acknowledged.
     pub(crate) acknowledged: u64,
+    /// Batches that were refused because the log or the disk is full.
+    pub(crate) refused_full: u64,
+    /// The configuration of every topic.
+    pub(crate) topic_config: Vec<(String, String)>,
     record_bytes_max: usize,
 }
 
@@ -115,6 +122,8 @@ impl Workload {
             next_topic: 0,
             producer_ids: BTreeSet::new(),
             acknowledged: 0,
+            refused_full: 0,
+            topic_config: Vec::new(),
             record_bytes_max,
         }
     }
@@ -130,7 +139,12 @@ impl Workload {
         let index = self.topics.len();
         let topic = Topic { name: name.clone(), id: None, fate: Fate::Unknown, logs: Vec::new() };
         self.topics.push(topic);
-        let ask = CreateTopic { name, partitions, replication_factor: 1, config: Vec::new() };
+        let ask = CreateTopic {
+            name,
+            partitions,
+            replication_factor: 1,
+            config: self.topic_config.clone(),
+        };
         let mut body = Vec::new();
         ask.encode(&mut body);
         let answer = node.ask(ShardId(0), RequestKind::CreateTopic, body)?;
@@ -394,6 +408,7 @@ impl Workload {
             | ErrorCode::Interrupted
             | ErrorCode::ShuttingDown
             | ErrorCode::OutOfOrderSequence => {
+                self.refused_full += u64::from(answer.code == ErrorCode::StorageFull);
                 let producer = &mut self.producers[index];
                 producer.in_flight[at].ticket = None;
                 producer.blocked = true;
@@ -505,6 +520,10 @@ impl Workload {
             }
             if producer.blocked && producer.in_flight.iter().any(|sent| sent.ticket.is_some()) {
                 // What is still out comes first, or the order is lost.
+                continue;
+            }
+            if producer.blocked && self.refused_full != 0 && !self.choice.chance(1, PATIENCE) {
+                // It was told to come back later.
                 continue;
             }
             self.producers[index].blocked = false;
