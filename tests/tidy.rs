@@ -76,7 +76,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("libc", &["rustmq-sys", "rustmq-benches"]),
     ("openraft", &[]),
     ("quinn", &["rustmq-client", "rustmq-benches"]),
-    ("quinn-proto", &["rustmq-server", "rustmq-benches"]),
+    ("quinn-proto", &["rustmq-server", "rustmq-benches", "sim"]),
     ("quinn-udp", &["rustmq-sys", "rustmq-benches"]),
     ("rand", &[]),
     ("socket2", &["rustmq-sys", "rustmq-benches"]),

@@ -1,4 +1,4 @@
-//! Deterministic simulation: the real shards over a modelled disk and clock.
+//! Deterministic simulation: the real shards over a modelled disk, clock and network.
 //!
 //! A seed decides everything: how large segments and records are, how slow the disk is, what fails,
 //! who sends what and when the power goes. The same seed gives the same trace, byte for byte. What
@@ -12,6 +12,7 @@
 //! | `scenario` | what a seed decides |
 //! | `run`, `tally` | load, cuts, images, and what came of them |
 //! | `node` | a broker in a world, and a client beside it |
+//! | `quic`, `tls` | that client on a network which loses datagrams |
 //! | `workload`, `records` | what clients do and know |
 //! | `verify` | everything read back and judged |
 //! | `lies` | what a dishonest disk does |
@@ -24,6 +25,10 @@ mod run;
 mod tally;
 
 mod node;
+
+mod quic;
+
+mod tls;
 
 mod workload;
 

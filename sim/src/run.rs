@@ -25,8 +25,9 @@ use crate::failure::Failure;
 use crate::forgery;
 use crate::lies::{self, Lie};
 use crate::node::{Node, Setup};
-use crate::scenario::{SEGMENT_BYTES, Scenario, tls};
+use crate::scenario::{SEGMENT_BYTES, Scenario};
 use crate::tally::Tally;
+use crate::tls::Tls;
 use crate::verify;
 use crate::workload::{Fate, Workload};
 
@@ -48,6 +49,9 @@ const SPACE_CHANGES: u64 = 6_000;
 /// Steps at most in which a recovered broker is written to on a disk that still is full.
 const FULL_STEPS: u64 = 400;
 
+/// A seed with a network has so many times fewer images: each costs as many times more.
+const NETWORK_PART: u64 = 4;
+
 /// Batches of a producer that soon falls silent.
 const BRIEF_BATCHES: u32 = 3;
 
@@ -56,7 +60,7 @@ const BRIEF_BATCHES: u32 = 3;
 pub struct Options {
     /// A bug that is planted in every broker; see `rustmq-planted`.
     pub planted: Option<Bug>,
-    /// Images of each seed.
+    /// Images of each seed; a quarter of them where clients speak QUIC.
     pub images_per_seed: u64,
     /// The disk lies once in each image.
     pub dishonest: bool,
@@ -82,7 +86,7 @@ type Found = (Option<u64>, Failure, Option<Vec<String>>);
 
 /// Runs seeds; keeps what all of them need.
 pub struct Simulator {
-    tls: Arc<rustls::ServerConfig>,
+    tls: Tls,
     checker: Checker,
     options: Options,
     /// Lines of the trace kept now.
@@ -92,7 +96,7 @@ pub struct Simulator {
 impl Simulator {
     /// A simulator with these options.
     pub fn new(options: Options) -> Self {
-        Self { tls: tls(), checker: Checker::default(), options, trace_lines: 0 }
+        Self { tls: Tls::new(), checker: Checker::default(), options, trace_lines: 0 }
     }
 
     /// Runs one seed. One that fails is run once more, with its trace.
@@ -110,7 +114,9 @@ impl Simulator {
     }
 
     fn run_once(&mut self, seed: u64) -> Result<Tally, Box<Finding>> {
-        let scenario = Scenario::of(seed, &self.tls);
+        // What a disk lies about is the same whoever asks.
+        let has_network = !self.options.dishonest;
+        let scenario = Scenario::of(seed, &self.tls, has_network);
         let world = World::new(seed, Disk::new(None, &["/", "/data"]));
         world.keep_trace(self.trace_lines);
         world.set_latency(scenario.latency);
@@ -121,7 +127,7 @@ impl Simulator {
             self.load(seed, &world, &scenario, &mut tally)
         };
         tally.simulated_ns += world.now_ns();
-        tally.count(world.happened());
+        tally.count(&world);
         tally.hash ^= world.trace_hash().0;
         match outcome {
             Ok(()) => Ok(tally),
@@ -159,11 +165,15 @@ impl Simulator {
             fill(world, space.segments);
         }
 
+        let images_max = match scenario.setup.network {
+            Some(_) => self.options.images_per_seed.div_ceil(NETWORK_PART),
+            None => self.options.images_per_seed,
+        };
         let mut warm = false;
         let mut brief = None;
         let mut cut_at = 0;
         for step in 0..STEPS_MAX {
-            if tally.images == self.options.images_per_seed {
+            if tally.images == images_max {
                 break;
             }
             if scenario.space.is_some() && choice.chance(1, SPACE_CHANGES) {
@@ -176,6 +186,7 @@ impl Simulator {
             if went.is_ok() && !warm && step % 512 == 511 {
                 went = is_warm(&mut node, &workload, scenario, world).map(|yes| warm = yes);
             }
+            (tally.refused_full, tally.unanswered) = (workload.refused_full, workload.unanswered);
             let ended = match went {
                 Ok(()) => false,
                 // A disk that fails ends the broker, as it should: one more image, the last.
@@ -205,7 +216,6 @@ impl Simulator {
             world.disk().set_capacity(None);
             workload.settle(&mut node, SETTLE_STEPS_MAX).map_err(here)?;
         }
-        tally.refused_full += workload.refused_full;
         Ok(())
     }
 
@@ -240,7 +250,7 @@ impl Simulator {
             }
         };
         tally.simulated_ns += world.now_ns();
-        tally.count(world.happened());
+        tally.count(&world);
         tally.hash = tally.hash.rotate_left(3) ^ world.trace_hash().0;
         outcome.map_err(|failure| (failure, world.trace_lines()))
     }
@@ -282,7 +292,7 @@ impl Simulator {
             again.workload.settle(&mut node, SETTLE_STEPS_MAX)
         });
         tally.simulated_ns += second.now_ns();
-        tally.count(second.happened());
+        tally.count(&second);
         tally.hash = tally.hash.rotate_left(3) ^ second.trace_hash().0;
         outcome.map_err(|failure| match failure {
             Failure::Broken { what } => Failure::broken(format!("after the second cut: {what}")),
@@ -560,5 +570,6 @@ fn with_room(setup: &Rc<Setup>, before: u16, now: u16) -> Rc<Setup> {
     let mut config = (*setup.config).clone();
     let per_wal = config.wal.capacity_bytes / u64::from(before);
     config.wal.capacity_bytes = per_wal * u64::from(now);
-    Rc::new(Setup { config: Arc::new(config), tls: Arc::clone(&setup.tls) })
+    let (tls, network) = (setup.tls.clone(), setup.network);
+    Rc::new(Setup { config: Arc::new(config), tls, network })
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use rustmq_config::BrokerConfig;
 use rustmq_sys::sim::choice::Choice;
+use rustmq_sys::sim::network::Conditions;
 use rustmq_sys::sim::{Faults, Latency};
 
 use crate::node::Setup;
+use crate::tls::Tls;
 
 /// Bytes of a segment: so few that a run rotates and recycles within milliseconds.
 pub(crate) const SEGMENT_BYTES: u64 = 128 << 10;
@@ -47,8 +49,8 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    /// The scenario of a seed.
-    pub(crate) fn of(seed: u64, tls: &Arc<rustls::ServerConfig>) -> Self {
+    /// The scenario of a seed; `has_network`: clients may speak QUIC.
+    pub(crate) fn of(seed: u64, tls: &Tls, has_network: bool) -> Self {
         let mut choice = Choice::new(seed ^ 0x5ce0_a210);
         let shards = *choice.pick(&[1, 1, 1, 1, 1, 2, 2, 3]);
         let segments = *choice.pick(&[4, 4, 4, 5, 6]);
@@ -74,7 +76,8 @@ impl Scenario {
         Self {
             setup: Rc::new(Setup {
                 config: Arc::new(config(u64::from(shards) * segments * SEGMENT_BYTES, refuses)),
-                tls: Arc::clone(tls),
+                tls: tls.clone(),
+                network: (has_network && seed.is_multiple_of(4)).then(|| conditions(seed)),
             }),
             shards,
             partitions: choice.between(3, 6) as u32,
@@ -107,6 +110,16 @@ impl Scenario {
     }
 }
 
+/// How the network treats datagrams: mostly it loses some.
+fn conditions(seed: u64) -> Conditions {
+    let mut choice = Choice::new(seed ^ 0x0da7_a6a3);
+    Conditions {
+        delay_ns: *choice.pick(&[(20_000, 80_000), (20_000, 800_000)]),
+        lost: *choice.pick(&[0, 5, 20]),
+        twice: *choice.pick(&[0, 20]),
+    }
+}
+
 fn config(capacity_bytes: u64, refuses: bool) -> BrokerConfig {
     let sets = [
         "test.enabled=true",
@@ -127,18 +140,4 @@ fn config(capacity_bytes: u64, refuses: bool) -> BrokerConfig {
     config.wal.capacity_bytes = capacity_bytes;
     config.cache.hot_bytes = 64 << 10;
     config
-}
-
-/// The TLS settings that shards are given and never use here.
-pub(crate) fn tls() -> Arc<rustls::ServerConfig> {
-    let key = rcgen::generate_simple_self_signed(["sim".to_owned()]).expect("a certificate");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let private = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3 is known")
-        .with_no_client_auth()
-        .with_single_cert(vec![key.cert.der().clone()], private.expect("a key in PKCS 8"))
-        .expect("the key belongs to the certificate");
-    Arc::new(config)
 }

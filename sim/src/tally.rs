@@ -1,6 +1,6 @@
 //! What came of some seeds, in numbers.
 
-use rustmq_sys::sim::Happened;
+use rustmq_sys::sim::{Happened, World};
 
 /// What came of some seeds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,10 @@ pub struct Tally {
     pub happened: Happened,
     /// Batches that were refused for want of space.
     pub refused_full: u64,
+    /// Batches that were sent again because the connection was gone before their answer came.
+    pub unanswered: u64,
+    /// Datagrams that were delivered, lost, and delivered twice.
+    pub datagrams: [u64; 3],
     /// Starts that were refused because the disk failed or was full, and made good once it was not.
     pub starts_refused: u64,
     /// A hash over everything that happened.
@@ -42,14 +46,27 @@ impl Tally {
         self.named += other.named;
         self.harmless += other.harmless;
         self.last_block += other.last_block;
-        self.count(other.happened);
+        self.count_disk(other.happened);
+        self.unanswered += other.unanswered;
+        for (sum, more) in self.datagrams.iter_mut().zip(other.datagrams) {
+            *sum += more;
+        }
         self.refused_full += other.refused_full;
         self.starts_refused += other.starts_refused;
         self.hash = self.hash.rotate_left(7) ^ other.hash;
     }
 
-    /// Counts what the disk of a world did.
-    pub(crate) fn count(&mut self, happened: Happened) {
+    /// Counts what the disk and the network of a world did.
+    pub(crate) fn count(&mut self, world: &World) {
+        self.count_disk(world.happened());
+        let network = world.network();
+        let (lost, twice) = network.lost_and_twice();
+        for (sum, more) in self.datagrams.iter_mut().zip([network.delivered(), lost, twice]) {
+            *sum += more;
+        }
+    }
+
+    fn count_disk(&mut self, happened: Happened) {
         let sum = &mut self.happened;
         sum.write_errors += happened.write_errors;
         sum.flush_errors += happened.flush_errors;
@@ -58,8 +75,9 @@ impl Tally {
         sum.full += happened.full;
     }
 
-    /// Everything that may go wrong on an honest disk, and how often it did.
-    pub fn troubles(&self) -> [(&'static str, u64); 7] {
+    /// Everything that may go wrong while no disk lies, and how often it did.
+    pub fn troubles(&self) -> [(&'static str, u64); 10] {
+        let [_, lost, twice] = self.datagrams;
         [
             ("writes failed", self.happened.write_errors),
             ("flushes failed", self.happened.flush_errors),
@@ -68,6 +86,9 @@ impl Tally {
             ("files found no space", self.happened.full),
             ("batches refused as STORAGE_FULL", self.refused_full),
             ("starts refused by name", self.starts_refused),
+            ("datagrams lost", lost),
+            ("datagrams delivered twice", twice),
+            ("batches sent again for want of an answer", self.unanswered),
         ]
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Workload {
     pub(crate) acknowledged: u64,
     /// Batches that were refused because the log or the disk is full.
     pub(crate) refused_full: u64,
+    /// Batches of which nobody heard whether they were taken, because the connection was gone.
+    pub(crate) unanswered: u64,
     /// The configuration of every topic.
     pub(crate) topic_config: Vec<(String, String)>,
     record_bytes_max: usize,
@@ -106,6 +108,11 @@ struct Sent {
     batch: NewBatch,
     sends: Vec<SendId>,
     ticket: Option<u64>,
+    /// It was sent more than once: the answer may be to a repetition, and that one tells the latest
+    /// append time of the log instead of the batch's.
+    repeated: bool,
+    /// Nothing of its producer was acknowledged when it was sent: it may arrive before the first.
+    may_be_first: bool,
 }
 
 impl Workload {
@@ -123,6 +130,7 @@ impl Workload {
             producer_ids: BTreeSet::new(),
             acknowledged: 0,
             refused_full: 0,
+            unanswered: 0,
             topic_config: Vec::new(),
             record_bytes_max,
         }
@@ -355,15 +363,24 @@ impl Workload {
         let sends: Vec<SendId> =
             sends.map(|value| self.history.begin_send(process, log, Value(*value))).collect();
         let ticket = Some(self.transmit(node, index, &batch));
-        if self.choice.chance(1, 16) {
+        let repeated = self.choice.chance(1, 16);
+        if repeated {
             // A client that lost patience: the same batch twice at once.
             let copy = self.transmit(node, index, &batch);
             self.copies.insert(copy, (index, sequence));
         }
         let producer = &mut self.producers[index];
+        let may_be_first = producer.settled.is_empty();
         producer.next_sequence += count as u32;
         producer.batches_left = producer.batches_left.map(|left| left - 1);
-        producer.in_flight.push_back(Sent { sequence, batch, sends, ticket });
+        producer.in_flight.push_back(Sent {
+            sequence,
+            batch,
+            sends,
+            ticket,
+            repeated,
+            may_be_first,
+        });
     }
 
     /// Takes the answers that have come.
@@ -409,13 +426,14 @@ impl Workload {
             | ErrorCode::ShuttingDown
             | ErrorCode::OutOfOrderSequence => {
                 self.refused_full += u64::from(answer.code == ErrorCode::StorageFull);
+                self.unanswered += u64::from(answer.code == ErrorCode::Interrupted);
                 let producer = &mut self.producers[index];
                 producer.in_flight[at].ticket = None;
                 producer.blocked = true;
                 Ok(())
             }
-            ErrorCode::UnknownProducerId if self.producers[index].settled.is_empty() => {
-                // Nothing of it was ever durable, and a later batch overtook the first.
+            ErrorCode::UnknownProducerId if self.producers[index].in_flight[at].may_be_first => {
+                // It overtook the first.
                 let producer = &mut self.producers[index];
                 producer.in_flight[at].ticket = None;
                 producer.blocked = true;
@@ -445,6 +463,9 @@ impl Workload {
         let (topic, partition) = (producer.topic, producer.partition);
         let log = &mut self.topics[topic].logs[partition];
         self.history.log_start(log.number, response.log_start_offset.0);
+        if sent.repeated {
+            return Ok(());
+        }
         let time = response.append_time.0;
         let before = log.times.range(..base).next_back();
         let after = log.times.range(base..).next();
@@ -532,6 +553,9 @@ impl Workload {
                     let batch = self.producers[index].in_flight[at].batch.clone();
                     let ticket = self.transmit(node, index, &batch);
                     self.producers[index].in_flight[at].ticket = Some(ticket);
+                    let may_be_first = self.producers[index].settled.is_empty();
+                    let sent = &mut self.producers[index].in_flight[at];
+                    (sent.repeated, sent.may_be_first) = (true, may_be_first);
                 }
             }
         }
