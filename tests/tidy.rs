@@ -40,6 +40,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &[
             "rustmq-planted",
             "rustmq-protocol",
+            "rustmq-wal",
             "rustmq-sys",
             "rustmq-config",
             "rustmq-server",
@@ -75,7 +76,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("libc", &["rustmq-sys", "rustmq-benches"]),
     ("openraft", &[]),
     ("quinn", &["rustmq-client", "rustmq-benches"]),
-    ("quinn-proto", &["rustmq-server", "rustmq-benches"]),
+    ("quinn-proto", &["rustmq-server", "rustmq-benches", "sim"]),
     ("quinn-udp", &["rustmq-sys", "rustmq-benches"]),
     ("rand", &[]),
     ("socket2", &["rustmq-sys", "rustmq-benches"]),

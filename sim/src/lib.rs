@@ -1,4 +1,4 @@
-//! Deterministic simulation: the real shards over a modelled disk and clock.
+//! Deterministic simulation: the real shards over a modelled disk, clock and network.
 //!
 //! A seed decides everything: how large segments and records are, how slow the disk is, what fails,
 //! who sends what and when the power goes. The same seed gives the same trace, byte for byte. What
@@ -10,8 +10,9 @@
 //! | module | holds |
 //! |---|---|
 //! | `scenario` | what a seed decides |
-//! | `run` | load, cuts, images |
+//! | `run`, `tally` | load, cuts, images, and what came of them |
 //! | `node` | a broker in a world, and a client beside it |
+//! | `quic`, `tls` | that client on a network which loses datagrams |
 //! | `workload`, `records` | what clients do and know |
 //! | `verify` | everything read back and judged |
 //! | `lies` | what a dishonest disk does |
@@ -21,7 +22,13 @@ mod scenario;
 
 mod run;
 
+mod tally;
+
 mod node;
+
+mod quic;
+
+mod tls;
 
 mod workload;
 
@@ -36,7 +43,8 @@ mod forgery;
 mod failure;
 
 pub use failure::Failure;
-pub use run::{Finding, Options, Simulator, Tally};
+pub use run::{Finding, Options, Simulator};
+pub use tally::Tally;
 
 #[cfg(test)]
 mod tests;

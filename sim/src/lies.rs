@@ -58,11 +58,16 @@ fn last_of_each_folder(image: &Image) -> Vec<Applied> {
     for write in image.before.applied().filter(|write| image.disk.has(write)) {
         let Some(folder) = folder_of(write) else { continue };
         let parts = last.entry(folder).or_default();
-        let tells = MAGICS.iter().any(|magic| write.first_bytes().starts_with(magic));
-        let goes_on = parts.last().is_some_and(|part| {
-            let ((file, position, bytes), place) = (part.place(), write.place());
-            (file, position + bytes) == (place.0, place.1)
-        });
+        // What goes on with a block is no block, even if a forger made it look like one.
+        let goes_on = match (parts.first(), parts.last()) {
+            (Some(first), Some(part)) => {
+                let ((file, position, bytes), place) = (part.place(), write.place());
+                let joins = (file, position + bytes) == (place.0, place.1);
+                joins && place.1 < first.place().1 + length_of(first).unwrap_or_default()
+            }
+            _ => false,
+        };
+        let tells = !goes_on && length_of(write).is_some();
         if tells {
             parts.clear();
         }
@@ -73,8 +78,16 @@ fn last_of_each_folder(image: &Image) -> Vec<Applied> {
     last.into_values().flatten().cloned().collect()
 }
 
-/// How writes begin that tell of those before them: blocks of a WAL, appends to the catalogue.
-const MAGICS: [&[u8]; 2] = [b"RQBK", b"RQCA"];
+/// How writes begin that tell of those before them, and where they have their length: blocks of a WAL,
+/// appends to the catalogue.
+const MAGICS: [(&[u8], usize); 2] = [(b"RQBK", 64), (b"RQCA", 40)];
+
+/// The length of the block or append that a write begins with.
+fn length_of(write: &Applied) -> Option<u64> {
+    let bytes = write.first_bytes();
+    let (_, at) = MAGICS.iter().find(|(magic, _)| bytes.starts_with(magic))?;
+    bytes[*at..].first_chunk().map(|length| u64::from(u32::from_le_bytes(*length)))
+}
 
 fn take_back(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     let index = recent(image.before.applied().len(), choice)?;

@@ -19,6 +19,9 @@ usage: sim [--seeds N] [--seed S] [--images N] [--dishonest] [--recall] [--jobs 
   --jobs N       threads (default: one for each core)
   --trace N      lines of the trace to show of a failure (default 60)";
 
+/// So many seeds show everything that may go wrong.
+const MANY_SEEDS: u64 = 100;
+
 /// What is asked for on the command line.
 struct Ask {
     seeds: u64,
@@ -60,6 +63,18 @@ fn main() -> ExitCode {
         seconds,
         total.hash
     );
+    let troubles = total.troubles();
+    let said: Vec<_> = troubles.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    println!("{}", said.join(", "));
+    // What never happens proves nothing. A lying disk does nothing else wrong while it is read.
+    let never = troubles.iter().find(|(_, count)| *count == 0);
+    if let Some((what, _)) = never
+        && MANY_SEEDS <= total.seeds
+        && !ask.options.dishonest
+    {
+        eprintln!("sim: {what}: not once in {} seeds", total.seeds);
+        return ExitCode::FAILURE;
+    }
     if ask.options.dishonest {
         println!(
             "refused with the file named {}, ranges named {}, no difference {}, last block gone {}",

@@ -1,7 +1,7 @@
 //! One broker in a modelled world: its shards, and a client beside them on the mesh.
 //!
-//! Requests go to a shard the way another shard forwards them, whole frames and all; what the
-//! network and QUIC do to them is `quic`'s to model. Nothing here runs by itself: [`Node::step`]
+//! Requests go to a shard the way another shard forwards them, whole frames and all, or over a
+//! modelled network to its QUIC endpoint: see `quic`. Nothing here runs by itself: [`Node::step`]
 //! gives one shard one turn, or moves the clock when none has anything to do.
 
 use std::collections::BTreeMap;
@@ -18,8 +18,12 @@ use rustmq_server::{Body, Node as NodeSetup, NodeKeys, ShardError, ShardSetup, l
 use rustmq_sys::runtime::{Backend, RuntimeConfig};
 use rustmq_sys::sim::World;
 use rustmq_sys::sim::host::Host;
+use rustmq_sys::sim::network::Conditions;
+use rustmq_sys::udp::UdpSocket;
 
 use crate::failure::Failure;
+use crate::quic::{Wire, address_of};
+use crate::tls::Tls;
 
 /// Steps after which a broker that still has not done what it should is stuck: some thousand times
 /// what anything takes.
@@ -28,7 +32,10 @@ const STEPS_MAX: u64 = 2_000_000;
 /// What all lives of a broker have in common.
 pub(crate) struct Setup {
     pub(crate) config: Arc<BrokerConfig>,
-    pub(crate) tls: Arc<rustls::ServerConfig>,
+    pub(crate) tls: Tls,
+    /// Clients speak QUIC over a network like this; `None`: their requests reach the shards as those
+    /// of other shards do.
+    pub(crate) network: Option<Conditions>,
 }
 
 /// A running broker. Dropping it is a kill.
@@ -37,6 +44,8 @@ pub(crate) struct Node {
     shards: Vec<Shard>,
     /// The client's end of the mesh, where a shard of the next number would be.
     link: MeshPort,
+    /// Or its end of the network.
+    wire: Option<Wire>,
     control: MeshPort,
     serving: usize,
     /// Sealed segments by shard, as they were scraped.
@@ -72,7 +81,7 @@ impl Node {
             shards: (0..shard_count)
                 .map(|shard| ShardEndpoint { shard: ShardId(shard), port: 9192 + shard })
                 .collect(),
-            tls: Arc::clone(&setup.tls),
+            tls: Arc::clone(&setup.tls.server),
             keys: NodeKeys { reset: key(1), token: key(2), connection_id: 3 },
         });
         let shards = ports.into_iter().zip(0..).map(|(port, id)| {
@@ -86,17 +95,26 @@ impl Node {
                 id: ShardId(id),
                 node: Arc::clone(&node),
                 config: Arc::clone(&setup.config),
-                sockets: Vec::new(),
+                sockets: match setup.network {
+                    Some(_) => vec![UdpSocket::bind_modelled(address_of(id)).expect("it is free")],
+                    None => Vec::new(),
+                },
                 port,
                 runtime,
             };
             let (doorbell, life) = life(setup);
             Shard { host: Host::new(doorbell, life), ended: None }
         });
+        let shards = shards.collect();
+        let wire = setup.network.map(|conditions| {
+            world.network().set_conditions(conditions);
+            Wire::new(world, &setup.tls.client, shard_count)
+        });
         Self {
             world: world.clone(),
-            shards: shards.collect(),
+            shards,
             link,
+            wire,
             control,
             serving: 0,
             scraped: Vec::new(),
@@ -120,6 +138,11 @@ impl Node {
     pub(crate) fn send(&mut self, to: ShardId, kind: RequestKind, body: Vec<u8>) -> u64 {
         self.next_ticket += 1;
         let ticket = self.next_ticket;
+        if let Some(wire) = &mut self.wire {
+            self.world.note("request", kind as u64, ticket, body.len() as u64);
+            wire.send(usize::from(to.0), kind, ticket, &body);
+            return ticket;
+        }
         let header = FrameHeader::request(kind, CorrelationId(ticket as u32));
         let header = header.with_body_bytes(body.len());
         self.world.note("request", kind as u64, ticket, body.len() as u64);
@@ -150,14 +173,30 @@ impl Node {
         kind: RequestKind,
         body: Vec<u8>,
     ) -> Result<Answer, Failure> {
-        let ticket = self.send(to, kind, body);
+        let changes = matches!(kind, RequestKind::CreateTopic | RequestKind::DeleteTopic);
+        let mut ticket = self.send(to, kind, body.clone());
         for _ in 0..STEPS_MAX {
-            if let Some(answer) = self.take_answer(ticket) {
-                return Ok(answer);
+            match self.take_answer(ticket) {
+                // The connection was lost: what only asks is asked again.
+                Some(answer) if answer.code == ErrorCode::Interrupted && !changes => {
+                    ticket = self.send(to, kind, body.clone());
+                }
+                Some(answer) => return Ok(answer),
+                None => {}
             }
             self.step()?;
         }
         Err(Failure::Stuck { doing: "answering" })
+    }
+
+    /// The world that it lives in.
+    pub(crate) fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// May the disk refuse to read?
+    pub(crate) fn reads_may_fail(&self) -> bool {
+        self.world.faults().read_error != 0
     }
 
     /// Segments that every shard has sealed so far, since this start.
@@ -180,10 +219,12 @@ impl Node {
 
     /// One turn of one shard, or the next thing in time. Fails when a shard has ended.
     pub(crate) fn step(&mut self) -> Result<(), Failure> {
+        self.turn_of_wire();
         let ready: u64 = self.shards.iter().map(|shard| u64::from(shard.host.wants_turn())).sum();
         if ready == 0 {
             let timers = self.shards.iter().filter_map(|shard| shard.host.next_timer_ns());
-            let next = timers.chain(self.world.next_event_ns()).min();
+            let client = self.wire.as_mut().and_then(Wire::next_timer_ns);
+            let next = timers.chain(self.world.next_event_ns()).chain(client).min();
             let next = next.ok_or(Failure::Stuck { doing: "waiting for nothing" })?;
             self.world.advance_to(next);
             return Ok(());
@@ -203,6 +244,14 @@ impl Node {
             Some(Err(error)) => Err(Failure::Ended { error }),
             Some(Ok(())) => Err(Failure::Stopped),
             None => Ok(()),
+        }
+    }
+
+    fn turn_of_wire(&mut self) {
+        let Some(wire) = &mut self.wire else { return };
+        for (ticket, answer) in wire.turn() {
+            self.world.note("answer", answer.code as u64, ticket, answer.body.len() as u64);
+            self.answers.insert(ticket, answer);
         }
     }
 

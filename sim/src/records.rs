@@ -24,19 +24,26 @@ fn value(number: u64, bytes: usize, forged: Option<&[u8]>, out: &mut Vec<u8>) {
         Some(forged) => out.extend_from_slice(forged),
         None => {
             out.resize(bytes, 0);
-            for (place, word) in words(number).zip(out[VALUE_BYTES_MIN..].chunks_mut(8)) {
-                word.copy_from_slice(&place[..word.len()]);
+            let (whole, rest) = out[VALUE_BYTES_MIN..].as_chunks_mut::<8>();
+            let mut words = words(number);
+            for (place, word) in whole.iter_mut().zip(&mut words) {
+                *place = word;
             }
+            let last = words.next().unwrap_or_default();
+            rest.copy_from_slice(&last[..rest.len()]);
         }
     }
 }
 
 /// Are these the bytes of the value with this number and length?
 fn is_value(number: u64, bytes: usize, served: &[u8]) -> bool {
-    served.len() == bytes
-        && served.get(VALUE_BYTES_MIN..).is_some_and(|rest| {
-            words(number).zip(rest.chunks(8)).all(|(word, found)| word[..found.len()] == *found)
-        })
+    let Some(served) = served.get(VALUE_BYTES_MIN..).filter(|_| served.len() == bytes) else {
+        return false;
+    };
+    let (whole, rest) = served.as_chunks::<8>();
+    let mut words = words(number);
+    let is_whole = whole.iter().zip(&mut words).all(|(found, word)| *found == word);
+    is_whole && words.next().is_some_and(|last| last[..rest.len()] == *rest)
 }
 
 /// One word again and again, with its place in it: cheap to make, and never another's.

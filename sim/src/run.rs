@@ -17,15 +17,17 @@ use std::sync::Arc;
 use rustmq_checker::{Anomaly, Checker, Report};
 use rustmq_planted::Bug;
 use rustmq_server::ShardError;
-use rustmq_sys::sim::World;
 use rustmq_sys::sim::choice::Choice;
 use rustmq_sys::sim::disk::{Disk, Survival};
+use rustmq_sys::sim::{Faults, World};
 
 use crate::failure::Failure;
 use crate::forgery;
 use crate::lies::{self, Lie};
 use crate::node::{Node, Setup};
-use crate::scenario::{SEGMENT_BYTES, Scenario, tls};
+use crate::scenario::{SEGMENT_BYTES, Scenario};
+use crate::tally::Tally;
+use crate::tls::Tls;
 use crate::verify;
 use crate::workload::{Fate, Workload};
 
@@ -41,6 +43,15 @@ const STEPS_MAX: u64 = 400_000;
 /// Steps in which a recovered broker has to acknowledge what producers repeat.
 const SETTLE_STEPS_MAX: u64 = 200_000;
 
+/// On a disk with too little space, space comes or goes once in so many steps.
+const SPACE_CHANGES: u64 = 6_000;
+
+/// Steps at most in which a recovered broker is written to on a disk that still is full.
+const FULL_STEPS: u64 = 400;
+
+/// A seed with a network has so many times fewer images: each costs as many times more.
+const NETWORK_PART: u64 = 4;
+
 /// Batches of a producer that soon falls silent.
 const BRIEF_BATCHES: u32 = 3;
 
@@ -49,35 +60,12 @@ const BRIEF_BATCHES: u32 = 3;
 pub struct Options {
     /// A bug that is planted in every broker; see `rustmq-planted`.
     pub planted: Option<Bug>,
-    /// Images of each seed.
+    /// Images of each seed; a quarter of them where clients speak QUIC.
     pub images_per_seed: u64,
     /// The disk lies once in each image.
     pub dishonest: bool,
     /// Lines of the trace to keep, for whoever reads about a failure.
     pub trace_lines: usize,
-}
-
-/// What came of some seeds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Seeds.
-    pub seeds: u64,
-    /// Images that count.
-    pub images: u64,
-    /// Batches acknowledged before a cut, over all images.
-    pub acknowledged: u64,
-    /// Simulated nanoseconds.
-    pub simulated_ns: u64,
-    /// Images of a lying disk that were refused at the start, with the file named.
-    pub refused: u64,
-    /// Images of a lying disk in which ranges were named as damaged.
-    pub named: u64,
-    /// Images of a lying disk in which the lie made no difference.
-    pub harmless: u64,
-    /// Images of a lying disk in which the last block before an idle mark is gone, and nothing says so.
-    pub last_block: u64,
-    /// A hash over everything that happened.
-    pub hash: u64,
 }
 
 /// A seed that failed.
@@ -98,32 +86,17 @@ type Found = (Option<u64>, Failure, Option<Vec<String>>);
 
 /// Runs seeds; keeps what all of them need.
 pub struct Simulator {
-    tls: Arc<rustls::ServerConfig>,
+    tls: Tls,
     checker: Checker,
     options: Options,
     /// Lines of the trace kept now.
     trace_lines: usize,
 }
 
-impl Tally {
-    /// Adds another tally.
-    pub fn add(&mut self, other: &Tally) {
-        self.seeds += other.seeds;
-        self.images += other.images;
-        self.acknowledged += other.acknowledged;
-        self.simulated_ns += other.simulated_ns;
-        self.refused += other.refused;
-        self.named += other.named;
-        self.harmless += other.harmless;
-        self.last_block += other.last_block;
-        self.hash = self.hash.rotate_left(7) ^ other.hash;
-    }
-}
-
 impl Simulator {
     /// A simulator with these options.
     pub fn new(options: Options) -> Self {
-        Self { tls: tls(), checker: Checker::default(), options, trace_lines: 0 }
+        Self { tls: Tls::new(), checker: Checker::default(), options, trace_lines: 0 }
     }
 
     /// Runs one seed. One that fails is run once more, with its trace.
@@ -141,7 +114,9 @@ impl Simulator {
     }
 
     fn run_once(&mut self, seed: u64) -> Result<Tally, Box<Finding>> {
-        let scenario = Scenario::of(seed, &self.tls);
+        // What a disk lies about is the same whoever asks.
+        let has_network = !self.options.dishonest;
+        let scenario = Scenario::of(seed, &self.tls, has_network);
         let world = World::new(seed, Disk::new(None, &["/", "/data"]));
         world.keep_trace(self.trace_lines);
         world.set_latency(scenario.latency);
@@ -152,6 +127,7 @@ impl Simulator {
             self.load(seed, &world, &scenario, &mut tally)
         };
         tally.simulated_ns += world.now_ns();
+        tally.count(&world);
         tally.hash ^= world.trace_hash().0;
         match outcome {
             Ok(()) => Ok(tally),
@@ -174,6 +150,7 @@ impl Simulator {
         let mut choice = Choice::new(seed ^ 0xc0de);
         let mut node = Node::boot(world, &scenario.setup, scenario.shards);
         let mut workload = Workload::new(choice.split(), scenario.record_bytes_max);
+        workload.topic_config = scenario.topic_config();
         node.until_serving().map_err(here)?;
         begin(&mut workload, &mut node, scenario).map_err(here)?;
         if !self.options.dishonest && choice.chance(1, 4) {
@@ -184,18 +161,32 @@ impl Simulator {
                 .map_err(|(failure, trace)| (None, failure, Some(trace)))?;
         }
         world.set_faults(scenario.faults);
+        if let Some(space) = &scenario.space {
+            fill(world, space.segments);
+        }
 
+        let images_max = match scenario.setup.network {
+            Some(_) => self.options.images_per_seed.div_ceil(NETWORK_PART),
+            None => self.options.images_per_seed,
+        };
         let mut warm = false;
         let mut brief = None;
         let mut cut_at = 0;
         for step in 0..STEPS_MAX {
-            if tally.images == self.options.images_per_seed {
+            if tally.images == images_max {
                 break;
+            }
+            if scenario.space.is_some() && choice.chance(1, SPACE_CHANGES) {
+                match choice.chance(1, 2) {
+                    true => world.disk().set_capacity(None),
+                    false => fill(world, choice.below(2)),
+                }
             }
             let mut went = act(&mut workload, &mut node, scenario, world, &mut choice, &mut brief);
             if went.is_ok() && !warm && step % 512 == 511 {
                 went = is_warm(&mut node, &workload, scenario, world).map(|yes| warm = yes);
             }
+            (tally.refused_full, tally.unanswered) = (workload.refused_full, workload.unanswered);
             let ended = match went {
                 Ok(()) => false,
                 // A disk that fails ends the broker, as it should: one more image, the last.
@@ -220,6 +211,11 @@ impl Simulator {
                 return Ok(());
             }
         }
+        if scenario.space.is_some() {
+            // With space again it goes on by itself.
+            world.disk().set_capacity(None);
+            workload.settle(&mut node, SETTLE_STEPS_MAX).map_err(here)?;
+        }
         Ok(())
     }
 
@@ -243,6 +239,9 @@ impl Simulator {
         tally.acknowledged += image.workload.history.acknowledged();
         let world = World::new(choice.number(), image.disk);
         world.keep_trace(self.trace_lines);
+        if lie.is_none() {
+            world.set_faults(scenario.image_faults);
+        }
         let outcome = {
             let _entered = world.enter();
             match lie {
@@ -251,6 +250,7 @@ impl Simulator {
             }
         };
         tally.simulated_ns += world.now_ns();
+        tally.count(&world);
         tally.hash = tally.hash.rotate_left(3) ^ world.trace_hash().0;
         outcome.map_err(|failure| (failure, world.trace_lines()))
     }
@@ -270,22 +270,14 @@ impl Simulator {
             false => scenario.shards,
         };
         let setup = with_room(&scenario.setup, scenario.shards, shards);
-        let mut node = Node::boot(world, &setup, shards);
-        node.until_serving()?;
-        self.read(&mut workload, &mut node)?;
-        // Now and then it goes down again before it has done anything but serve what it found.
-        let is_brief = choice.chance(1, 4);
-        if !is_brief {
-            workload.settle(&mut node, SETTLE_STEPS_MAX)?;
-            workload.init_producer(&mut node)?;
+        if scenario.space.is_some() && choice.chance(1, 2) {
+            world.disk().set_capacity(None);
         }
-        let steps = if is_brief { 0 } else { choice.below(600) };
-        for _ in 0..steps {
-            if choice.chance(scenario.send_chance, 100) {
-                workload.produce(&mut node, None);
-            }
-            node.step()?;
-            workload.receive(&mut node)?;
+        let mut node = start(world, &setup, shards, tally)?;
+        match self.live(&mut workload, &mut node, scenario, choice) {
+            // A disk that fails ends the broker, as it should: and it is cut like that.
+            Err(Failure::Ended { error: ShardError::Device { .. } }) if may_fail(world) => {}
+            lived => lived?,
         }
         // And once more, in the middle of it.
         let mut again = Image::after_power_cut(world, &workload, choice);
@@ -300,11 +292,47 @@ impl Simulator {
             again.workload.settle(&mut node, SETTLE_STEPS_MAX)
         });
         tally.simulated_ns += second.now_ns();
+        tally.count(&second);
         tally.hash = tally.hash.rotate_left(3) ^ second.trace_hash().0;
         outcome.map_err(|failure| match failure {
             Failure::Broken { what } => Failure::broken(format!("after the second cut: {what}")),
             other => other,
         })
+    }
+
+    /// What a recovered broker is asked before it is cut once more.
+    fn live(
+        &mut self,
+        workload: &mut Workload,
+        node: &mut Node,
+        scenario: &Scenario,
+        choice: &mut Choice,
+    ) -> Result<(), Failure> {
+        self.read(workload, node)?;
+        // Now and then it goes down again before it has done anything but serve what it found.
+        let is_brief = choice.chance(1, 4);
+        if !is_brief {
+            // On a full disk some of them are refused. With space again it goes on by itself.
+            if node.world().disk().capacity().is_some() {
+                for _ in 0..choice.below(FULL_STEPS) {
+                    workload.produce(node, None);
+                    node.step()?;
+                    workload.receive(node)?;
+                }
+                node.world().disk().set_capacity(None);
+            }
+            workload.settle(node, SETTLE_STEPS_MAX)?;
+            workload.init_producer(node)?;
+        }
+        let steps = if is_brief { 0 } else { choice.below(600) };
+        for _ in 0..steps {
+            if choice.chance(scenario.send_chance, 100) {
+                workload.produce(node, None);
+            }
+            node.step()?;
+            workload.receive(node)?;
+        }
+        Ok(())
     }
 
     fn read(&mut self, workload: &mut Workload, node: &mut Node) -> Result<(), Failure> {
@@ -396,6 +424,45 @@ impl Image {
     }
 }
 
+/// Starts a broker. One that is refused because the disk fails or is full says where, and starts
+/// once the disk is well.
+fn start(
+    world: &World,
+    setup: &Rc<Setup>,
+    shards: u16,
+    tally: &mut Tally,
+) -> Result<Node, Failure> {
+    let mut node = Node::boot(world, setup, shards);
+    match node.until_serving() {
+        Ok(()) => return Ok(node),
+        Err(Failure::Ended { error }) if has_trouble(world) && names_a_place(&error) => {}
+        Err(failure) => return Err(failure),
+    }
+    tally.starts_refused += 1;
+    drop(node);
+    world.set_faults(Faults::default());
+    world.disk().set_capacity(None);
+    let mut node = Node::boot(world, setup, shards);
+    node.until_serving()?;
+    Ok(node)
+}
+
+/// Leaves space for so many segments and no more.
+fn fill(world: &World, segments: u64) {
+    let mut disk = world.disk();
+    let bytes = disk.used_bytes() + segments * SEGMENT_BYTES;
+    disk.set_capacity(Some(bytes));
+}
+
+fn may_fail(world: &World) -> bool {
+    let faults = world.faults();
+    faults.write_error != 0 || faults.flush_error != 0 || faults.read_error != 0
+}
+
+fn has_trouble(world: &World) -> bool {
+    may_fail(world) || world.disk().capacity().is_some()
+}
+
 /// Plants a bug on this thread; a build without them has none to plant.
 fn plant(bug: Option<Bug>) {
     #[cfg(feature = "planted")]
@@ -426,8 +493,13 @@ fn act(
     brief: &mut Option<usize>,
 ) -> Result<(), Failure> {
     if choice.chance(scenario.send_chance, 100) {
-        let forged =
-            choice.chance(scenario.forged, 100).then(|| forgery::block_in_a_record(world, choice));
+        let forged = choice.chance(scenario.forged, 100).then(|| match scenario.forges_places {
+            true => {
+                let (partition, offset) = workload.beyond_an_end(choice)?;
+                forgery::blocks_for_their_places(world, choice, partition, offset)
+            }
+            false => forgery::block_in_a_record(world, choice),
+        });
         workload.produce(node, forged.flatten().as_deref());
     }
     if choice.chance(1, 3_000) {
@@ -498,5 +570,6 @@ fn with_room(setup: &Rc<Setup>, before: u16, now: u16) -> Rc<Setup> {
     let mut config = (*setup.config).clone();
     let per_wal = config.wal.capacity_bytes / u64::from(before);
     config.wal.capacity_bytes = per_wal * u64::from(now);
-    Rc::new(Setup { config: Arc::new(config), tls: Arc::clone(&setup.tls) })
+    let (tls, network) = (setup.tls.clone(), setup.network);
+    Rc::new(Setup { config: Arc::new(config), tls, network })
 }

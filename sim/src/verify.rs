@@ -72,6 +72,8 @@ fn read_log(
     let mut next = start;
     while next < end {
         match fetch(workload, node, topic, log, next, FETCH_BYTES)? {
+            Fetched::Unreadable => {}
+            Fetched::Gone => next = log_start_beyond(workload, node, topic, log, next)?,
             Fetched::Damaged { until } => {
                 reading.damaged += 1;
                 workload.history.refuse(number, next..until);
@@ -115,14 +117,16 @@ fn read_log(
 
 /// One offset, which must be in the first batch that comes.
 fn look_up(
-    workload: &Workload,
+    workload: &mut Workload,
     node: &mut Node,
     topic: usize,
     log: usize,
     offset: u64,
 ) -> Result<(), Failure> {
-    let Fetched::Bytes(body) = fetch(workload, node, topic, log, offset, 1)? else {
-        return Ok(());
+    let body = match fetch(workload, node, topic, log, offset, 1)? {
+        Fetched::Bytes(body) => body,
+        Fetched::Gone => return log_start_beyond(workload, node, topic, log, offset).map(|_| ()),
+        Fetched::Unreadable | Fetched::Damaged { .. } => return Ok(()),
     };
     let response = FetchResponse::decode(&body).map_err(undecodable)?;
     let first = batches(response.batches).next();
@@ -135,7 +139,31 @@ fn look_up(
     }
 }
 
+/// Where the log begins now, which is behind an offset that could not be read any more.
+fn log_start_beyond(
+    workload: &mut Workload,
+    node: &mut Node,
+    topic: usize,
+    log: usize,
+    offset: u64,
+) -> Result<u64, Failure> {
+    let number = workload.topics[topic].logs[log].number;
+    let start = end_of(workload, node, topic, log, OffsetAt::Earliest)?;
+    if start <= offset {
+        return Err(Failure::broken(format!(
+            "log {} begins at {start}, and offset {offset} is out of its range",
+            number.0
+        )));
+    }
+    workload.history.log_start(number, start);
+    Ok(start)
+}
+
 enum Fetched {
+    /// The log does not have this offset.
+    Gone,
+    /// The disk did not give it this time.
+    Unreadable,
     Bytes(Vec<u8>),
     /// The broker says that records up to before this offset are damaged.
     Damaged {
@@ -167,10 +195,14 @@ fn fetch(
     let answer = node.ask(info.shard, RequestKind::Fetch, body)?;
     match answer.code {
         ErrorCode::Ok => Ok(Fetched::Bytes(answer.body)),
+        ErrorCode::OffsetOutOfRange => Ok(Fetched::Gone),
         ErrorCode::StorageCorrupt => {
             let said = ErrorBody::decode(&answer.body).map_err(undecodable)?.message;
-            let until = damaged_until(&said).ok_or_else(|| unexpected("reading", &answer))?;
-            Ok(Fetched::Damaged { until })
+            match damaged_until(&said) {
+                Some(until) => Ok(Fetched::Damaged { until }),
+                None if node.reads_may_fail() => Ok(Fetched::Unreadable),
+                None => Err(unexpected("reading", &answer)),
+            }
         }
         _ => Err(unexpected("reading", &answer)),
     }

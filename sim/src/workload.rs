@@ -9,9 +9,9 @@ use rustmq_checker::{History, Partition, Process, SendId, Value};
 use rustmq_protocol::frame::RequestKind;
 use rustmq_protocol::{
     Acks, CreateTopic, CreateTopicResponse, DeleteTopic, ErrorCode, InitProducer,
-    InitProducerResponse, Metadata, MetadataResponse, PartitionInfo, Produce, ProduceHead,
+    InitProducerResponse, Metadata, MetadataResponse, Offset, PartitionInfo, Produce, ProduceHead,
     ProduceResponse, ProducerId, ProducerStamp, Sequence, ShardId, TimestampMs, TopicId,
-    TopicSelection,
+    TopicPartition, TopicSelection,
 };
 use rustmq_sys::sim::choice::Choice;
 
@@ -24,6 +24,12 @@ const IN_FLIGHT_MAX: usize = 5;
 
 /// Acknowledged batches of a producer that it may send once more: still within what is remembered.
 const REPEATABLE: usize = 3;
+
+/// Once space was short, a producer that was refused tries again once in so many looks.
+const PATIENCE: u64 = 32;
+
+/// How far beyond the end of a log a forged record claims to be: what is on its way ends before.
+const FORGED_BEYOND: u64 = 64;
 
 /// What clients did and were told so far.
 #[derive(Clone)]
@@ -40,6 +46,12 @@ pub(crate) struct Workload {
     producer_ids: BTreeSet<u64>,
     /// Batches that were acknowledged.
     pub(crate) acknowledged: u64,
+    /// Batches that were refused because the log or the disk is full.
+    pub(crate) refused_full: u64,
+    /// Batches of which nobody heard whether they were taken, because the connection was gone.
+    pub(crate) unanswered: u64,
+    /// The configuration of every topic.
+    pub(crate) topic_config: Vec<(String, String)>,
     record_bytes_max: usize,
 }
 
@@ -96,6 +108,11 @@ struct Sent {
     batch: NewBatch,
     sends: Vec<SendId>,
     ticket: Option<u64>,
+    /// It was sent more than once: the answer may be to a repetition, and that one tells the latest
+    /// append time of the log instead of the batch's.
+    repeated: bool,
+    /// Nothing of its producer was acknowledged when it was sent: it may arrive before the first.
+    may_be_first: bool,
 }
 
 impl Workload {
@@ -112,6 +129,9 @@ impl Workload {
             next_topic: 0,
             producer_ids: BTreeSet::new(),
             acknowledged: 0,
+            refused_full: 0,
+            unanswered: 0,
+            topic_config: Vec::new(),
             record_bytes_max,
         }
     }
@@ -127,7 +147,12 @@ impl Workload {
         let index = self.topics.len();
         let topic = Topic { name: name.clone(), id: None, fate: Fate::Unknown, logs: Vec::new() };
         self.topics.push(topic);
-        let ask = CreateTopic { name, partitions, replication_factor: 1, config: Vec::new() };
+        let ask = CreateTopic {
+            name,
+            partitions,
+            replication_factor: 1,
+            config: self.topic_config.clone(),
+        };
         let mut body = Vec::new();
         ask.encode(&mut body);
         let answer = node.ask(ShardId(0), RequestKind::CreateTopic, body)?;
@@ -252,6 +277,17 @@ impl Workload {
             .collect()
     }
 
+    /// A log that is there, and an offset that it has not reached: where a forger would put a record.
+    pub(crate) fn beyond_an_end(&self, choice: &mut Choice) -> Option<(TopicPartition, Offset)> {
+        let logs = self.logs();
+        let (topic, log) = *logs.get(choice.below(logs.len().max(1) as u64) as usize)?;
+        let topic = &self.topics[topic];
+        let log = &topic.logs[log];
+        let end = self.history.acknowledged_end(log.number);
+        let partition = TopicPartition { topic: topic.id?, partition: log.info.partition };
+        Some((partition, Offset(end + FORGED_BEYOND)))
+    }
+
     /// After a crash nothing is on its way any more, and nobody knows what became of it.
     pub(crate) fn handle_crash(&mut self) {
         self.copies.clear();
@@ -327,15 +363,24 @@ impl Workload {
         let sends: Vec<SendId> =
             sends.map(|value| self.history.begin_send(process, log, Value(*value))).collect();
         let ticket = Some(self.transmit(node, index, &batch));
-        if self.choice.chance(1, 16) {
+        let repeated = self.choice.chance(1, 16);
+        if repeated {
             // A client that lost patience: the same batch twice at once.
             let copy = self.transmit(node, index, &batch);
             self.copies.insert(copy, (index, sequence));
         }
         let producer = &mut self.producers[index];
+        let may_be_first = producer.settled.is_empty();
         producer.next_sequence += count as u32;
         producer.batches_left = producer.batches_left.map(|left| left - 1);
-        producer.in_flight.push_back(Sent { sequence, batch, sends, ticket });
+        producer.in_flight.push_back(Sent {
+            sequence,
+            batch,
+            sends,
+            ticket,
+            repeated,
+            may_be_first,
+        });
     }
 
     /// Takes the answers that have come.
@@ -380,13 +425,15 @@ impl Workload {
             | ErrorCode::Interrupted
             | ErrorCode::ShuttingDown
             | ErrorCode::OutOfOrderSequence => {
+                self.refused_full += u64::from(answer.code == ErrorCode::StorageFull);
+                self.unanswered += u64::from(answer.code == ErrorCode::Interrupted);
                 let producer = &mut self.producers[index];
                 producer.in_flight[at].ticket = None;
                 producer.blocked = true;
                 Ok(())
             }
-            ErrorCode::UnknownProducerId if self.producers[index].settled.is_empty() => {
-                // Nothing of it was ever durable, and a later batch overtook the first.
+            ErrorCode::UnknownProducerId if self.producers[index].in_flight[at].may_be_first => {
+                // It overtook the first.
                 let producer = &mut self.producers[index];
                 producer.in_flight[at].ticket = None;
                 producer.blocked = true;
@@ -416,6 +463,9 @@ impl Workload {
         let (topic, partition) = (producer.topic, producer.partition);
         let log = &mut self.topics[topic].logs[partition];
         self.history.log_start(log.number, response.log_start_offset.0);
+        if sent.repeated {
+            return Ok(());
+        }
         let time = response.append_time.0;
         let before = log.times.range(..base).next_back();
         let after = log.times.range(base..).next();
@@ -493,12 +543,19 @@ impl Workload {
                 // What is still out comes first, or the order is lost.
                 continue;
             }
+            if producer.blocked && self.refused_full != 0 && !self.choice.chance(1, PATIENCE) {
+                // It was told to come back later.
+                continue;
+            }
             self.producers[index].blocked = false;
             for at in 0..self.producers[index].in_flight.len() {
                 if self.producers[index].in_flight[at].ticket.is_none() {
                     let batch = self.producers[index].in_flight[at].batch.clone();
                     let ticket = self.transmit(node, index, &batch);
                     self.producers[index].in_flight[at].ticket = Some(ticket);
+                    let may_be_first = self.producers[index].settled.is_empty();
+                    let sent = &mut self.producers[index].in_flight[at];
+                    (sent.repeated, sent.may_be_first) = (true, may_be_first);
                 }
             }
         }

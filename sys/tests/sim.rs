@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use rustmq_sys::buffer::{ALIGN, BufferPool};
 use rustmq_sys::doorbell::Doorbell;
-use rustmq_sys::sim::World;
 use rustmq_sys::sim::choice::Choice;
 use rustmq_sys::sim::disk::{Disk, Survival};
 use rustmq_sys::sim::host::Host;
 use rustmq_sys::sim::network::Conditions;
+use rustmq_sys::sim::{Faults, World};
 use rustmq_sys::udp::{ReceiveBuffers, Transmit, UdpSocket};
 use rustmq_sys::{clock, fs, runtime};
 
@@ -75,6 +75,58 @@ fn a_name_that_was_not_made_durable_is_forgotten() {
     let mut choice = Choice::new(7);
     assert!(world.disk().crash(&mut choice, Survival::Nothing).files().is_empty());
     assert_eq!(world.disk().crash(&mut choice, Survival::Everything).files().len(), 1);
+}
+
+#[test]
+fn a_full_disk_makes_no_file_and_takes_what_is_written_to_those_it_has() {
+    let world = World::new(1, Disk::new(Some(2 * ALIGN as u64), &["/"]));
+    let _entered = world.enter();
+    let pool = BufferPool::new(ALIGN, ALIGN);
+    let life = async move {
+        let file = fs::create("/file", 2 * ALIGN as u64).await.expect("there is space");
+        let full = fs::create("/other", ALIGN as u64).await.expect_err("there is none left");
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        let page = pool.try_get(ALIGN).expect("the pool has room").freeze();
+        file.write_durable(page, 0).await.expect("written");
+    };
+    run(&world, &mut [Host::new(doorbell(), life)]);
+    assert_eq!(world.happened().full, 1);
+    world.disk().set_capacity(None);
+    run(
+        &world,
+        &mut [Host::new(doorbell(), async {
+            fs::create("/other", ALIGN as u64).await.expect("there is space again");
+        })],
+    );
+}
+
+#[test]
+fn what_a_failed_flush_gave_up_never_comes_over_what_is_written_later() {
+    let world = World::new(1, Disk::new(None, &["/"]));
+    let _entered = world.enter();
+    let pool = BufferPool::new(2 * ALIGN, ALIGN);
+    let page = |byte: u8| {
+        let mut buffer = pool.try_get(ALIGN).expect("the pool has room");
+        buffer.fill(byte);
+        buffer.freeze()
+    };
+    let (first, second) = (page(1), page(2));
+    let at_fault = world.clone();
+    let life = async move {
+        let file = fs::create("/file", ALIGN as u64).await.expect("created");
+        fs::sync_dir("/").await.expect("the name is durable");
+        at_fault.set_faults(Faults { flush_error: 1, ..Faults::default() });
+        file.write_durable(first, 0).await.expect_err("the flush fails");
+        at_fault.set_faults(Faults::default());
+        file.write_durable(second, 0).await.expect("written");
+    };
+    run(&world, &mut [Host::new(doorbell(), life)]);
+    assert_eq!(world.happened().flush_errors, 1);
+    for seed in 0..20 {
+        let disk = world.disk().crash(&mut Choice::new(seed), Survival::Torn);
+        let [(_, file, _)] = &disk.files()[..] else { panic!("one file is there") };
+        assert_eq!(disk.bytes_at(*file, 0, ALIGN), [2; ALIGN]);
+    }
 }
 
 /// Sends 100 datagrams from one host to another; how many arrived within a second.

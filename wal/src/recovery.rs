@@ -2,10 +2,11 @@
 //!
 //! The shell's steps, each decided here or in [`scan`](crate::scan):
 //!
-//! 1. Read the header page of every file, and of each whose header says nothing its last page and
-//!    first block; [`rebuild`] makes up the headers that can be known from the others, [`plan`] puts
+//! 1. Read the header page of every file, and of each that is not in use by it the last page and
+//!    the first block; [`rebuild`] makes up the headers that can be known from the others, [`plan`] puts
 //!    them in order or refuses.
-//! 2. Scan the newest segment without believing it yet: it may never have been activated.
+//! 2. Scan the newest segment without believing it yet: it may never have been activated. If it is
+//!    not sealed, the one behind it may have lost its header page ([`headless`]).
 //! 3. Every older one: its footer says what it holds and how it ended; without a valid footer it is
 //!    scanned. What `durable_end` to scan with, [`Scan::new`](crate::Scan::new) says. Each must join the next
 //!    ([`check_join`]).
@@ -21,7 +22,7 @@ use core::ops::Range;
 
 use std::collections::BTreeMap;
 
-use crate::block::BlockHeader;
+use crate::block::{BlockHeader, ChainPoint};
 use crate::footer::{FooterTrailer, SegmentEnd};
 use crate::ids::{NextSegment, SegmentSequence, Slot, WalId};
 use crate::scan::ScanEnd;
@@ -52,7 +53,8 @@ pub struct FileClues {
     pub slot: Slot,
     /// What its header page says.
     pub header: Result<SegmentHeader, SegmentHeaderError>,
-    /// The page behind the header, where the first block begins; read when the header says nothing.
+    /// The page behind the header, where the first block begins; read unless the header says that
+    /// the file is in use.
     pub first_page: Vec<u8>,
     /// The last page of the file, where a sealed segment has its footer's trailer; empty if the
     /// file has another size than it should.
@@ -177,6 +179,48 @@ fn candidates(wal: WalId, segment_bytes: u64, files: &[FileClues]) -> Vec<(Slot,
     found
 }
 
+/// The segments that may follow the newest one, whose chain goes on at `point` and is not sealed as
+/// far as it can be read: files whose header page never reached them. The first block of such a file
+/// is of another generation than its header, and of a later sequence than the seal that is missing.
+///
+/// That alone is also what a crash leaves of a segment that was being prepared. One that was in use
+/// holds a block that says so: the shell scans each, and [`was_in_use`] judges. In any case what its
+/// blocks say is flushed was flushed: they are of an incarnation that is not over.
+pub fn headless(
+    newest: &SegmentHeader,
+    point: &ChainPoint,
+    files: &[FileClues],
+) -> Vec<SegmentHeader> {
+    let follows = |file: &FileClues| {
+        let position = SEGMENT_HEADER_BYTES as u64;
+        let first = BlockHeader::decode_alone(&file.first_page, newest.wal, position)?;
+        let is_of_header = match file.header {
+            Ok(header) if header.state == SegmentState::Active => return None,
+            Ok(header) => header.generation == first.generation,
+            Err(_) => false,
+        };
+        let is_later = point.sequence < first.sequence && point.incarnation <= first.incarnation;
+        (is_later && !is_of_header).then_some(SegmentHeader {
+            state: SegmentState::Active,
+            slot: file.slot,
+            wal: newest.wal,
+            sequence: newest.sequence.next(),
+            generation: first.generation,
+            segment_bytes: newest.segment_bytes,
+            first_block: first.sequence,
+            prev_crc: first.prev_crc,
+        })
+    };
+    files.iter().filter_map(follows).collect()
+}
+
+/// Was a segment that [`headless`] made up in use? Then a block in it says that the seal before it
+/// was flushed, which comes after the header was.
+#[must_use]
+pub fn was_in_use(header: &SegmentHeader, scan: &ScanEnd) -> bool {
+    header.first_block <= scan.durable_end
+}
+
 fn is_damaged(header: &Result<SegmentHeader, SegmentHeaderError>) -> bool {
     header.is_err_and(|error| !matches!(error, SegmentHeaderError::NewerVersion { .. }))
 }
@@ -282,7 +326,7 @@ pub fn judge_newest(
 ) -> Result<Activation, OpenError> {
     match before {
         // The seal may be damaged: it was flushed if the newest segment's blocks say so.
-        Some(None) if newest.first_block <= scan.durable_end => {}
+        Some(None) if was_in_use(newest, scan) => {}
         Some(None) => return Ok(Activation::Never),
         Some(Some(end)) => check_join(&end, newest)?,
         // Making a WAL was cut off before its first checkpoint was written.

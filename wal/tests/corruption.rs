@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use rustmq_protocol::{BatchHeader, Offset, TopicPartition};
 use rustmq_wal::recovery::{
-    Activation, FileClues, check_join, judge_newest, missing_records, plan, rebuild,
+    Activation, FileClues, check_join, headless, judge_newest, missing_records, plan, rebuild,
+    was_in_use,
 };
 use rustmq_wal::salvage::Salvage;
 use rustmq_wal::verify::{Lost, Verify, footer_start, points_in};
@@ -79,12 +80,30 @@ fn start(files: &Files) -> Result<Start, String> {
         })
         .collect();
     rebuild(WAL, SEGMENT_BYTES_MIN, &mut clues);
+    start_by(files, &mut clues)
+}
+
+fn start_by(files: &Files, clues: &mut [FileClues]) -> Result<Start, String> {
     let order = plan(WAL, SEGMENT_BYTES_MIN, clues.iter().map(|file| (file.slot, file.header)))
         .map_err(|error| error.to_string())?;
     let mut headers = order.segments;
     let newest = headers.pop().ok_or("nothing is in use")?;
     let mut state = State::default();
     let mut tail_end = scan(files, &newest, BlockSequence::FIRST, &mut state)?;
+    if tail_end.sealed.is_none() {
+        for header in headless(&newest, &tail_end.next, clues) {
+            let behind = scan(files, &header, BlockSequence::FIRST, &mut State::default())?;
+            if was_in_use(&header, &behind) {
+                let file = clues.iter_mut().find(|file| file.slot == header.slot);
+                file.expect("every file was looked at").header = Ok(header);
+                return start_by(files, clues);
+            }
+            if tail_end.next.sequence < behind.durable_end {
+                state = State::default();
+                tail_end = scan(files, &newest, behind.durable_end, &mut state)?;
+            }
+        }
+    }
     let mut tail = newest;
     let mut seen = Vec::new();
     if let Some(before) = headers.pop() {

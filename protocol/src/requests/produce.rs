@@ -165,7 +165,8 @@ pub struct ProduceResponse {
     pub base_offset: Offset,
     /// The oldest offset that the partition still has.
     pub log_start_offset: Offset,
-    /// When the leader appended it, by the leader's clock.
+    /// When the leader appended it, by the leader's clock. Of a batch that was sent again: when the
+    /// leader last appended anything to the partition.
     pub append_time: TimestampMs,
     /// When acknowledged records are on disk.
     pub flush: FlushMode,

@@ -14,7 +14,8 @@ use rustmq_sys::buffer::BufferPool;
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
 use rustmq_wal::recovery::{
-    Activation, FileClues, OpenError, RecoveryPlan, check_join, judge_newest, plan, rebuild,
+    Activation, FileClues, OpenError, RecoveryPlan, check_join, headless, judge_newest, plan,
+    rebuild, was_in_use,
 };
 use rustmq_wal::{
     BlockSequence, Chain, FOOTER_TRAILER_BYTES, FooterTrailer, Generation, Incarnation,
@@ -80,6 +81,14 @@ enum Step {
     Unused(SegmentHeader),
 }
 
+/// What files say that seem to be in no use.
+struct Behind {
+    /// The segment behind the newest one.
+    in_use: Option<SegmentHeader>,
+    /// First block that none of their blocks says is flushed.
+    durable_end: BlockSequence,
+}
+
 /// One segment, as its footer or a scan shows it.
 struct Seen {
     header: SegmentHeader,
@@ -124,12 +133,12 @@ impl Recovery<'_> {
                     "a segment file is gone or unreadable: the records in it will not be served"
                 );
             }
-            match self.recover(&order).await? {
+            match self.recover(&order, &clues).await? {
                 Step::Open(opened) => return Ok(*opened),
                 Step::Next(header) => {
-                    // The seal names a file whose header is damaged: all of that is known.
+                    // All of it is known from the seal that names it, or from its first block.
                     let file = clues.iter_mut().find(|file| file.slot == header.slot);
-                    let file = file.expect("the seal's file was looked at");
+                    let file = file.expect("every file was looked at");
                     file.header = Ok(header);
                     self.repair.push(header.slot);
                 }
@@ -260,7 +269,11 @@ impl Recovery<'_> {
         Ok(OpenedWal { recovered, replayed: Replayed::default() })
     }
 
-    async fn recover(&mut self, order: &RecoveryPlan) -> Result<Step, ShardError> {
+    async fn recover(
+        &mut self,
+        order: &RecoveryPlan,
+        clues: &[FileClues],
+    ) -> Result<Step, ShardError> {
         let mut headers = order.segments.clone();
         let newest = headers.pop().expect("the caller saw a segment");
         let (mut tail_end, mut replayed) = self.scan(&newest, BlockSequence::FIRST).await?;
@@ -268,6 +281,19 @@ impl Recovery<'_> {
             && let Some(header) = self.unread_next(&end)
         {
             return Ok(Step::Next(header));
+        }
+        if tail_end.sealed.is_none() {
+            let behind = self.headless_behind(&newest, &tail_end, clues).await?;
+            if let Some(header) = behind.in_use {
+                return Ok(Step::Next(header));
+            }
+            if tail_end.next.sequence < behind.durable_end {
+                // What looked like a torn write was flushed.
+                (tail_end, replayed) = self.scan(&newest, behind.durable_end).await?;
+                if tail_end.next.sequence < behind.durable_end {
+                    return Err(self.refuse_cut(&newest, &tail_end));
+                }
+            }
         }
         let mut tail = newest;
 
@@ -333,6 +359,29 @@ impl Recovery<'_> {
     fn unread_next(&self, end: &SegmentEnd) -> Option<SegmentHeader> {
         let unread = self.unread.contains(&end.next.slot) && !self.repair.contains(&end.next.slot);
         unread.then(|| end.next_header(self.setup.id, self.setup.segment_bytes))
+    }
+
+    /// What files without their header page say of what came after the newest segment: the device put
+    /// that page elsewhere, perhaps over a block that would have told of it.
+    async fn headless_behind(
+        &self,
+        newest: &SegmentHeader,
+        end: &ScanEnd,
+        clues: &[FileClues],
+    ) -> Result<Behind, ShardError> {
+        let mut behind = Behind { in_use: None, durable_end: BlockSequence::FIRST };
+        for header in headless(newest, &end.next, clues) {
+            let (scanned, _) = self.scan(&header, BlockSequence::FIRST).await?;
+            behind.durable_end = behind.durable_end.max(scanned.durable_end);
+            if was_in_use(&header, &scanned) {
+                tracing::warn!(
+                    file = %self.path(header.slot).display(), segment = %header.sequence,
+                    "the header of a segment in use is not in its file, and is made up from its blocks"
+                );
+                behind.in_use = Some(header);
+            }
+        }
+        Ok(behind)
     }
 
     /// The state of the partitions when the tail's checkpoint is damaged: that of the newest older

@@ -19,6 +19,9 @@ pub enum Bug {
     SegmentReusedTooEarly,
     /// A block of an older use of its file is taken for one of this use.
     StaleGeneration,
+    /// The generation in a block is taken for its segment's, so that whoever knows the format can make
+    /// a block.
+    ForgedBlock,
     /// The index is one entry off.
     IndexOffByOne,
     /// A partition whose segments were all recycled begins anew at offset 0.
@@ -39,13 +42,14 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NoFlush,
         Self::AckBeforeFlush,
         Self::NoFlushAfterRecovery,
         Self::TailCutBelowDurableEnd,
         Self::SegmentReusedTooEarly,
         Self::StaleGeneration,
+        Self::ForgedBlock,
         Self::IndexOffByOne,
         Self::LogEndReset,
         Self::ProducersForgotten,

@@ -130,6 +130,22 @@ impl Disk {
         disk
     }
 
+    /// Sets how many bytes all files together may have from now on; `None`: endless. Files that are
+    /// there stay as they are.
+    pub fn set_capacity(&mut self, capacity_bytes: Option<u64>) {
+        self.capacity_bytes = capacity_bytes;
+    }
+
+    /// Bytes that all files together may have.
+    pub fn capacity(&self) -> Option<u64> {
+        self.capacity_bytes
+    }
+
+    /// Bytes that all files together have.
+    pub fn used_bytes(&self) -> u64 {
+        self.live.names.values().map(|file| self.live.files[file].bytes).sum()
+    }
+
     /// The names of all files as they are now, with their lengths.
     pub fn files(&self) -> Vec<(PathBuf, FileId, u64)> {
         let named = self.live.names.iter();
@@ -151,8 +167,7 @@ impl Disk {
         if !self.live.folders.contains(parent) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let used: u64 = self.live.names.values().map(|file| self.live.files[file].bytes).sum();
-        if self.capacity_bytes.is_some_and(|capacity| capacity < used + bytes) {
+        if self.capacity_bytes.is_some_and(|capacity| capacity < self.used_bytes() + bytes) {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let file = FileId(self.next_file);
@@ -303,6 +318,11 @@ impl Disk {
             .into_iter()
             .partition(|write| covered.contains(&write.id) && write.state == WriteState::Ended);
         self.pending = later;
+        // What failed before is in nobody's cache any more where something else is now.
+        self.pending.retain(|old| {
+            let is_over = |new: &Pending| new.id > old.id && new.overlaps(old);
+            old.state != WriteState::Forgotten || !now.iter().any(is_over)
+        });
         for write in now {
             let before = durable.put(write.first_page, &write.pages);
             let Pending { file, first_page, pages: after, .. } = write;
@@ -398,6 +418,14 @@ impl Disk {
         disk
     }
 
+    /// The writes that are not durable yet: file, position and length in bytes, oldest first.
+    pub fn pending_places(&self) -> impl Iterator<Item = (FileId, u64, u64)> {
+        self.pending.iter().map(|write| {
+            let position = (write.first_page * PAGE_BYTES) as u64;
+            (write.file, position, (write.pages.len() * PAGE_BYTES) as u64)
+        })
+    }
+
     /// The writes that became durable, oldest first, as far as they are remembered.
     pub fn applied(&self) -> impl ExactSizeIterator<Item = &Applied> + DoubleEndedIterator {
         self.applied.iter()
@@ -483,11 +511,19 @@ impl Disk {
     }
 }
 
+impl Pending {
+    fn overlaps(&self, other: &Self) -> bool {
+        self.file == other.file
+            && self.first_page < other.first_page + other.pages.len()
+            && other.first_page < self.first_page + self.pages.len()
+    }
+}
+
 impl Applied {
     /// How it begins.
-    pub fn first_bytes(&self) -> [u8; 16] {
+    pub fn first_bytes(&self) -> [u8; 128] {
         let page = self.after.first().and_then(Option::as_ref);
-        page.map_or([0; 16], |page| std::array::from_fn(|index| page[index]))
+        page.map_or([0; 128], |page| std::array::from_fn(|index| page[index]))
     }
 
     /// Where it was written: file, position and length in bytes.

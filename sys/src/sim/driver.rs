@@ -49,6 +49,9 @@ impl Driver for SimDriver {
         // A part of a transfer is whole pages: what is left is asked for again.
         let pages = u64::from(bytes) / PAGE_BYTES as u64;
         let short = 1 < pages && world.fails(faults.short);
+        if short {
+            world.count(|happened| &mut happened.short);
+        }
         let part = match short {
             true => world.choice().between(1, pages - 1) as u32 * PAGE_BYTES as u32,
             false => bytes,

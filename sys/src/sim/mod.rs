@@ -56,6 +56,7 @@ struct Inner {
     news: RefCell<BTreeMap<u64, Vec<DriverEvent>>>,
     latency: Cell<Latency>,
     faults: Cell<Faults>,
+    happened: Cell<Happened>,
     trace: RefCell<Trace>,
 }
 
@@ -79,6 +80,21 @@ pub struct Faults {
     pub read_error: u64,
     /// A transfer ends early, as it may.
     pub short: u64,
+}
+
+/// How often a disk that is honest has failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Happened {
+    /// Writes that failed.
+    pub write_errors: u64,
+    /// Flushes that failed.
+    pub flush_errors: u64,
+    /// Reads that failed.
+    pub read_errors: u64,
+    /// Transfers that ended early.
+    pub short: u64,
+    /// Files for which there was no space.
+    pub full: u64,
 }
 
 /// What comes next in a world, at its time.
@@ -131,6 +147,7 @@ impl World {
                 news: RefCell::default(),
                 latency: Cell::new(latency),
                 faults: Cell::default(),
+                happened: Cell::default(),
                 trace: RefCell::default(),
             }),
         }
@@ -180,6 +197,22 @@ impl World {
     /// Sets how often the disk fails.
     pub fn set_faults(&self, faults: Faults) {
         self.inner.faults.set(faults);
+    }
+
+    /// How often the disk fails.
+    pub fn faults(&self) -> Faults {
+        self.inner.faults.get()
+    }
+
+    /// How often it has failed.
+    pub fn happened(&self) -> Happened {
+        self.inner.happened.get()
+    }
+
+    fn count(&self, count: impl FnOnce(&mut Happened) -> &mut u64) {
+        let mut happened = self.happened();
+        *count(&mut happened) += 1;
+        self.inner.happened.set(happened);
     }
 
     /// When the next thing happens by itself, in nanoseconds since the beginning.
@@ -268,6 +301,7 @@ impl World {
             Due::WriteEnds { owner, write, bytes, durable, failed } => {
                 self.note("write ends", write.0, u64::from(bytes), u64::from(failed));
                 if failed {
+                    self.count(|happened| &mut happened.write_errors);
                     self.disk().fail_write(write);
                     return self.tell(owner, DriverOutcome::Failed(libc::EIO));
                 }
@@ -282,14 +316,20 @@ impl World {
                 self.note("flush ends", flush.0, u64::from(failed), 0);
                 self.disk().end_flush(flush, !failed);
                 let outcome = match failed {
-                    true => DriverOutcome::Failed(libc::EIO),
+                    true => {
+                        self.count(|happened| &mut happened.flush_errors);
+                        DriverOutcome::Failed(libc::EIO)
+                    }
                     false => DriverOutcome::Done,
                 };
                 self.tell(owner, outcome);
             }
             Due::ReadEnds { owner, read, failed } => {
                 let outcome = match failed {
-                    true => DriverOutcome::Failed(libc::EIO),
+                    true => {
+                        self.count(|happened| &mut happened.read_errors);
+                        DriverOutcome::Failed(libc::EIO)
+                    }
                     false => read.finish(&self.disk()),
                 };
                 self.tell(owner, outcome);
@@ -336,6 +376,9 @@ impl World {
         let takes = Duration::from_nanos(self.transfer_ns());
         crate::runtime::sleep(takes).await;
         let result = act(&mut self.disk());
+        if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOSPC)) {
+            self.count(|happened| &mut happened.full);
+        }
         self.note(what, u64::from(result.is_ok()), 0, 0);
         result
     }

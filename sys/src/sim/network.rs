@@ -50,6 +50,8 @@ pub struct Network {
     next: u32,
     /// Datagrams that were lost, by choice or because nobody was there.
     lost: u64,
+    /// Datagrams that were sent twice.
+    twice: u64,
     delivered: u64,
 }
 
@@ -67,6 +69,7 @@ impl Default for Network {
             by_address: BTreeMap::new(),
             next: 3,
             lost: 0,
+            twice: 0,
             delivered: 0,
         }
     }
@@ -78,9 +81,14 @@ impl Network {
         self.conditions = conditions;
     }
 
-    /// Datagrams delivered, and lost, so far.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.delivered, self.lost)
+    /// Datagrams delivered so far, copies included.
+    pub fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// Datagrams lost so far, and those of which there were two.
+    pub fn lost_and_twice(&self) -> (u64, u64) {
+        (self.lost, self.twice)
     }
 
     fn bind(&mut self, address: SocketAddr) -> Option<SocketId> {
@@ -140,19 +148,25 @@ impl Network {
             return Vec::new();
         }
         let copies = if choice.chance(twice, 1_000) { 2 } else { 1 };
+        self.twice += copies - 1;
         (0..copies).map(|_| choice.between(from, to)).collect()
     }
 }
 
-/// A socket of the modelled network that its thread has entered, open until it is dropped.
+/// A socket of the modelled network that its thread has entered, open until it is dropped. Whoever
+/// has no runtime looks by itself for what has arrived.
 #[derive(Debug)]
-pub(crate) struct ModelledSocket {
+pub struct ModelledSocket {
     id: SocketId,
     address: SocketAddr,
 }
 
 impl ModelledSocket {
-    pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
+    /// Binds to `address` of the world that this thread has entered.
+    ///
+    /// # Errors
+    /// The address is taken, or no world was entered.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let world = entered().ok_or(io::ErrorKind::NetworkDown)?;
         let id = world.network().bind(address).ok_or(io::ErrorKind::AddrInUse)?;
         Ok(Self { id, address })
@@ -166,11 +180,8 @@ impl ModelledSocket {
         self.id.0.cast_signed()
     }
 
-    pub(crate) fn receive(
-        &self,
-        max: usize,
-        mut take: impl FnMut(DatagramMeta, BytesMut),
-    ) -> usize {
+    /// Gives up to `max` datagrams that have arrived to `take`; how many there were.
+    pub fn receive(&self, max: usize, mut take: impl FnMut(DatagramMeta, BytesMut)) -> usize {
         let Some(world) = entered() else { return 0 };
         for count in 0..max {
             let Some(packet) = world.network().receive(self.id) else { return count };
@@ -183,7 +194,8 @@ impl ModelledSocket {
         max
     }
 
-    pub(crate) fn send(&self, transmit: &Transmit<'_>) {
+    /// Sends a datagram or a train of them; the network may lose it.
+    pub fn send(&self, transmit: &Transmit<'_>) {
         let Some(world) = entered() else { return };
         let bytes = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         for datagram in transmit.contents.chunks(bytes) {
