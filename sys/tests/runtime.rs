@@ -1,5 +1,6 @@
-//! One suite for both drivers. Each test runs under each of them; where io_uring is not usable the
-//! runs under it are left out by name, except under `CI=true`, where that fails.
+//! One suite for all drivers. Each test runs under each of them; where io_uring is not usable the runs
+//! under it are left out by name, except under `CI=true`, where that fails. glommio is one of them
+//! with the feature of that name.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -24,14 +25,19 @@ fn config(backend: Backend) -> RuntimeConfig {
 
 fn backends() -> Vec<Backend> {
     let ci = std::env::var("CI").is_ok_and(|value| value == "true");
-    match runtime::probe_uring() {
-        Ok(()) => vec![Backend::Uring, Backend::Epoll],
-        Err(reason) if ci => panic!("CI must test io_uring: {reason}"),
-        Err(reason) => {
-            eprintln!("leaving out uring: {reason}");
-            vec![Backend::Epoll]
+    let mut backends = vec![Backend::Epoll];
+    let mut more = vec![Backend::Uring];
+    if cfg!(feature = "glommio") {
+        more.push(Backend::Glommio);
+    }
+    for backend in more {
+        match runtime::probe(backend) {
+            Ok(()) => backends.push(backend),
+            Err(reason) if ci => panic!("CI must test {backend}: {reason}"),
+            Err(reason) => eprintln!("leaving out {backend}: {reason}"),
         }
     }
+    backends
 }
 
 /// Runs the future of `main` under each driver.
@@ -735,9 +741,10 @@ fn what_may_cross_threads_does() {
 
 #[test]
 fn names_of_backends_are_read_and_written() {
-    for backend in [Backend::Uring, Backend::Epoll] {
+    for backend in [Backend::Uring, Backend::Epoll, Backend::Glommio] {
         assert_eq!(backend.to_string().parse(), Ok(backend));
     }
-    let error = "glommio".parse::<Backend>().expect_err("not one of ours");
-    assert_eq!(error.to_string(), "unknown runtime \"glommio\": uring and epoll are known");
+    let error = "kqueue".parse::<Backend>().expect_err("not one of ours");
+    let known = "uring, epoll and glommio are known";
+    assert_eq!(error.to_string(), format!("unknown runtime \"kqueue\": {known}"));
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use tempfile::TempDir;
 
-use crate::support::broker::{Backend, Broker, Node, clear_environment, on_both_backends};
+use crate::support::broker::{Backend, Broker, Node, clear_environment, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::machine;
 
@@ -22,7 +22,7 @@ const EPERM: u32 = 1;
 /// architecture.
 const IO_URING_CALLS: [i64; 3] = [425, 426, 427];
 
-on_both_backends! {
+on_each_backend! {
     fn a_port_in_use_is_named(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
         let first = Node::new(backend)?.on_a_fixed_port()?;
@@ -37,7 +37,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     fn a_data_directory_in_use_names_the_process(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
         let first = Node::new(backend)?;
