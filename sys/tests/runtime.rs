@@ -401,6 +401,104 @@ fn background_work_delays_the_foreground_by_slices_only() {
 }
 
 #[test]
+fn background_work_delays_news_by_turns_and_not_until_a_timer_of_the_runtime() {
+    on_each(async || {
+        let (stop, turns) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0u32)));
+        let (stopped, counted) = (stop.clone(), turns.clone());
+        spawn(Class::Background, async move {
+            while !stopped.get() {
+                while !runtime::need_preempt() {
+                    std::hint::spin_loop();
+                }
+                counted.set(counted.get() + 1);
+                runtime::yield_now().await;
+            }
+        });
+        // The median: that this thread was kept from running now and then says nothing.
+        let median = |mut counts: Vec<u32>| {
+            counts.sort_unstable();
+            counts[counts.len() / 2]
+        };
+
+        let socket = UdpSocket::bind("127.0.0.1:0".parse().expect("an address"), 1 << 20);
+        let socket = socket.expect("bound");
+        let address = socket.local_addr().expect("has one");
+        let mut buffers = ReceiveBuffers::new(1 << 20);
+        let mut waited = Vec::new();
+        for _ in 0..51 {
+            while socket.recv_trains(&mut buffers, |_, _| ()).expect("works") > 0 {}
+            let before = turns.get();
+            send(&socket, address, b"hello", 5).await;
+            socket.readable().await;
+            waited.push(turns.get() - before);
+        }
+        // One to hand over, one to be told, and as many again to spare.
+        let datagrams = median(waited);
+        assert!(datagrams <= 4, "{datagrams} background turns before a datagram was seen");
+
+        let (folder, pool) = (folder(), pool());
+        let file = file_of(folder.path(), 1).await;
+        let mut waited = Vec::new();
+        for _ in 0..21 {
+            let before = turns.get();
+            write_block(&file, &pool, 0, 1).await;
+            waited.push(turns.get() - before);
+        }
+        stop.set(true);
+        // A tenth of a second is 2,000 turns; a disk takes far less.
+        let writes = median(waited);
+        assert!(writes < 1000, "{writes} background turns before a write was durable");
+    });
+}
+
+#[test]
+fn no_file_is_taken_for_another_one() {
+    on_each(async || {
+        let (folder, pool) = (folder(), pool());
+        // Each is given the descriptor of the one before, as soon as that is closed.
+        for number in 0..40u8 {
+            let path = folder.path().join(number.to_string());
+            let file = fs::create(&path, 2 * ALIGN as u64).await.expect("created");
+            write_block(&file, &pool, 0, number).await;
+            if number % 2 == 1 {
+                // And the number of the inode, if nobody holds it any more.
+                fs::remove(path).await.expect("removed");
+            }
+            write_block(&file, &pool, ALIGN as u64, number).await;
+        }
+        for number in (0..40u8).step_by(2) {
+            let file = fs::open(folder.path().join(number.to_string())).await.expect("opened");
+            let buffer = pool.try_get(2 * ALIGN).expect("within the budget");
+            let (read, buffer) = file.read(buffer, 0, 2 * ALIGN).await;
+            assert_eq!(read.expect("read"), 2 * ALIGN);
+            assert!(buffer[..2 * ALIGN].iter().all(|byte| *byte == number), "file {number}");
+        }
+    });
+}
+
+#[test]
+fn a_removed_file_is_let_go_of() {
+    on_each(async || {
+        let (folder, pool) = (folder(), pool());
+        let path = folder.path().join("removed");
+        let file = fs::create(&path, ALIGN as u64).await.expect("created");
+        write_block(&file, &pool, 0, 1).await;
+        fs::remove(&path).await.expect("removed");
+        drop(file);
+        let still_open = || {
+            let links = std::fs::read_dir("/proc/self/fd").expect("the kernel lists them");
+            let targets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+            targets.filter(|target| target.starts_with(folder.path())).count()
+        };
+        let end = Instant::now() + Duration::from_secs(20);
+        while still_open() > 0 {
+            assert!(Instant::now() < end, "{} descriptors of it stay open", still_open());
+            runtime::sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
+#[test]
 fn a_doorbell_wakes_the_runtime_from_another_thread() {
     const COUNT: u64 = 20_000;
     for backend in backends() {

@@ -58,6 +58,8 @@ pub(super) struct Glommio {
     shared: Rc<Shared>,
     /// Sockets, the doorbell, and the thread for calls that block.
     epoll: Epoll,
+    /// Waits for the epoll, or did; a pending task that nobody cancels is never freed.
+    watch: Option<Task<()>>,
     /// Empty only while ending.
     beat: Option<Task<()>>,
     runs: u64,
@@ -124,6 +126,7 @@ impl Glommio {
             executor,
             shared: Rc::default(),
             epoll: Epoll::new(config, doorbell)?,
+            watch: None,
             beat: Some(beat),
             runs: 0,
         })
@@ -137,19 +140,21 @@ impl Glommio {
         if wait != Wait::No && !shared.watched.replace(true) {
             watch = Some(self.epoll.try_clone()?);
         }
-        self.executor.run(async move {
+        let watch = self.executor.run(async move {
             for (token, request) in shared.asked.take() {
                 spawn_local(carry_out(shared.clone(), token, request)).detach();
             }
-            if let Some(epoll) = watch {
-                spawn_local(watch_epoll(shared.clone(), epoll)).detach();
-            }
+            let watch = watch.map(|epoll| spawn_local(watch_epoll(shared.clone(), epoll)));
             match wait {
                 Wait::No => {}
                 Wait::News => shared.news(None).await,
                 Wait::AtMost(timeout) => shared.news(Some(timeout)).await,
             }
+            watch
         });
+        if watch.is_some() {
+            self.watch = watch;
+        }
         // What a transfer asks for goes to the kernel at the beginning of a round alone.
         let unfinished = self.shared.news.borrow().len() < self.shared.in_flight.get();
         if self.shared.unsubmitted.take() && unfinished {
@@ -216,11 +221,11 @@ impl Driver for Glommio {
 
 impl Drop for Glommio {
     fn drop(&mut self) {
-        let beat = self.beat.take();
+        let tasks = [self.watch.take(), self.beat.take()];
         let files = self.shared.files.take();
         self.executor.run(async {
-            if let Some(beat) = beat {
-                beat.cancel().await;
+            for task in tasks.into_iter().flatten() {
+                task.cancel().await;
             }
             for file in files.into_values().filter_map(|file| Rc::try_unwrap(file).ok()) {
                 // Nothing was promised of it that its last flush has not kept.
@@ -388,3 +393,6 @@ fn error_of(error: GlommioError<()>) -> io::Error {
         other => other.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;
