@@ -137,8 +137,9 @@ impl Glommio {
         self.runs += 1;
         let shared = self.shared.clone();
         let mut watch = None;
-        if wait != Wait::No && !shared.watched.replace(true) {
+        if wait != Wait::No && !shared.watched.get() {
             watch = Some(self.epoll.try_clone()?);
+            shared.watched.set(true);
         }
         let watch = self.executor.run(async move {
             for (token, request) in shared.asked.take() {
