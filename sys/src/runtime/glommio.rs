@@ -121,13 +121,13 @@ impl Glommio {
             .io_memory(IO_BYTES)
             .ring_depth(config.ring_entries as usize);
         let executor = set(builder).make().map_err(io::Error::from)?;
-        let beat = executor.run(async { spawn_local(beat()) });
+        let beat = executor.run(async { Some(spawn_local(beat())) });
         Ok(Self {
             executor,
             shared: Rc::default(),
             epoll: Epoll::new(config, doorbell)?,
             watch: None,
-            beat: Some(beat),
+            beat,
             runs: 0,
         })
     }
