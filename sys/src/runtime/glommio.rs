@@ -48,10 +48,10 @@ const IO_BYTES: usize = 64 << 10;
 /// 512 KiB: a limit on locked memory below which glommio refuses to start.
 const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
 
-/// 20 ms: how long glommio may sleep beside a task of its own that is ready. It does so, and for
+/// 50 ms: how long glommio may sleep beside a task of its own that is ready. It does so, and for
 /// good, if its preempt timer runs out between being set and the first task. A timer that always
-/// runs ends such a sleep; on an idle shard it costs 50 wake-ups in a second.
-const BEAT: Duration = Duration::from_millis(20);
+/// runs ends such a sleep; on an idle shard it costs 20 wake-ups in a second.
+const BEAT: Duration = Duration::from_millis(50);
 
 pub(super) struct Glommio {
     executor: LocalExecutor,

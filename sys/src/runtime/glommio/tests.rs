@@ -145,7 +145,7 @@ fn glommio_does_not_sleep_for_good_beside_work() {
         return;
     }
     const ALONE: u32 = 100_000;
-    const DRIVEN: u32 = 500;
+    const DRIVEN: u32 = 200;
     let mut slept_alone = false;
     for preempt in PREEMPT_US.map(Duration::from_micros) {
         let alone = rounds(ALONE, Duration::from_secs(1), move |done| {
