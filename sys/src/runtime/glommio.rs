@@ -62,6 +62,8 @@ pub(super) struct Glommio {
     watch: Option<Task<()>>,
     /// Empty only while ending.
     beat: Option<Task<()>>,
+    /// It panicked, as it does where it does not understand the host: what it had does not end.
+    broken: bool,
     runs: u64,
 }
 
@@ -128,12 +130,24 @@ impl Glommio {
             epoll: Epoll::new(config, doorbell)?,
             watch: None,
             beat,
+            broken: false,
             runs: 0,
         })
     }
 
+    /// Lets glommio work until this is finished.
+    fn work<T>(&mut self, future: impl Future<Output = T>) -> T {
+        self.broken = true;
+        let output = self.executor.run(future);
+        self.broken = false;
+        output
+    }
+
     /// Lets glommio work until there is news, or for one round if nothing is waited for.
     fn run(&mut self, wait: Wait) -> io::Result<()> {
+        if self.broken {
+            return Err(io::Error::other("glommio has panicked, and does nothing more"));
+        }
         self.runs += 1;
         let shared = self.shared.clone();
         let mut watch = None;
@@ -141,7 +155,7 @@ impl Glommio {
             watch = Some(self.epoll.try_clone()?);
             shared.watched.set(true);
         }
-        let watch = self.executor.run(async move {
+        let watch = self.work(async move {
             for (token, request) in shared.asked.take() {
                 spawn_local(carry_out(shared.clone(), token, request)).detach();
             }
@@ -159,7 +173,7 @@ impl Glommio {
         // What a transfer asks for goes to the kernel at the beginning of a round alone.
         let unfinished = self.shared.news.borrow().len() < self.shared.in_flight.get();
         if self.shared.unsubmitted.take() && unfinished {
-            self.executor.run(async {});
+            self.work(async {});
         }
         Ok(())
     }
@@ -222,6 +236,9 @@ impl Driver for Glommio {
 
 impl Drop for Glommio {
     fn drop(&mut self) {
+        if self.broken {
+            return;
+        }
         let tasks = [self.watch.take(), self.beat.take()];
         let files = self.shared.files.take();
         self.executor.run(async {

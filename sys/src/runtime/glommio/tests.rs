@@ -175,3 +175,17 @@ fn glommio_does_not_sleep_for_good_beside_work() {
     assert!(!slept_alone, "with the driver, too, glommio sleeps beside work for good");
     holds(test, Err("alone, too, glommio does not sleep beside work".to_owned()));
 }
+
+#[test]
+fn a_panic_of_glommio_is_an_error_afterwards_and_no_wait_without_end() {
+    if !holds("a_panic_of_glommio_is_an_error_afterwards", probe_glommio()) {
+        return;
+    }
+    let doorbell = Doorbell::new().expect("an eventfd");
+    let mut driver = Glommio::new(&config(), &doorbell).expect("starts");
+    driver.shared.in_flight.set(1);
+    let panics = || driver.work(async { panic!("meant to") });
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+    let error = driver.poll(Wait::News, &mut Vec::new()).expect_err("its task is gone");
+    assert!(error.to_string().contains("panicked"), "{error}");
+}
