@@ -27,7 +27,7 @@ use rustmq_client::NewTopic;
 
 use rig::topics::{Churn, Topics};
 use rig::{Rig, device};
-use support::broker::{Backend, Broker, Node, on_both_backends};
+use support::broker::{Backend, Broker, Node, on_each_backend};
 use support::load::{Load, Round};
 use support::random::Random;
 use support::{client, machine, reading, without_flushes};
@@ -58,7 +58,7 @@ const CUTS_PER_TOPIC: u32 = 10;
 /// who is not in the kernel is at the next tick, of which there are at least 100 in a second.
 const DEATH: Duration = Duration::from_millis(20);
 
-on_both_backends! {
+on_each_backend! {
     fn nothing_acknowledged_is_lost_or_twice_or_out_of_order(backend: Backend) -> Result<()> {
         let Some(rig) = rig(&format!("power cut, {}", backend.name())) else { return Ok(()) };
         let cuts = count_of("RUSTMQ_CUTS", CUTS)?.div_ceil(2);
@@ -89,7 +89,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// The control: what the cuts of the real one do not find has to be found here, and the same
     /// procedure finds nothing in the real one.
     fn a_build_without_flushes_is_found_out(backend: Backend) -> Result<()> {

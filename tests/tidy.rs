@@ -72,6 +72,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("anyhow", &["rustmq", "rustmq-benches"]),
     ("clap", &["rustmq", "rustmq-benches"]),
     ("fuser", &[]),
+    ("futures-io", &["rustmq-sys"]),
+    ("glommio", &["rustmq-sys"]),
     ("io-uring", &["rustmq-sys", "rustmq-benches"]),
     ("libc", &["rustmq-sys", "rustmq-benches"]),
     ("openraft", &[]),

@@ -49,6 +49,8 @@ choices! {
         Uring = "uring",
         /// Readiness by `ppoll`, and a flush thread for each shard.
         Epoll = "epoll",
+        /// glommio's executor for each shard, where the executable was built with it.
+        Glommio = "glommio",
     }
 
     /// When records reach stable storage.

@@ -182,7 +182,8 @@ options! {
 
     /// How a shard talks to the operating system.
     runtime: Runtime {
-        /// The interface: auto takes io_uring where the kernel allows it, otherwise epoll.
+        /// The interface: auto takes io_uring where the kernel allows it, otherwise epoll; glommio
+        /// is for executables built with it (`cargo build --features glommio`).
         backend: RuntimeBackend = "auto", Kind::Choice(RuntimeBackend::WORDS), Broker;
     }
 

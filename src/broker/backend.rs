@@ -11,21 +11,28 @@ pub(super) struct Choice {
     pub(super) why: String,
 }
 
-/// Chooses the backend; `probe` tells why io_uring cannot be used.
+/// Chooses the backend; `probe` tells why one cannot be used.
 pub(super) fn choose(
     wanted: RuntimeBackend,
-    probe: impl FnOnce() -> Result<(), String>,
+    probe: impl FnOnce(Backend) -> Result<(), String>,
 ) -> Result<Choice> {
-    let (backend, why) = match (wanted, probe) {
-        (RuntimeBackend::Epoll, _) => (Backend::Epoll, "as configured".to_owned()),
-        (RuntimeBackend::Uring, probe) => match probe() {
+    let (backend, why) = match wanted {
+        RuntimeBackend::Epoll => (Backend::Epoll, "as configured".to_owned()),
+        RuntimeBackend::Uring => match probe(Backend::Uring) {
             Ok(()) => (Backend::Uring, "as configured".to_owned()),
             Err(why) => bail!(
                 "runtime.backend = uring, and {why}; allow it, or set runtime.backend = auto to \
                  run on epoll where it is not allowed"
             ),
         },
-        (RuntimeBackend::Auto, probe) => match probe() {
+        RuntimeBackend::Glommio => match probe(Backend::Glommio) {
+            Ok(()) => (Backend::Glommio, "as configured".to_owned()),
+            Err(why) => bail!(
+                "runtime.backend = glommio, and {why}; or set runtime.backend = auto, which does \
+                 without it"
+            ),
+        },
+        RuntimeBackend::Auto => match probe(Backend::Uring) {
             Ok(()) => (Backend::Uring, "the kernel allows it".to_owned()),
             Err(why) => (Backend::Epoll, why),
         },
@@ -37,13 +44,17 @@ pub(super) fn choose(
 mod tests {
     use super::*;
 
-    fn denied() -> Result<(), String> {
+    fn allowed(_: Backend) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn denied(_: Backend) -> Result<(), String> {
         Err("io_uring is denied".to_owned())
     }
 
     #[test]
     fn auto_takes_io_uring_where_it_is_allowed_and_says_why_not_elsewhere() {
-        let chosen = choose(RuntimeBackend::Auto, || Ok(())).unwrap();
+        let chosen = choose(RuntimeBackend::Auto, allowed).unwrap();
         assert_eq!(chosen.backend, Backend::Uring);
         let chosen = choose(RuntimeBackend::Auto, denied).unwrap();
         assert_eq!(chosen.backend, Backend::Epoll);
@@ -52,10 +63,21 @@ mod tests {
 
     #[test]
     fn what_is_configured_runs_or_the_start_fails() {
-        let unasked = || unreachable!("epoll needs no probe");
+        let unasked = |_| unreachable!("epoll needs no probe");
         assert_eq!(choose(RuntimeBackend::Epoll, unasked).unwrap().backend, Backend::Epoll);
-        assert_eq!(choose(RuntimeBackend::Uring, || Ok(())).unwrap().backend, Backend::Uring);
-        let error = choose(RuntimeBackend::Uring, denied).unwrap_err().to_string();
-        assert!(error.contains("io_uring is denied") && error.contains("auto"), "{error}");
+        let configured =
+            [(RuntimeBackend::Uring, Backend::Uring), (RuntimeBackend::Glommio, Backend::Glommio)];
+        for (wanted, backend) in configured {
+            assert_eq!(choose(wanted, allowed).unwrap().backend, backend);
+            let error = choose(wanted, denied).unwrap_err().to_string();
+            assert!(error.contains("io_uring is denied") && error.contains("auto"), "{error}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "glommio"))]
+    fn glommio_has_to_be_built_in() {
+        let error = choose(RuntimeBackend::Glommio, rustmq_sys::runtime::probe).unwrap_err();
+        assert!(error.to_string().contains("--features glommio"), "{error}");
     }
 }

@@ -41,7 +41,7 @@ use rustmq_server::mesh::{self, MeshPort};
 use rustmq_server::{Node, ShardSetup};
 use rustmq_sys::cpu;
 use rustmq_sys::lock::DirLock;
-use rustmq_sys::runtime::{RuntimeConfig, probe_uring};
+use rustmq_sys::runtime::{self, RuntimeConfig};
 use tracing::{info, warn};
 
 use crate::cli::dev::DevArgs;
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
     if let Some(bytes) = cores::host_memory_bytes() {
         cores::check_memory(&config, plan.shard_count(), bytes)?;
     }
-    let backend = backend::choose(config.runtime.backend, probe_uring)?;
+    let backend = backend::choose(config.runtime.backend, runtime::probe)?;
     let sockets = Sockets::bind(&config, plan.shard_count())?;
     let admin = Admin::bind(config.admin.port)?;
 

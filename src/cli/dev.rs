@@ -20,7 +20,8 @@ pub(crate) struct DevArgs {
     /// Shards to run, one core each; 0 means one fewer than there are cores [default: 0]
     #[arg(long, value_name = "N")]
     pub(crate) shards: Option<u16>,
-    /// How a shard talks to the kernel: auto, uring or epoll [default: auto]
+    /// How a shard talks to the kernel: auto, uring, epoll, or glommio where the executable was
+    /// built with it [default: auto]
     #[arg(long)]
     pub(crate) runtime: Option<String>,
     /// Sets one option; may be repeated, the last one wins

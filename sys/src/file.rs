@@ -195,7 +195,7 @@ impl Drop for Descriptor {
     fn drop(&mut self) {
         // The last close of a deleted file frees its blocks, which takes long: not on this core.
         if let Some(descriptor) = self.descriptor.take() {
-            runtime::try_with_reactor(|reactor| reactor.detach(Box::new(move || drop(descriptor))));
+            runtime::try_with_reactor(|reactor| reactor.close(descriptor));
         }
     }
 }

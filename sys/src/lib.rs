@@ -15,7 +15,7 @@
 //! | [`doorbell`] | wakes the sleeping owner of rings |
 //! | [`clock`] | the one clock: read once a turn |
 //! | [`cpu`] | which cores there are, pinning |
-//! | [`runtime`] | executor of one thread over io_uring or epoll |
+//! | [`runtime`] | executor of one thread over io_uring, epoll or, with its feature, glommio |
 //! | [`mod@file`] and [`fs`] | durable writes, reads, and the calls on names |
 //! | [`udp`] | datagram trains in and out |
 //! | [`sequential`] | a file read to its end, outside of any runtime |

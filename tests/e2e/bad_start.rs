@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use tempfile::TempDir;
 
-use crate::support::broker::{Backend, Broker, Node, clear_environment, on_both_backends};
+use crate::support::broker::{Backend, Broker, Node, clear_environment, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::machine;
 
@@ -22,7 +22,7 @@ const EPERM: u32 = 1;
 /// architecture.
 const IO_URING_CALLS: [i64; 3] = [425, 426, 427];
 
-on_both_backends! {
+on_each_backend! {
     fn a_port_in_use_is_named(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
         let first = Node::new(backend)?.on_a_fixed_port()?;
@@ -37,7 +37,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     fn a_data_directory_in_use_names_the_process(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
         let first = Node::new(backend)?;
@@ -118,6 +118,54 @@ fn without_rights_and_without_memory_to_lock_it_serves_or_says_why() -> Result<(
             ensure!(said.contains("MEMLOCK"), "{said}");
         }
     }
+    Ok(())
+}
+
+#[test]
+#[cfg(not(feature = "glommio"))]
+fn glommio_that_is_not_built_in_is_refused_and_auto_does_without() -> Result<()> {
+    let _machine = machine::shared();
+    let said = Node::new(Backend::Epoll)?.on_runtime("glommio").refusal()?;
+    ensure!(said.contains("--features glommio") && said.contains("auto"), "{said}");
+    Ok(())
+}
+
+/// glommio registers memory with its rings, which counts as locked.
+#[test]
+#[cfg(feature = "glommio")]
+fn glommio_keeps_to_the_usual_limit_of_locked_memory_and_says_if_it_is_too_low() -> Result<()> {
+    const SHARDS: u16 = 3;
+    let _machine = machine::shared();
+    let test = "bad_start::memlock, glommio";
+    if !Backend::Glommio.runs(test) {
+        return Ok(());
+    }
+    let Some(elsewhere) = Elsewhere::new(test)? else { return Ok(()) };
+    let node = elsewhere.node(Backend::Glommio)?.shards(SHARDS).set("wal.capacity_bytes", "32MiB");
+    let limited = |bytes: u32| format!("--memlock={bytes}:{bytes}");
+    let limit = limited(64 << 10);
+    let said = node.launch_by(elsewhere.as_nobody(&node, &["prlimit", &limit]))?.refusal()?;
+    ensure!(said.contains("MEMLOCK") && said.contains("512 KiB"), "{said}");
+
+    let limit = limited(8 << 20);
+    let mut broker = node.launch_by(elsewhere.as_nobody(&node, &["prlimit", &limit]))?;
+    broker.until_ready()?;
+    Cli::new(node.data_dir()).check_health("served")?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", broker.process_id()))?;
+    let pinned = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
+    let pinned = pinned.and_then(|line| line.split_whitespace().next()).context("no VmPin")?;
+    // 64 KiB for each of three rings.
+    let each = u64::from(SHARDS) * 3 * 64;
+    ensure!(pinned.parse::<u64>()? == each, "{pinned} KiB are locked, not {each}");
+    broker.stop()
+}
+
+#[test]
+#[cfg(feature = "glommio")]
+fn where_io_uring_is_denied_glommio_is_refused_and_not_begun() -> Result<()> {
+    let _machine = machine::shared();
+    let said = launch_without_io_uring(&Node::new(Backend::Glommio)?)?.refusal()?;
+    ensure!(said.contains("io_uring is denied") && said.contains("auto"), "{said}");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp};
 
-use crate::support::broker::{Backend, Broker, Node, on_both_backends};
+use crate::support::broker::{Backend, Broker, Node, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::device::LoopFileSystem;
 use crate::support::history::Recorder;
@@ -81,7 +81,7 @@ fn ended_by_its_disk(broker: Broker, dir: &Path) -> Result<String> {
     Ok(said)
 }
 
-on_both_backends! {
+on_each_backend! {
     /// Nothing is acknowledged after a flush that failed, and the process ends; what was is kept.
     fn a_failed_flush_ends_the_broker_and_acknowledges_nothing(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
@@ -104,7 +104,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// A flush that hangs is seen, said, and outlived.
     fn a_hanging_flush_is_said_and_outlived(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
@@ -142,7 +142,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// Producers wait for a slow disk; memory does not grow with what they would send.
     fn a_slow_disk_holds_producers_back_and_not_their_records(backend: Backend) -> Result<()> {
         const PRODUCERS: usize = 8;
@@ -243,7 +243,7 @@ fn on_a_loop_device(backend: Backend, test: &str) -> Result<Option<(LoopFileSyst
     Ok(Some((file_system, node)))
 }
 
-on_both_backends! {
+on_each_backend! {
     /// A file system that the kernel turns read-only is a disk that fails.
     fn a_file_system_gone_read_only_ends_the_broker(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
@@ -287,7 +287,7 @@ fn error_trigger(mounted: &Path) -> Result<PathBuf> {
     Ok(trigger)
 }
 
-on_both_backends! {
+on_each_backend! {
     /// A write that fails, of a broker that flushes at intervals: as with a flush.
     fn a_failed_write_ends_the_broker_and_acknowledges_nothing(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
@@ -309,7 +309,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// A segment file that is deleted beneath the broker: reading goes on, writing does not, and
     /// it is said.
     fn a_segment_deleted_beneath_is_said_and_refuses_writes(backend: Backend) -> Result<()> {
@@ -347,7 +347,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// So with the catalogue: records are taken, topics are not changed any more.
     fn a_catalogue_deleted_beneath_is_said(backend: Backend) -> Result<()> {
         let _machine = machine::shared();

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use rustmq_client::{NewTopic, ProducerRecord};
 
-use crate::support::broker::{Backend, Node, on_both_backends};
+use crate::support::broker::{Backend, Node, on_each_backend};
 use crate::support::client;
 use crate::support::device::{Device, LoopFileSystem};
 use crate::support::{machine, without_flushes};
@@ -21,7 +21,7 @@ const RECORDS: u64 = 300;
 /// Room for the catalogue and a log of 16 MiB.
 const FILE_SYSTEM_BYTES: u64 = 128 << 20;
 
-on_both_backends! {
+on_each_backend! {
     /// On the disk where a data directory usually is. Others may flush it meanwhile, so the other
     /// tests wait.
     fn the_disk_was_flushed_for_every_acknowledged_block(backend: Backend) -> Result<()> {
@@ -37,7 +37,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// On a device that nobody else uses: what it counts is the broker's alone.
     fn a_device_of_its_own_was_flushed_for_every_acknowledged_block(
         backend: Backend
@@ -52,7 +52,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// The control: without flushes the measurement must fail, else it shows nothing.
     fn a_build_without_flushes_is_found_out(backend: Backend) -> Result<()> {
         let _machine = machine::shared();

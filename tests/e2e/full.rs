@@ -9,7 +9,7 @@ use rustmq_checker::{Partition, Value};
 use rustmq_client::{ErrorCode, NewTopic};
 use rustmq_protocol::{ProduceResponse, ProducerStamp};
 
-use crate::support::broker::{Backend, Node, on_both_backends};
+use crate::support::broker::{Backend, Node, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::device::LoopFileSystem;
 use crate::support::history::{PRODUCER, Recorder};
@@ -28,7 +28,7 @@ const RECORDS_MAX: u64 = 2_000;
 /// The only one of each topic.
 const PARTITION: Partition = Partition(0);
 
-on_both_backends! {
+on_each_backend! {
     fn a_full_log_refuses_and_takes_records_again_after_a_deletion(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
         let node = Node::new(backend)?
@@ -56,7 +56,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     fn a_full_log_takes_records_again_after_retention(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
         let node = Node::new(backend)?
@@ -92,7 +92,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     fn a_full_disk_refuses_and_takes_records_again_when_there_is_space(
         backend: Backend
     ) -> Result<()> {
@@ -137,7 +137,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// Each start takes a page of what a full log keeps back. The one that finds none is refused,
     /// and nothing is lost.
     fn a_full_disk_refuses_the_start_that_finds_no_page_left(backend: Backend) -> Result<()> {

@@ -15,7 +15,7 @@ use rustmq_client::Start;
 use rustmq_protocol::{CorrelationId, FrameHeader, ProducerStamp, RequestKind};
 use tokio::time::timeout;
 
-use crate::support::broker::{Backend, Node, on_both_backends};
+use crate::support::broker::{Backend, Node, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::process::{PATIENCE, wait_until};
 use crate::support::raw::{self, Raw};
@@ -75,7 +75,7 @@ async fn until_closed(connections: &[Connection], code: u32) -> Result<()> {
     Ok(())
 }
 
-on_both_backends! {
+on_each_backend! {
     /// Slow loris: requests that are begun and never finished, each of many in a train of other bytes.
     fn half_requests_cost_no_more_than_their_budget_and_are_closed(backend: Backend) -> Result<()> {
         const CONNECTIONS: u64 = 150;
@@ -127,7 +127,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// Consumers that ask for a lot and read nothing.
     fn answers_that_are_not_read_cost_no_more_than_their_budget(backend: Backend) -> Result<()> {
         const CONSUMERS: u64 = 60;
@@ -191,7 +191,7 @@ async fn read_all(data_dir: &Path) -> Result<usize> {
     Ok(count)
 }
 
-on_both_backends! {
+on_each_backend! {
     fn limits_of_connections_streams_and_silence_hold(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
         let node = Node::new(backend)?
@@ -328,7 +328,7 @@ impl Beginners {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// The ladder: handshakes begin, then addresses have to be proved, then nobody is answered; those
     /// who are in do not notice, and after the handshake timeout all is as before.
     fn handshakes_that_do_not_go_on_are_bounded_and_given_up(backend: Backend) -> Result<()> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::broker::{Backend, Broker, Node, on_both_backends};
+use crate::support::broker::{Backend, Broker, Node, on_each_backend};
 use crate::support::load::{Load, Round};
 use crate::support::random::Random;
 use crate::support::{client, machine, reading};
@@ -32,7 +32,7 @@ const PARTITIONS: u32 = 3;
 /// Bytes that a round appends at most: a quarter of what each WAL holds, even if all went to one.
 const ROUND_BYTES: u64 = 2 << 20;
 
-on_both_backends! {
+on_each_backend! {
     fn nothing_acknowledged_is_lost_or_twice_or_out_of_order(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
         let kills = match std::env::var("RUSTMQ_KILLS") {

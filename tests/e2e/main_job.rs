@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use rustmq_checker::{Partition, Process, Value};
 
-use crate::support::broker::{Backend, Node, on_both_backends};
+use crate::support::broker::{Backend, Node, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::history::{CONSUMER, Recorder};
 use crate::support::{client, machine};
@@ -26,7 +26,7 @@ const PARTITIONS: u32 = 8;
 /// Shards of the starts after the kill: as before, then fewer, then more than ever.
 const SHARDS_AFTER_THE_KILL: [u16; 3] = [2, 1, 3];
 
-on_both_backends! {
+on_each_backend! {
     /// One partition keeps the order of the file: what comes out is the file.
     fn a_file_comes_back_byte_for_byte_from_one_partition(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
@@ -56,7 +56,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// Eight partitions on two shards keep the order of each key, whichever shard a record was sent
     /// to first.
     fn keyed_records_come_back_once_and_in_order_of_their_key(backend: Backend) -> Result<()> {

@@ -13,7 +13,7 @@ use quinn::Endpoint;
 use rustmq_client::{PartitionId, Partitions, Start};
 use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp, ThrottledBody};
 
-use crate::support::broker::{Backend, Broker, Node, on_both_backends};
+use crate::support::broker::{Backend, Broker, Node, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::process::PATIENCE;
 use crate::support::raw::{self, Raw};
@@ -27,7 +27,7 @@ fn overload_time() -> Duration {
     Duration::from_secs(seconds.and_then(|text| text.parse().ok()).unwrap_or(2))
 }
 
-on_both_backends! {
+on_each_backend! {
     /// Many large requests at once on a slow disk: some are told to come again, and after what pause.
     fn requests_beyond_the_memory_are_throttled_with_a_pause(backend: Backend) -> Result<()> {
         const CLIENTS: usize = 40;
@@ -101,7 +101,7 @@ async fn insist(data_dir: &Path, batches: usize, bytes: usize) -> Result<(Vec<u6
     Ok((offsets, throttled))
 }
 
-on_both_backends! {
+on_each_backend! {
     /// One of ten consumers reads nothing. The others get all there is, no slower.
     fn a_consumer_that_stalls_slows_no_other(backend: Backend) -> Result<()> {
         const RECORDS: usize = 6_000;
@@ -183,7 +183,7 @@ async fn deliver(dir: &Path, from: usize, records: usize, stalled: bool) -> Resu
     Ok(took)
 }
 
-on_both_backends! {
+on_each_backend! {
     /// Twice what the broker can do, for seconds: it does as much as ever, in bounded memory.
     fn twice_the_capacity_does_not_lower_what_is_done(backend: Backend) -> Result<()> {
         const CLIENTS: usize = 8;
@@ -327,7 +327,7 @@ async fn offer(
     })
 }
 
-on_both_backends! {
+on_each_backend! {
     /// Stopped in the middle of many requests: each is acknowledged, and then it is there, or refused,
     /// or its connection ends; nothing stays open.
     fn a_stop_under_load_leaves_nothing_open(backend: Backend) -> Result<()> {

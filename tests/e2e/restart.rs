@@ -7,14 +7,14 @@ use rustmq_protocol::{
     ProduceResponse, ProducerEpoch, ProducerId, ProducerStamp, RequestKind, Sequence,
 };
 
-use crate::support::broker::{Backend, Node, on_both_backends};
+use crate::support::broker::{Backend, Node, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::history::{PRODUCER, Recorder};
 use crate::support::load::Load;
 use crate::support::raw::{self, Raw};
 use crate::support::{client, machine, reading};
 
-on_both_backends! {
+on_each_backend! {
     /// Ctrl-C and SIGTERM under load: what was acknowledged is there, and the exit code is 0.
     fn a_clean_stop_drains_and_keeps_everything(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
@@ -54,7 +54,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// The answer was lost with the broker: the batch is sent again, and is in the log once.
     fn a_batch_sent_again_after_a_kill_keeps_its_offset(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
@@ -89,7 +89,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// A deletion is durable, and a topic of the same name made later is another one.
     fn a_deleted_topic_stays_deleted(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
@@ -121,7 +121,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// More shards, fewer, and more than there are cores: each finds every record.
     fn the_number_of_shards_may_change_at_every_start(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
@@ -149,7 +149,7 @@ on_both_backends! {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     /// A producer that loses its broker for good is told so, and in time.
     fn a_producer_whose_broker_stays_away_is_told(backend: Backend) -> Result<()> {
         let _machine = machine::shared();

@@ -95,11 +95,11 @@ impl fmt::Display for Case {
 
 /// Producers, and what each of them sends.
 #[derive(Debug, Clone, Copy)]
-struct Shape {
-    producers: usize,
-    records: usize,
-    value_bytes: usize,
-    window: usize,
+pub(super) struct Shape {
+    pub(super) producers: usize,
+    pub(super) records: usize,
+    pub(super) value_bytes: usize,
+    pub(super) window: usize,
 }
 
 /// Everything that the cases need, running.
@@ -122,7 +122,7 @@ pub struct Bench {
 const PARTITIONS: u32 = 8;
 
 /// A WAL this small has recycled all its segments soon, as one that has run for days.
-const WAL_SETS: [&str; 2] = ["wal.capacity_bytes=1GiB", "wal.when_full=delete_oldest"];
+pub(super) const WAL_SETS: [&str; 2] = ["wal.capacity_bytes=1GiB", "wal.when_full=delete_oldest"];
 
 /// What makes the flush of the second broker slower.
 const SLOW_SETS: [&str; 2] = ["test.enabled=true", "test.flush_delay_us=1000"];
@@ -162,7 +162,7 @@ impl Bench {
             rate,
             closed_loop_rate,
         };
-        bench.fill()?;
+        fill(&bench.broker, &bench.targets, cores)?;
         Ok(bench)
     }
 
@@ -249,22 +249,33 @@ impl Bench {
             format!("{} needs --rate, or {} before it", Case::OpenLoop, Case::ProduceEight)
         })
     }
+}
 
-    /// Writes until every segment of the WAL was used once.
-    fn fill(&self) -> Result<()> {
-        let shape = Shape { producers: 1, records: 16, value_bytes: 64 << 10, window: 8 };
-        let slice = Period { warm_up: Duration::ZERO, measured: Duration::from_millis(500) };
-        let batch_bytes = (shape.records * shape.value_bytes) as u64;
-        let mut written = 0;
-        while written < FILL_BYTES {
-            let tally = on_client(self.cores, || async {
-                let producers = producers(&self.broker.certs(), &self.targets, shape, true).await?;
-                drive::closed_loop(producers, shape.window, slice).await
-            })?;
-            written += tally.answers * batch_bytes;
-        }
-        Ok(())
+/// Writes until every segment of the broker's WAL was used once.
+pub(super) fn fill(broker: &Broker, targets: &[Target], cores: Cores) -> Result<()> {
+    let shape = Shape { producers: 1, records: 16, value_bytes: 64 << 10, window: 8 };
+    let slice = Period { warm_up: Duration::ZERO, measured: Duration::from_millis(500) };
+    let batch_bytes = (shape.records * shape.value_bytes) as u64;
+    let mut written = 0;
+    while written < FILL_BYTES {
+        let tally = produce(broker, targets, shape, slice, cores)?;
+        written += tally.answers * batch_bytes;
     }
+    Ok(())
+}
+
+/// Producers in closed loop, each with a connection of its own.
+pub(super) fn produce(
+    broker: &Broker,
+    targets: &[Target],
+    shape: Shape,
+    period: Period,
+    cores: Cores,
+) -> Result<Tally> {
+    on_client(cores, || async {
+        let producers = producers(&broker.certs(), targets, shape, true).await?;
+        drive::closed_loop(producers, shape.window, period).await
+    })
 }
 
 /// Runs a client on its own thread and core.
@@ -278,7 +289,7 @@ fn on_client<F: Future<Output = Result<T>>, T: Send>(
     })
 }
 
-fn create_topic(broker: &Broker, cores: Cores) -> Result<Vec<Target>> {
+pub(super) fn create_topic(broker: &Broker, cores: Cores) -> Result<Vec<Target>> {
     on_client(cores, || async {
         let endpoint = client_endpoint(&broker.certs())?;
         let connection = wire::connect(&endpoint, broker.address()).await?;
@@ -321,7 +332,7 @@ pub fn client_endpoint(certs: &Path) -> Result<Endpoint> {
     Ok(endpoint)
 }
 
-fn sample(tally: &Tally, shape: Shape) -> Sample {
+pub(super) fn sample(tally: &Tally, shape: Shape) -> Sample {
     let mut sample = Sample::default();
     let seconds = tally.elapsed.as_secs_f64();
     let rate = tally.latency.len() as f64 / seconds;

@@ -13,7 +13,8 @@
 //! In reading order: [`machine`] says where this runs, [`meter`] who used the processors,
 //! [`device`] and [`echo`] are the references, [`broker`] is the executable as a child process,
 //! [`tls`] and [`wire`] are the client, [`drive`] sends in closed and open loop, [`cases`] are the
-//! questions, [`rounds`] asks them in turn, and [`report`] prints the answers.
+//! questions, [`rounds`] asks them in turn, and [`report`] prints the answers. [`runtimes`] asks two of
+//! them of brokers on different runtimes.
 
 pub mod machine;
 
@@ -36,3 +37,5 @@ pub mod cases;
 pub mod rounds;
 
 pub mod report;
+
+pub mod runtimes;

@@ -61,6 +61,7 @@ impl Facts {
             "kernel": self.host.kernel,
             "cores": self.cores,
             "io_uring": self.host.uring.is_ok(),
+            "glommio": self.host.glommio.is_ok(),
             "memlock_bytes": self.host.memlock_bytes,
             "udp_receive_buffer_bytes_max": self.host.receive_buffer_bytes_max,
             "udp_send_buffer_bytes_max": self.host.send_buffer_bytes_max,
@@ -98,6 +99,7 @@ pub(super) fn good() -> Facts {
         host: Host {
             kernel: Some("6.18.0".to_owned()),
             uring: Ok(()),
+            glommio: Ok(()),
             memlock_bytes: Some(u64::MAX),
             may_lock_memory: Some(true),
             receive_buffer_bytes_max: Some(16 << 20),

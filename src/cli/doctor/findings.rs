@@ -68,7 +68,8 @@ fn bad(subject: &'static str, fact: String, advice: &str) -> Finding {
 
 /// Everything there is to say, in the order of a record's way through the host.
 pub(super) fn of(facts: &Facts) -> Vec<Finding> {
-    let mut findings = vec![kernel(facts), cores(facts), uring(facts), memlock(facts)];
+    let mut findings = vec![kernel(facts), cores(facts), uring(facts)];
+    findings.extend([glommio(facts), memlock(facts)]);
     findings.extend(udp_buffers(facts));
     findings.extend([gso(facts), gro(facts), file_system(facts), direct(facts), space(facts)]);
     findings.extend([device(facts), durable_write(facts), wake_up(facts)]);
@@ -118,6 +119,14 @@ fn uring(facts: &Facts) -> Finding {
             "allow it in the container's seccomp profile and with `sysctl -w \
              kernel.io_uring_disabled=0`; epoll runs instead",
         ),
+    }
+}
+
+/// A choice of whoever builds and configures, so never a fault of the host.
+fn glommio(facts: &Facts) -> Finding {
+    match &facts.host.glommio {
+        Ok(()) => ok("glommio", "usable, with --runtime glommio".to_owned()),
+        Err(why) => ok("glommio", format!("not usable: {why}")),
     }
 }
 

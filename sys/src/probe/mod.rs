@@ -27,6 +27,8 @@ pub struct Host {
     pub kernel: Option<String>,
     /// Whether io_uring can be used, or why not.
     pub uring: Result<(), String>,
+    /// Whether glommio can be used, or why not.
+    pub glommio: Result<(), String>,
     /// Bytes that may be locked in memory; `u64::MAX` for no limit.
     pub memlock_bytes: Option<u64>,
     /// Whether the process may lock memory past that limit (`CAP_IPC_LOCK`).
@@ -47,6 +49,7 @@ pub fn host() -> Host {
     Host {
         kernel: read("/proc/sys/kernel/osrelease"),
         uring: runtime::probe_uring(),
+        glommio: runtime::probe(runtime::Backend::Glommio),
         memlock_bytes: memlock_bytes(),
         may_lock_memory: may_lock_memory(),
         receive_buffer_bytes_max: number("/proc/sys/net/core/rmem_max"),
@@ -65,7 +68,7 @@ fn number(path: &str) -> Option<u64> {
     read(path)?.parse().ok()
 }
 
-fn memlock_bytes() -> Option<u64> {
+pub(crate) fn memlock_bytes() -> Option<u64> {
     // SAFETY: two integers; all zeroes is a value.
     let mut limit: libc::rlimit = unsafe { mem::zeroed() };
     // SAFETY: writes one rlimit.

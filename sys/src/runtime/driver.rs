@@ -1,7 +1,7 @@
 //! What the executor asks of a driver, and what comes back.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
 /// Names an operation in flight, or a watched descriptor. The generation tells a late answer for an
@@ -88,6 +88,13 @@ pub(crate) trait Driver {
 
     /// Runs a call on the file thread; a `Completed` event follows if a token was given.
     fn call(&mut self, token: Option<Token>, call: Call) -> io::Result<()>;
+
+    /// Closes a file that no transfer uses any more, on the file thread: the last close of a deleted
+    /// file frees its blocks, which takes long.
+    fn close(&mut self, descriptor: OwnedFd) {
+        // A thread that cannot be started drops the call, and with it what it holds.
+        let _ = self.call(None, Box::new(move || drop(descriptor)));
+    }
 
     /// Reports when the descriptor becomes readable, each time, until unwatched.
     fn watch(&mut self, token: Token, descriptor: RawFd) -> io::Result<()>;

@@ -52,6 +52,12 @@ impl Epoll {
         Ok(driver)
     }
 
+    /// The epoll by another descriptor, for who waits on it from outside.
+    #[cfg(feature = "glommio")]
+    pub(super) fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.epoll.try_clone()
+    }
+
     fn control(&self, what: i32, descriptor: RawFd, events: i32, data: u64) -> io::Result<()> {
         let events = events.cast_unsigned() | libc::EPOLLET.cast_unsigned();
         let mut event = libc::epoll_event { events, u64: data };
@@ -123,7 +129,7 @@ impl Epoll {
         }
     }
 
-    fn reap_threads(&mut self, news: &mut Vec<Event>) {
+    pub(super) fn reap_threads(&mut self, news: &mut Vec<Event>) {
         for thread in [&mut self.flush_thread, &mut self.file_thread].into_iter().flatten() {
             thread.reap(news);
         }

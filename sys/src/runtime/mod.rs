@@ -1,4 +1,4 @@
-//! The executor of one thread, over one of two drivers.
+//! The executor of one thread, over one of three drivers.
 //!
 //! Futures run on the thread that called [`run`] and never leave it. Tasks come in three classes and
 //! share the thread by yielding: whatever runs for long asks [`need_preempt`] and then
@@ -11,11 +11,14 @@
 //! | `timers` | deadlines |
 //! | `operations` | transfers in flight and the buffers they own |
 //! | `sources` | readiness of sockets |
-//! | `driver` | what a driver is; `uring`, `epoll` are the two, `file_thread` does what blocks |
+//! | `driver` | what a driver is; `uring`, `epoll`, `glommio` are the three |
+//! | `file_thread` | does what blocks |
 
 mod driver;
 mod epoll;
 mod file_thread;
+#[cfg(feature = "glommio")]
+mod glommio;
 mod operations;
 mod pool;
 mod reactor;
@@ -45,6 +48,8 @@ pub(crate) use reactor::Reactor;
 use crate::doorbell::Doorbell;
 use crate::{clock, cpu};
 use driver::Token;
+#[cfg(feature = "glommio")]
+use glommio::probe_glommio;
 use tasks::Task;
 
 pub(crate) use driver::Driver;
@@ -61,6 +66,23 @@ pub enum Backend {
     Uring,
     /// epoll, and two threads for file transfers: where io_uring is denied.
     Epoll,
+    /// glommio's executor, with its files and its rings. Only with the feature `glommio`.
+    Glommio,
+}
+
+/// Whether a backend can be used here; if not, why not.
+pub fn probe(backend: Backend) -> Result<(), String> {
+    match backend {
+        Backend::Uring => probe_uring(),
+        Backend::Epoll => Ok(()),
+        Backend::Glommio => probe_glommio(),
+    }
+}
+
+#[cfg(not(feature = "glommio"))]
+fn probe_glommio() -> Result<(), String> {
+    let why = "this executable is built without it: build one with `cargo build --release --features glommio`";
+    Err(why.to_owned())
 }
 
 /// How to run.
@@ -82,7 +104,8 @@ pub struct RuntimeConfig {
 pub struct Stats {
     /// Turns of the loop.
     pub turns: u64,
-    /// System calls that handed work to the kernel or waited for it.
+    /// System calls that handed work to the kernel or waited for it; of glommio, rounds of its
+    /// executor, each of which makes several.
     pub enters: u64,
     /// Operations on files.
     pub operations: u64,
@@ -128,6 +151,13 @@ pub fn run<T>(
     let driver: Box<dyn Driver> = match config.backend {
         Backend::Uring => Box::new(uring::Uring::new(&config, &doorbell)?),
         Backend::Epoll => Box::new(epoll::Epoll::new(&config, &doorbell)?),
+        #[cfg(feature = "glommio")]
+        Backend::Glommio => Box::new(glommio::Glommio::new(&config, &doorbell)?),
+        #[cfg(not(feature = "glommio"))]
+        Backend::Glommio => {
+            let why = probe_glommio().err().unwrap_or_default();
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
     };
     clock::begin();
     let reactor = Rc::new(Reactor::new(next_id(), driver, doorbell, config.flush_delay));
@@ -362,7 +392,7 @@ pub struct UnknownBackend {
 
 impl fmt::Display for UnknownBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unknown runtime {:?}: uring and epoll are known", self.name)
+        write!(f, "unknown runtime {:?}: uring, epoll and glommio are known", self.name)
     }
 }
 
@@ -375,6 +405,7 @@ impl FromStr for Backend {
         match name {
             "uring" => Ok(Self::Uring),
             "epoll" => Ok(Self::Epoll),
+            "glommio" => Ok(Self::Glommio),
             _ => Err(UnknownBackend { name: name.to_owned() }),
         }
     }
@@ -385,6 +416,7 @@ impl fmt::Display for Backend {
         f.write_str(match self {
             Self::Uring => "uring",
             Self::Epoll => "epoll",
+            Self::Glommio => "glommio",
         })
     }
 }

@@ -9,7 +9,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -203,12 +203,11 @@ impl Reactor {
         Ok(Transfer { reactor: self.clone(), token: Some(token) })
     }
 
-    /// Runs a call on the file thread that nobody waits for; gives it back if that cannot be done.
-    pub(crate) fn detach(&self, call: Call) {
+    /// Closes a file that no transfer uses any more.
+    pub(crate) fn close(&self, descriptor: OwnedFd) {
         // Borrowed only while a driver is being asked something, which never ends here.
         if let Ok(mut driver) = self.driver.try_borrow_mut() {
-            // A thread that cannot be started drops the call, and with it what it holds.
-            let _ = driver.call(None, call);
+            driver.close(descriptor);
         }
     }
 

@@ -18,6 +18,8 @@ use super::{machine, ports};
 pub(crate) enum Backend {
     Uring,
     Epoll,
+    #[cfg(feature = "glommio")]
+    Glommio,
 }
 
 impl Backend {
@@ -26,23 +28,27 @@ impl Backend {
         match self {
             Backend::Uring => "uring",
             Backend::Epoll => "epoll",
+            #[cfg(feature = "glommio")]
+            Backend::Glommio => "glommio",
         }
     }
 
     /// Whether it runs here; if not, the test is named.
     pub(crate) fn runs(self, test: &str) -> bool {
-        if self == Backend::Uring
-            && let Err(why) = rustmq_sys::runtime::probe_uring()
-        {
-            machine::skip(test, &why);
-            return false;
+        let backend = self.name().parse().expect("the names are the same");
+        match rustmq_sys::runtime::probe(backend) {
+            Ok(()) => true,
+            Err(why) => {
+                machine::skip(test, &why);
+                false
+            }
         }
-        true
     }
 }
 
-/// One test under each backend: a module with the name of the fact, in it `uring` and `epoll`.
-macro_rules! on_both_backends {
+/// One test under each backend: a module with the name of the fact, in it `uring`, `epoll` and, if
+/// the executable is built with it, `glommio`.
+macro_rules! on_each_backend {
     (
         $(#[doc = $doc:literal])*
         fn $name:ident($backend:ident: Backend) -> Result<()> $body:block
@@ -63,11 +69,18 @@ macro_rules! on_both_backends {
             fn epoll() -> Result<()> {
                 run(Backend::Epoll)
             }
+
+            #[test]
+            #[cfg(feature = "glommio")]
+            fn glommio() -> Result<()> {
+                let runs = Backend::Glommio.runs(concat!(module_path!(), "::glommio"));
+                if runs { run(Backend::Glommio) } else { Ok(()) }
+            }
         }
     };
 }
 
-pub(crate) use on_both_backends;
+pub(crate) use on_each_backend;
 
 /// How a broker is started, and the directory it lives in: the same over all its starts.
 pub(crate) struct Node {

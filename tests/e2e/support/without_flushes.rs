@@ -24,6 +24,7 @@ pub(crate) fn executable(test: &str) -> Result<Option<PathBuf>> {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .args(["build", "--locked", "--package", "rustmq"])
         .args(["--features", "rustmq-sys/fault-no-flush"])
+        .args(if cfg!(feature = "glommio") { &["--features", "glommio"][..] } else { &[] })
         .arg("--target-dir")
         .arg(&target);
     let output = cargo.output()?;
