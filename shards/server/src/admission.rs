@@ -168,6 +168,8 @@ impl From<IpAddr> for Source {
 
 #[cfg(test)]
 mod tests {
+    use rustmq_sys::clock;
+
     use super::*;
 
     fn address(last: u8) -> IpAddr {
@@ -176,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_ladder_is_accept_then_retry_then_ignore() {
-        let mut admission = Admission::new(Instant::now());
+        let mut admission = Admission::new(clock::now());
         for number in 0..HANDSHAKES_MAX {
             let source = address((number % 200) as u8);
             assert_eq!(admission.decide(source, false, true), Verdict::Accept);
@@ -199,14 +201,14 @@ mod tests {
 
     #[test]
     fn one_address_does_not_take_the_places_of_others() {
-        let mut admission = Admission::new(Instant::now());
+        let mut admission = Admission::new(clock::now());
         for _ in 0..HANDSHAKES_PER_SOURCE_MAX {
             admission.begin(address(1), true);
         }
         assert_eq!(admission.decide(address(1), true, true), Verdict::Ignore);
         assert_eq!(admission.decide(address(2), true, true), Verdict::Accept);
         // Who borrows an address does not lock its owner out.
-        let mut admission = Admission::new(Instant::now());
+        let mut admission = Admission::new(clock::now());
         for _ in 0..HANDSHAKES_MAX {
             admission.begin(address(1), false);
         }
@@ -224,7 +226,7 @@ mod tests {
 
     #[test]
     fn strangers_get_their_share_of_a_busy_shard_and_all_of_an_idle_one() {
-        let start = Instant::now();
+        let start = clock::now();
         let mut admission = Admission::new(start);
         admission.handle_work(start);
         admission.spend(STRANGERS_CREDIT);

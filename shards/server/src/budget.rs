@@ -155,6 +155,7 @@ impl ClientMemory {
 #[cfg(test)]
 mod tests {
     use rustmq_config::BrokerConfig;
+    use rustmq_sys::clock;
 
     use super::*;
 
@@ -182,7 +183,7 @@ mod tests {
         let config = BrokerConfig::load(None, std::iter::empty(), &[]).unwrap();
         let memory = ClientMemory::new(&config.network);
         let [one, two] = [1, 2].map(ConnectionHandle);
-        let now = Instant::now();
+        let now = clock::now();
         assert!(memory.may_finish(one, now) && memory.may_finish(one, now));
         assert!(!memory.may_finish(two, now));
         memory.finished(two);
