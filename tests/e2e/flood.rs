@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::support::broker::{Backend, Node, on_both_backends};
+use crate::support::broker::{Backend, Node, on_each_backend};
 use crate::support::machine;
 use crate::support::process::{Process, wait_until};
 use crate::support::raw;
@@ -130,7 +130,7 @@ fn can_make_hosts(test: &str) -> bool {
     }
 }
 
-on_both_backends! {
+on_each_backend! {
     fn a_flood_of_first_packets_leaves_a_producer_most_of_its_pace(backend: Backend) -> Result<()> {
         let _machine = machine::alone();
         if !can_make_hosts("flood::a_flood_of_first_packets") {
