@@ -279,7 +279,7 @@ async fn offer(
         let (frame, stopping) = (frame.clone(), Arc::clone(&stop));
         let pace = rate.map(|rate| Duration::from_secs_f64(clients as f64 / rate));
         let allowance = Arc::clone(&credit);
-        let sender = tokio::spawn(async move {
+        tasks.spawn(async move {
             let mut next = Instant::now();
             while !stopping.load(Ordering::Relaxed) {
                 match pace {
@@ -294,7 +294,7 @@ async fn offer(
                     break;
                 }
             }
-            anyhow::Ok(send)
+            anyhow::Ok(())
         });
         let (done, throttled) = (Arc::clone(&done), Arc::clone(&throttled));
         tasks.spawn(async move {
@@ -308,7 +308,6 @@ async fn offer(
             }
             anyhow::Ok(())
         });
-        tasks.spawn(async move { sender.await?.map(drop) });
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let counts = || (done.load(Ordering::Relaxed), throttled.load(Ordering::Relaxed));
@@ -317,10 +316,11 @@ async fn offer(
     let (seconds, (done_after, throttled_after)) = (at.elapsed().as_secs_f64(), counts());
     stop.store(true, Ordering::Relaxed);
     // What is still in flight is of no interest; an error before now is.
-    if let Some(Ok(Err(error))) = tasks.try_join_next() {
-        bail!("after {:?}: {error:#}", begun.elapsed());
+    while let Some(ended) = tasks.try_join_next() {
+        ended?.with_context(|| format!("after {:?}", begun.elapsed()))?;
     }
-    tasks.abort_all();
+    // The connections end with the tasks.
+    tasks.shutdown().await;
     Ok(Offered {
         done_per_s: (done_after - done_before) as f64 / seconds,
         throttled_per_s: (throttled_after - throttled_before) as f64 / seconds,

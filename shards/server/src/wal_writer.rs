@@ -6,7 +6,7 @@
 //! the buffers and waits for the device.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -62,10 +62,13 @@ pub(crate) struct WalWriter {
     durable: Cell<Ticket>,
     /// Who waits for which block, in the order in which blocks become durable.
     waiting: RefCell<VecDeque<(Ticket, Waker)>>,
-    /// Places in the queue for room: the next to give out, and the one that is served.
+    /// Places in the queue for room: the next to give out, the one that is served, and who waits. The
+    /// first alone is woken: under overload there are thousands.
     next_place: Cell<u64>,
     served_place: Cell<u64>,
-    room: WaitList,
+    queue: RefCell<BTreeMap<u64, Waker>>,
+    /// Notes wait apart: they may use what a full WAL keeps back.
+    note_room: WaitList,
     changed: Notify,
     /// Where the nanoseconds of `commit` count from.
     epoch: Instant,
@@ -112,7 +115,8 @@ impl WalWriter {
             waiting: RefCell::default(),
             next_place: Cell::new(0),
             served_place: Cell::new(0),
-            room: WaitList::default(),
+            queue: RefCell::default(),
+            note_room: WaitList::default(),
             changed: Notify::default(),
             epoch: clock::now(),
             block_bytes_max,
@@ -138,30 +142,31 @@ impl WalWriter {
             return Ok(());
         }
         self.next_place.set(place + 1);
-        let outcome = self
-            .room
-            .until(|| match place == self.served_place.get() {
-                false => None,
-                true => match self.try_room(shard, bytes) {
+        let outcome = poll_fn(|cx| {
+            if place == self.served_place.get() {
+                match self.try_room(shard, bytes) {
+                    Ok(true) => return Poll::Ready(Ok(())),
                     Ok(false) if deadline <= clock::now() => {
                         let what = "no room in the log in time";
                         let retry_after_ms = RETRY_AFTER_ROOM_MS;
-                        Some(Err(RequestError::Throttled { what, retry_after_ms }))
+                        return Poll::Ready(Err(RequestError::Throttled { what, retry_after_ms }));
                     }
-                    Ok(false) => None,
-                    Ok(true) => Some(Ok(())),
-                    Err(error) => Some(Err(error)),
-                },
-            })
-            .await;
+                    Ok(false) => {}
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            }
+            self.queue.borrow_mut().insert(place, cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
         self.served_place.set(place + 1);
-        self.room.wake_all();
+        self.wake_room();
         outcome
     }
 
     /// Waits until an entry without a payload fits, which may use what a full WAL keeps back.
     pub(crate) async fn room_for_log_start(&self, shard: &Shard) {
-        self.room
+        self.note_room
             .until(|| {
                 let (block_bytes, entry_count) = {
                     let open = self.open.borrow();
@@ -255,7 +260,11 @@ impl WalWriter {
 
     /// Lets requests that wait for room look again: space came free, or it never will.
     pub(crate) fn wake_room(&self) {
-        self.room.wake_all();
+        let first = self.queue.borrow_mut().remove(&self.served_place.get());
+        if let Some(first) = first {
+            first.wake();
+        }
+        self.note_room.wake_all();
     }
 
     /// Lets everybody who waits look at the clock again.
@@ -273,7 +282,7 @@ impl WalWriter {
     pub(crate) fn close(&self) {
         self.closing.set(true);
         self.changed.notify();
-        self.room.wake_all();
+        self.wake_room();
     }
 
     /// Waits until the writer has written its clean end.
@@ -410,7 +419,7 @@ impl WalWriter {
         *self.spare.borrow_mut() = Some(sealed.builder);
         self.durable.set(sealed.ticket);
         self.wake_durable();
-        self.room.wake_all();
+        self.wake_room();
         Ok(flushed.then(|| (ended - handed_over).as_nanos() as u64))
     }
 
