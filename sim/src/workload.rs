@@ -39,7 +39,7 @@ pub(crate) struct Workload {
     pub(crate) topics: Vec<Topic>,
     producers: Vec<Producer>,
     /// Second copies of batches on their way, by ticket.
-    copies: BTreeMap<u64, (usize, u32)>,
+    copies: BTreeMap<u64, Repeated>,
     next_value: u64,
     next_log: u32,
     next_topic: u32,
@@ -100,6 +100,16 @@ struct Producer {
     ended: bool,
     /// Batches that it still sends; none: without end.
     batches_left: Option<u32>,
+}
+
+/// A batch that was sent once more.
+#[derive(Clone, Copy)]
+struct Repeated {
+    /// The producer.
+    index: usize,
+    sequence: u32,
+    /// The first one had been acknowledged by then.
+    was_acknowledged: bool,
 }
 
 #[derive(Clone)]
@@ -307,7 +317,7 @@ impl Workload {
                 && let Some((sequence, _, batch)) = self.producers[index].settled.back().cloned()
             {
                 let ticket = self.transmit(node, index, &batch);
-                self.copies.insert(ticket, (index, sequence));
+                self.copies.insert(ticket, Repeated { index, sequence, was_acknowledged: true });
             }
         }
         for _ in 0..steps_max {
@@ -367,7 +377,7 @@ impl Workload {
         if repeated {
             // A client that lost patience: the same batch twice at once.
             let copy = self.transmit(node, index, &batch);
-            self.copies.insert(copy, (index, sequence));
+            self.copies.insert(copy, Repeated { index, sequence, was_acknowledged: false });
         }
         let producer = &mut self.producers[index];
         let may_be_first = producer.settled.is_empty();
@@ -400,9 +410,9 @@ impl Workload {
         let tickets: Vec<u64> = self.copies.keys().copied().collect();
         for ticket in tickets {
             if let Some(answer) = node.take_answer(ticket) {
-                let (index, sequence) = self.copies[&ticket];
+                let copy = self.copies[&ticket];
                 self.copies.remove(&ticket);
-                self.copy_answered(index, sequence, &answer)?;
+                self.copy_answered(copy, &answer)?;
             }
         }
         Ok(())
@@ -482,12 +492,8 @@ impl Workload {
     }
 
     /// A repeated batch has to be where the first one is.
-    fn copy_answered(
-        &mut self,
-        index: usize,
-        sequence: u32,
-        answer: &Answer,
-    ) -> Result<(), Failure> {
+    fn copy_answered(&mut self, copy: Repeated, answer: &Answer) -> Result<(), Failure> {
+        let Repeated { index, sequence, was_acknowledged } = copy;
         if !self.is_live(index) {
             return Ok(());
         }
@@ -499,9 +505,8 @@ impl Workload {
             | ErrorCode::Timeout
             | ErrorCode::Interrupted
             | ErrorCode::ShuttingDown => return Ok(()),
-            ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducerId
-                if self.offset_of(index, sequence).is_none() =>
-            {
+            // It overtook what was sent before it.
+            ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducerId if !was_acknowledged => {
                 return Ok(());
             }
             _ => return Err(unexpected("repeating a batch", answer)),
@@ -514,7 +519,7 @@ impl Workload {
             let ticket = self.producers[index].in_flight[at].ticket;
             self.acknowledge(index, at, &response)?;
             if let Some(ticket) = ticket {
-                self.copies.insert(ticket, (index, sequence));
+                self.copies.insert(ticket, copy);
             }
             return Ok(());
         }

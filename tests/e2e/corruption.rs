@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustmq_client::{Client, Offset, OffsetAt, PartitionId, Partitions, Start};
 use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp};
 use rustmq_wal::{
-    BLOCK_ALIGN, BlockSequence, EntryKind, FooterTrailer, Scan, SegmentHeader, SegmentState,
+    BLOCK_ALIGN, BlockSequence, EntryKind, FooterTrailer, Generation, Scan, SegmentHeader,
+    SegmentState,
 };
 
 use crate::support::broker::{Backend, Node};
@@ -71,6 +72,8 @@ pub(crate) enum Damage {
     Swap(Range<usize>, Range<usize>),
     /// The file is removed.
     Remove,
+    /// The header page lies at this place of another file, and this one has what it had before.
+    HeaderTo(String, usize),
     /// Several of these, one after another.
     All(Vec<Damage>),
 }
@@ -81,6 +84,16 @@ impl Damage {
             return Ok(fs::remove_file(path)?);
         }
         let mut bytes = fs::read(path)?;
+        if let Damage::HeaderTo(name, at) = self {
+            let other = path.with_file_name(name);
+            let mut there = fs::read(&other)?;
+            there[*at..*at + BLOCK_ALIGN].copy_from_slice(&bytes[..BLOCK_ALIGN]);
+            fs::write(other, there)?;
+            let header = SegmentHeader::decode(&bytes)?;
+            let before = SegmentHeader { generation: Generation(1), ..header.freed() };
+            before.encode(bytes.first_chunk_mut().context("a header page")?);
+            return Ok(fs::write(path, bytes)?);
+        }
         self.change(&mut bytes)?;
         Ok(fs::write(path, bytes)?)
     }
@@ -96,7 +109,7 @@ impl Damage {
                 bytes[one.clone()].copy_from_slice(&second);
                 bytes[other.clone()].copy_from_slice(&first);
             }
-            Damage::Remove => bail!("a file is removed alone"),
+            Damage::Remove | Damage::HeaderTo(..) => bail!("that is done to whole files"),
             Damage::All(all) => all.iter().try_for_each(|damage| damage.change(bytes))?,
         }
         Ok(())
@@ -452,6 +465,11 @@ fn cases(data_dir: &Path) -> Result<Vec<Case>> {
         let damage = Damage::All(vec![no_footer.clone(), Damage::Zero(range)]);
         case(&format!("{what} and no footer"), file, damage, expect);
     }
+    // The header page of the newest segment, over the seal that names it.
+    let before = &segments[segments.len() - 2];
+    let name = before.file.file_name().context("a name")?.to_string_lossy().into_owned();
+    let to = Damage::HeaderTo(name, before.blocks_end - page);
+    case("header of the newest segment", &tail.file, to, Whole);
     // Files that are cut or gone.
     case("the middle segment", file, Damage::Cut(end / 2), Named);
     case("the middle segment", file, Damage::Cut(data.block.start), Named);

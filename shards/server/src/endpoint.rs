@@ -190,6 +190,17 @@ impl Endpoint {
         self.state.borrow().connections.iter().flatten().all(|connection| connection.is_quiet())
     }
 
+    /// Lets go of every connection without a word. For the end of the shard's life: nothing drives
+    /// the endpoint any more.
+    pub(crate) fn forget_all(&self) {
+        // Only a panic ends a life in the middle of a turn; then there is nothing to clean up for.
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        for mut connection in state.connections.iter_mut().filter_map(Option::take) {
+            connection.end();
+        }
+        state.requests.clear();
+    }
+
     /// Takes no new connection, tells every peer goodbye, and keeps the sockets long enough for
     /// them to hear it.
     pub(crate) async fn close(shard: &Rc<Shard>) {

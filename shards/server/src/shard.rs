@@ -192,9 +192,20 @@ pub fn life(setup: ShardSetup) -> (Doorbell, impl Future<Output = Result<(), Sha
     let life = async move {
         let mesh = Mesh::new(senders, receivers, bells);
         let shard = Rc::new(Shard::new(id, node, config, sockets, mesh));
+        let _end = LifeEnd(Rc::clone(&shard));
         serve(&shard).await
     };
     (doorbell, life)
+}
+
+/// However a life ends, also when its owner drops it: sessions keep the shard that keeps their
+/// connections, and nothing else would let go of either.
+struct LifeEnd(Rc<Shard>);
+
+impl Drop for LifeEnd {
+    fn drop(&mut self) {
+        self.0.endpoint.forget_all();
+    }
 }
 
 /// The life of a shard, from recovery to its clean end.

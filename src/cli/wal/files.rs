@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use rustmq_sys::lock::{DirLock, LOCK_FILE};
 use rustmq_sys::sequential::{Sequential, read_parts};
-use rustmq_wal::recovery::{FileClues, rebuild};
+use rustmq_wal::recovery::{FileClues, headless, rebuild, was_in_use};
 use rustmq_wal::{
-    SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderError, SegmentState, Slot, WalId,
+    BlockSequence, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderError, SegmentState, Slot,
+    WalId,
 };
 
+use super::verify::segment;
 use crate::cli::exit::UsageError;
 
 const PAGE: usize = SEGMENT_HEADER_BYTES;
@@ -35,6 +37,8 @@ pub(super) struct WalFiles {
     pub(super) dir: PathBuf,
     pub(super) live: Vec<(SegmentFile, SegmentHeader)>,
     pub(super) others: Vec<SegmentFile>,
+    /// What the others say was flushed of the newest one.
+    pub(super) durable_end: BlockSequence,
 }
 
 /// The WALs below a path: of a data directory, or of one WAL.
@@ -120,7 +124,9 @@ impl WalFiles {
             // Of a file that was cut the last page is not a trailer, and is taken for none.
             rebuild(wal, size, &mut clues);
         }
-        let mut wal_files = Self { dir: dir.to_owned(), live: Vec::new(), others: Vec::new() };
+        let durable_end = find_headless(dir, &mut clues)?;
+        let (live, others) = (Vec::new(), Vec::new());
+        let mut wal_files = Self { dir: dir.to_owned(), live, others, durable_end };
         for ((clue, read), path) in clues.iter().zip(read).zip(paths) {
             let file = SegmentFile { path, read, header: clue.header.ok() };
             match clue.header {
@@ -133,6 +139,37 @@ impl WalFiles {
         wal_files.live.sort_by_key(|(_, header)| header.sequence);
         Ok(wal_files)
     }
+}
+
+/// Looks for a segment behind the newest one that has lost its header page, as a start does, and makes
+/// the header up. Gives what such a file says was flushed. Nothing is read where no file may be one.
+fn find_headless(dir: &Path, clues: &mut [FileClues]) -> Result<BlockSequence> {
+    let mut durable_end = BlockSequence::FIRST;
+    let in_use = clues.iter().filter_map(|file| file.header.ok());
+    let in_use = in_use.filter(|header| header.state == SegmentState::Active);
+    let Some(newest) = in_use.max_by_key(|header| header.sequence) else { return Ok(durable_end) };
+    if headless(&newest, &newest.chain_start(), clues).is_empty() {
+        return Ok(durable_end);
+    }
+    let scan = |header: &SegmentHeader| {
+        let mut source = Source::open(&dir.join(header.slot.file_name()))?;
+        Ok::<_, anyhow::Error>(
+            segment(&mut source, header, BlockSequence::FIRST, false, |_, _| {})?.end,
+        )
+    };
+    let end = scan(&newest)?;
+    if end.sealed.is_some() {
+        return Ok(durable_end);
+    }
+    for header in headless(&newest, &end.next, clues) {
+        let behind = scan(&header)?;
+        durable_end = durable_end.max(behind.durable_end);
+        let file = clues.iter_mut().find(|file| file.slot == header.slot);
+        if let Some(file) = file.filter(|_| was_in_use(&header, &behind)) {
+            file.header = Ok(header);
+        }
+    }
+    Ok(durable_end)
 }
 
 /// The WAL that a directory is named for, else the one of most files.

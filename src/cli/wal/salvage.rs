@@ -94,7 +94,7 @@ fn salvage(wal: &WalFiles, new: &Path, given: &mut Given) -> Result<()> {
                 segment(&mut source, &next, BlockSequence::FIRST, false, |_, _| {})?.end.durable_end
             }
             Some(next) => next.first_block,
-            None => BlockSequence::FIRST,
+            None => wal.durable_end,
         };
         let mut source = Source::open(&file.path)?;
         let name = file.path.display().to_string();

@@ -98,7 +98,7 @@ fn verify_wal(wal: &WalFiles, report: &mut Report) -> Result<()> {
         let is_last_but_one = index + 2 == wal.live.len();
         let must_have = index + 2 < wal.live.len() && follows.is_some();
         let durable_end = match follows {
-            None => BlockSequence::FIRST,
+            None => wal.durable_end,
             Some(next) if !is_last_but_one => next.first_block,
             Some(next) => {
                 let (newest, _) = &wal.live[index + 1];
