@@ -328,6 +328,31 @@ async fn offer(
 }
 
 on_each_backend! {
+    /// More requests in one stream than may be in flight, and then the stream's end: all are answered.
+    fn requests_behind_the_end_of_their_stream_are_answered(backend: Backend) -> Result<()> {
+        const REQUESTS: usize = 3000;
+        let _machine = machine::shared();
+        let node = Node::new(backend)?.set("test.flush_delay_us", 20_000);
+        let broker = node.start()?;
+        let dir = node.data_dir().to_owned();
+        Cli::new(&dir).create_topic("ended", 1)?;
+        client::runtime()?.block_on(async {
+            let info = raw::topic(&dir, "ended").await?;
+            let (mut send, mut receive) = Raw::greeted(&dir).await?.split();
+            let frame = raw::produce_frame(&info, 0, &raw::batch(&["x"], ProducerStamp::NONE))?;
+            send.send(&frame.repeat(REQUESTS)).await?;
+            send.finish()?;
+            for number in 0..REQUESTS {
+                let (header, _) = receive.answer().await.with_context(|| format!("{number}"))?;
+                ensure!(header.status == 0, "refused with {}", header.error_code());
+            }
+            anyhow::Ok(())
+        })?;
+        broker.stop()
+    }
+}
+
+on_each_backend! {
     /// Stopped in the middle of many requests: each is acknowledged, and then it is there, or refused,
     /// or its connection ends; nothing stays open.
     fn a_stop_under_load_leaves_nothing_open(backend: Backend) -> Result<()> {

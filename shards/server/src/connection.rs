@@ -382,41 +382,36 @@ impl Connection {
             _ => return false,
         };
         let room = self.room(&shard.memory, held, now);
-        if room == 0 {
-            return true;
-        }
         let Some(stream) = self.streams.get_mut(&id) else {
             return false;
         };
-        let mut recv = self.quic.recv_stream(id);
-        let mut chunks = match within(Tag::Quic, || recv.read(true)) {
-            Ok(chunks) => chunks,
-            Err(ReadableError::ClosedStream | ReadableError::IllegalOrderedRead) => return false,
-        };
-        let mut read = 0;
-        let more = loop {
-            if room <= read {
-                break true;
+        let (mut read, mut more) = (0, true);
+        // Without room, or behind the stream's end, what is whole already may still be taken.
+        if 0 < room {
+            let mut recv = self.quic.recv_stream(id);
+            match within(Tag::Quic, || recv.read(true)) {
+                Ok(mut chunks) => {
+                    while more && read < room {
+                        match within(Tag::Quic, || chunks.next(room - read)) {
+                            Ok(Some(chunk)) => {
+                                read += chunk.bytes.len();
+                                stream.incoming.push(chunk.bytes);
+                            }
+                            Ok(None) | Err(ReadError::Reset(_)) => {
+                                stream.ended = true;
+                                more = false;
+                            }
+                            Err(ReadError::Blocked) => more = false,
+                        }
+                    }
+                    // What has to be sent is found by the next poll_transmit, which always follows.
+                    let _ = within(Tag::Quic, || chunks.finalize());
+                }
+                Err(ReadableError::ClosedStream | ReadableError::IllegalOrderedRead) => {
+                    more = false;
+                }
             }
-            match within(Tag::Quic, || chunks.next(room - read)) {
-                Ok(Some(chunk)) => {
-                    read += chunk.bytes.len();
-                    stream.incoming.push(chunk.bytes);
-                }
-                Ok(None) => {
-                    stream.ended = true;
-                    break false;
-                }
-                Err(ReadError::Blocked) => break false,
-                Err(ReadError::Reset(_)) => {
-                    stream.ended = true;
-                    break false;
-                }
-            }
-        };
-        // What has to be sent is found by the next poll_transmit, which always follows.
-        let _ = within(Tag::Quic, || chunks.finalize());
-        let mut more = more;
+        }
         let refused = loop {
             if !session.may_read() {
                 // What is here already waits for the session's next turn.

@@ -241,6 +241,11 @@ impl SendHalf {
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         Ok(self.send.write_all(bytes).await?)
     }
+
+    /// Nothing more is sent.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        Ok(self.send.finish()?)
+    }
 }
 
 /// The half of a stream that receives.
