@@ -8,11 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint};
 use quinn_proto::{ConnectionHandle, DatagramEvent};
 use rustmq_client::Start;
-use rustmq_protocol::{CorrelationId, FrameHeader, ProducerStamp, RequestKind};
+use rustmq_protocol::{
+    CorrelationId, ErrorCode, FrameHeader, ProducerStamp, RequestKind, ThrottledBody,
+};
 use tokio::time::timeout;
 
 use crate::support::broker::{Backend, Node, on_each_backend};
@@ -52,9 +54,17 @@ async fn produce(data_dir: &Path, topic: &str, count: usize) -> Result<()> {
     let mut raw = Raw::greeted(data_dir).await?;
     let value = "x".repeat(100_000);
     let frame = raw::produce_frame(&info, 0, &raw::batch(&[&value], ProducerStamp::NONE))?;
-    for _ in 0..count {
-        let (header, _) = raw.ask_bytes(&frame).await?;
-        ensure!(header.status == 0, "refused with {}", header.error_code());
+    let mut left = count;
+    while 0 < left {
+        let (header, body) = raw.ask_bytes(&frame).await?;
+        match header.error_code() {
+            ErrorCode::Ok => left -= 1,
+            ErrorCode::Throttled => {
+                let pause = ThrottledBody::decode(&body)?.retry_after_ms;
+                tokio::time::sleep(Duration::from_millis(u64::from(pause))).await;
+            }
+            other => bail!("refused with {other}"),
+        }
     }
     Ok(())
 }
@@ -68,7 +78,7 @@ async fn until_closed(connections: &[Connection], code: u32) -> Result<()> {
             continue;
         }
         let ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) = &error else {
-            anyhow::bail!("ended otherwise: {error}");
+            bail!("ended otherwise: {error}");
         };
         ensure!(error_code.into_inner() == u64::from(code), "closed with {error}");
     }

@@ -45,6 +45,11 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the whole budget.
+    pub(crate) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
     /// The most that one client may hold now.
     pub(crate) fn share(&self) -> usize {
         self.bytes_max.saturating_sub(self.used()) / 2

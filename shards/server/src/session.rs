@@ -17,7 +17,8 @@ use rustmq_sys::clock;
 use crate::body::Body;
 use crate::budget::Charge;
 use crate::limits::{
-    ANSWER_BYTES_MIN, REQUESTS_IN_FLIGHT_MAX, RETRY_AFTER_MEMORY_MS, UNSENT_BYTES_MAX,
+    ANSWER_BYTES_MIN, REQUESTS_IN_FLIGHT_MAX, RETRY_AFTER_MEMORY_MS, SMALL_FRAME_BYTES,
+    UNSENT_BYTES_MAX,
 };
 use crate::mesh::{Answer, Message};
 use crate::notify::WaitList;
@@ -434,7 +435,10 @@ fn check(shard: &Shard, request: &Request) -> Result<RequestKind, RequestError> 
     let ReplyTo::Client(client) = &request.reply_to else {
         return Ok(kind);
     };
-    if shard.memory.requests.is_exceeded_by(0) {
+    // Small requests have a quarter more: whoever says Hello or asks for metadata gets in.
+    let requests = &shard.memory.requests;
+    let is_small = request.body.len() <= SMALL_FRAME_BYTES;
+    if requests.is_exceeded_by(0) && !(is_small && requests.used() < requests.bytes_max() * 5 / 4) {
         let what = "too many bytes of requests are being worked on";
         return Err(RequestError::Throttled { what, retry_after_ms: RETRY_AFTER_MEMORY_MS });
     }
