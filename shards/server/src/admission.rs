@@ -231,10 +231,11 @@ mod tests {
         admission.handle_work(start);
         admission.spend(STRANGERS_CREDIT);
         assert!(!admission.has_time(start), "used up");
-        assert!(admission.has_time(start + WORK_RECENT * 2), "nobody else has work");
-        let mut now = start;
+        let mut now = start + WORK_RECENT * 2;
+        assert!(admission.has_time(now), "nobody else has work");
         let mut spent = Duration::ZERO;
-        while now < start + Duration::from_secs(10) {
+        let end = now + Duration::from_secs(10);
+        while now < end {
             now += Duration::from_micros(50);
             admission.handle_work(now);
             if admission.has_time(now) {
