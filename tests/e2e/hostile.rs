@@ -4,12 +4,12 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint};
+use quinn::{ApplicationClose, ConnectionError, Endpoint};
 use quinn_proto::{ConnectionHandle, DatagramEvent};
 use rustmq_client::Start;
 use rustmq_protocol::{
@@ -17,7 +17,7 @@ use rustmq_protocol::{
 };
 use tokio::time::timeout;
 
-use crate::support::broker::{Backend, Node, on_each_backend};
+use crate::support::broker::{Backend, Broker, Node, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::process::{PATIENCE, wait_until};
 use crate::support::raw::{self, Raw};
@@ -48,6 +48,13 @@ fn node(backend: Backend) -> Result<Node> {
         .set("network.stall_timeout_ms", 3000))
 }
 
+/// Starts it, and makes the topic of those who behave.
+fn start(node: &Node) -> Result<(Broker, PathBuf)> {
+    let broker = node.start()?;
+    Cli::new(node.data_dir()).create_topic("good", 1)?;
+    Ok((broker, node.data_dir().to_owned()))
+}
+
 /// Writes `count` batches of about 100 KB to the topic, each acknowledged.
 async fn produce(data_dir: &Path, topic: &str, count: usize) -> Result<()> {
     let info = raw::topic(data_dir, topic).await?;
@@ -69,10 +76,10 @@ async fn produce(data_dir: &Path, topic: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Each connection has to be closed by the broker with this code.
-async fn until_closed(connections: &[Connection], code: u32) -> Result<()> {
-    for connection in connections {
-        let error = client::bounded("a close", connection.closed()).await?;
+/// Each connection has to be closed by the broker, because it does not get on.
+async fn until_stalled(clients: &[Raw]) -> Result<()> {
+    for client in clients {
+        let error = client::bounded("a close", client.connection.closed()).await?;
         if matches!(error, ConnectionError::Reset) {
             // The goodbye was lost on the way; what is sent later is answered by a reset.
             continue;
@@ -80,7 +87,7 @@ async fn until_closed(connections: &[Connection], code: u32) -> Result<()> {
         let ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) = &error else {
             bail!("ended otherwise: {error}");
         };
-        ensure!(error_code.into_inner() == u64::from(code), "closed with {error}");
+        ensure!(error_code.into_inner() == u64::from(CLOSE_STALLED), "closed with {error}");
     }
     Ok(())
 }
@@ -92,9 +99,7 @@ on_each_backend! {
         const STREAMS: usize = 4;
         let _machine = machine::shared();
         let node = node(backend)?;
-        let broker = node.start()?;
-        let dir = node.data_dir().to_owned();
-        Cli::new(&dir).create_topic("good", 1)?;
+        let (broker, dir) = start(&node)?;
         client::runtime()?.block_on(async {
             produce(&dir, "good", 200).await?;
             let before = broker.memory()?;
@@ -125,8 +130,7 @@ on_each_backend! {
                 backend.name(), held.len()
             ));
             ensure!(grown < bound, "memory grew by {grown}, bound {bound}");
-            let connections: Vec<_> = held.iter().map(|raw| raw.connection.clone()).collect();
-            until_closed(&connections, CLOSE_STALLED).await?;
+            until_stalled(&held).await?;
             let closed = broker.metric("rustmq_connections_closed_half_request_total")?;
             ensure!(CONNECTIONS <= closed, "{closed} were closed");
             produce(&dir, "good", 5).await
@@ -144,9 +148,7 @@ on_each_backend! {
         const ASKED: usize = 50;
         let _machine = machine::shared();
         let node = node(backend)?;
-        let broker = node.start()?;
-        let dir = node.data_dir().to_owned();
-        Cli::new(&dir).create_topic("good", 1)?;
+        let (broker, dir) = start(&node)?;
         client::runtime()?.block_on(async {
             produce(&dir, "good", 300).await?;
             // Fills what is kept to read into.
@@ -175,8 +177,7 @@ on_each_backend! {
                 backend.name(), CONSUMERS as usize * ASKED
             ));
             ensure!(grown < bound, "memory grew by {grown}, bound {bound}");
-            let connections: Vec<_> = held.iter().map(|raw| raw.connection.clone()).collect();
-            until_closed(&connections, CLOSE_STALLED).await?;
+            until_stalled(&held).await?;
             let closed = broker.metric("rustmq_connections_closed_unread_total")?;
             ensure!(CONSUMERS <= closed, "{closed} were closed");
             anyhow::Ok(())
@@ -242,7 +243,7 @@ on_each_backend! {
             // Let in, and then not a word.
             drop(held.pop());
             let mute = admitted(|| mute(dir)).await?;
-            until_closed(std::slice::from_ref(&mute.connection), CLOSE_STALLED).await?;
+            until_stalled(std::slice::from_ref(&mute)).await?;
             ensure!(1 == broker.metric("rustmq_connections_closed_no_hello_total")?, "counted");
             anyhow::Ok(())
         })?;
@@ -346,9 +347,7 @@ on_each_backend! {
         const EACH: usize = 100;
         let _machine = machine::shared();
         let node = node(backend)?.set("network.handshake_timeout_ms", 10_000);
-        let broker = node.start()?;
-        let dir = node.data_dir().to_owned();
-        Cli::new(&dir).create_topic("good", 1)?;
+        let (broker, dir) = start(&node)?;
         let before = broker.memory()?;
         let mut beginners = Vec::new();
         for number in 1..=SOURCES {

@@ -180,9 +180,8 @@ impl Endpoint {
             let code = VarInt::from_u32(CLOSE_STALLED);
             connection.quic.close(now, code, Bytes::from_static(stall.reason().as_bytes()));
             mark(&mut self.dirty.borrow_mut(), connection);
+            self.wake_driver.notify();
         }
-        drop(state);
-        self.wake_driver.notify();
     }
 
     /// Is every request answered, and every answer with the transport?

@@ -116,19 +116,13 @@ pub(crate) async fn refusal(data_dir: &Path, identity: &Identity) -> Result<Stri
 impl Raw {
     /// Connects and opens a stream.
     pub(crate) async fn connect(data_dir: &Path) -> Result<Raw> {
-        let identity = Identity::of_dev_client(data_dir)?;
-        let (endpoint, connected) = dial(data_dir, &identity).await?;
-        let connection = connected?;
-        let (send, receive) = connection.open_bi().await?;
-        Ok(Raw { endpoint, connection, send, receive })
+        Raw::connect_with(data_dir, good_client(data_dir)?).await
     }
 
     /// Connects with these settings and opens a stream.
     pub(crate) async fn connect_with(data_dir: &Path, config: ClientConfig) -> Result<Raw> {
         let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
-        let connection = dial_from(&endpoint, data_dir, config).await??;
-        let (send, receive) = connection.open_bi().await?;
-        Ok(Raw { endpoint, connection, send, receive })
+        Raw::connect_from(&endpoint, data_dir, config).await
     }
 
     /// Connects from a socket that several share, with these settings, and says hello.
@@ -137,11 +131,19 @@ impl Raw {
         data_dir: &Path,
         config: ClientConfig,
     ) -> Result<Raw> {
-        let connection = dial_from(endpoint, data_dir, config).await??;
-        let (send, receive) = connection.open_bi().await?;
-        let mut raw = Raw { endpoint: endpoint.clone(), connection, send, receive };
+        let mut raw = Raw::connect_from(endpoint, data_dir, config).await?;
         raw.say_hello().await?;
         Ok(raw)
+    }
+
+    async fn connect_from(
+        endpoint: &Endpoint,
+        data_dir: &Path,
+        config: ClientConfig,
+    ) -> Result<Raw> {
+        let connection = dial_from(endpoint, data_dir, config).await??;
+        let (send, receive) = connection.open_bi().await?;
+        Ok(Raw { endpoint: endpoint.clone(), connection, send, receive })
     }
 
     /// Another stream of the same connection.
@@ -311,9 +313,18 @@ pub(crate) async fn topic(data_dir: &Path, name: &str) -> Result<TopicInfo> {
     Ok(topic)
 }
 
-/// A batch of these values.
+/// A batch of these values, of up to 1 MiB.
 pub(crate) fn batch(values: &[&str], producer: ProducerStamp) -> Vec<u8> {
-    let mut builder = BatchBuilder::new(1 << 20);
+    batch_up_to(1 << 20, values, producer)
+}
+
+/// A batch of one value, of up to 16 MiB.
+pub(crate) fn batch_of(value: &str) -> Vec<u8> {
+    batch_up_to(rustmq_protocol::RECORD_BYTES_MAX, &[value], ProducerStamp::NONE)
+}
+
+fn batch_up_to(bytes_max: usize, values: &[&str], producer: ProducerStamp) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(bytes_max);
     for value in values {
         let record = Record {
             timestamp: TimestampMs(1_700_000_000_000),
@@ -324,15 +335,6 @@ pub(crate) fn batch(values: &[&str], producer: ProducerStamp) -> Vec<u8> {
         builder.try_push(&record).expect("a batch holds a few values");
     }
     builder.finish(producer).to_vec()
-}
-
-/// A batch of one value, of up to 16 MiB.
-pub(crate) fn batch_of(value: &str) -> Vec<u8> {
-    let mut builder = BatchBuilder::new(rustmq_protocol::RECORD_BYTES_MAX);
-    let timestamp = TimestampMs(1_700_000_000_000);
-    let record = Record { timestamp, key: None, value: Some(value.as_bytes()), headers: &[] };
-    builder.try_push(&record).expect("a batch holds one value");
-    builder.finish(ProducerStamp::NONE).to_vec()
 }
 
 /// A produce request for a partition, acknowledged when it is durable.
