@@ -12,7 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use quinn_proto::{
     ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
-    EndpointEvent, Event, StreamEvent, StreamId, VarInt,
+    EndpointEvent, Event, StreamEvent, StreamId, TokenMemoryCache, VarInt,
 };
 use rustmq_protocol::frame::{FrameHeader, RequestKind, VersionRange};
 use rustmq_protocol::limits::FRAME_HEADER_BYTES;
@@ -99,6 +99,9 @@ impl Wire {
         let mut seed = [0; 32];
         world.choice().fill(&mut seed);
         endpoint.rng_seed(Some(seed));
+        // What one broker has given out is not shown to that of another seed.
+        let mut config = config.clone();
+        config.token_store(Arc::new(TokenMemoryCache::default()));
         let link = |shard| Link {
             address: address_of(shard),
             connection: None,
@@ -109,7 +112,7 @@ impl Wire {
             world: world.clone(),
             socket: ModelledSocket::bind(CLIENT.into()).expect("one client at a time"),
             endpoint: Endpoint::new(Arc::new(endpoint), None, true, None),
-            config: config.clone(),
+            config,
             links: (0..shard_count).map(link).collect(),
             answers: Vec::new(),
             buffer: Vec::new(),

@@ -110,7 +110,10 @@ impl Simulator {
         let again = self.run_once(seed);
         self.trace_lines = 0;
         // The same seed does the same; if it does not, that is the worse finding.
-        Err(again.err().unwrap_or(found))
+        Err(again.err().unwrap_or_else(|| {
+            let what = format!("the same seed did not do the same again. First: {}", found.failure);
+            Box::new(Finding { failure: Failure::broken(what), ..*found })
+        }))
     }
 
     fn run_once(&mut self, seed: u64) -> Result<Tally, Box<Finding>> {

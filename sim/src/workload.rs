@@ -19,8 +19,9 @@ use crate::failure::Failure;
 use crate::node::{Answer, Node};
 use crate::records::{self, NewBatch};
 
-/// Batches that one producer has out at once: what the broker remembers of each.
-const IN_FLIGHT_MAX: usize = 5;
+/// Batches of one producer from the first that is not acknowledged on: what the broker remembers of
+/// each, so it knows the first one should it come once more.
+const IN_FLIGHT_MAX: u64 = 5;
 
 /// Acknowledged batches of a producer that it may send once more: still within what is remembered.
 const REPEATABLE: usize = 3;
@@ -92,6 +93,8 @@ struct Producer {
     partition: usize,
     stamp: ProducerStamp,
     next_sequence: u32,
+    /// Batches that it has made.
+    batches: u64,
     in_flight: VecDeque<Sent>,
     /// Batches that were acknowledged lately: sequence, offset, and the batch.
     settled: VecDeque<(u32, u64, NewBatch)>,
@@ -114,6 +117,8 @@ struct Repeated {
 
 #[derive(Clone)]
 struct Sent {
+    /// Counts the batches of the producer.
+    number: u64,
     sequence: u32,
     batch: NewBatch,
     sends: Vec<SendId>,
@@ -220,6 +225,7 @@ impl Workload {
             partition,
             stamp,
             next_sequence: 0,
+            batches: 0,
             in_flight: VecDeque::new(),
             settled: VecDeque::new(),
             blocked: false,
@@ -344,8 +350,9 @@ impl Workload {
         }
         self.resend(node);
         let producer = &self.producers[index];
+        let oldest = producer.in_flight.front();
         if producer.blocked
-            || IN_FLIGHT_MAX <= producer.in_flight.len()
+            || oldest.is_some_and(|oldest| oldest.number + IN_FLIGHT_MAX <= producer.batches)
             || producer.batches_left == Some(0)
         {
             return;
@@ -383,7 +390,9 @@ impl Workload {
         let may_be_first = producer.settled.is_empty();
         producer.next_sequence += count as u32;
         producer.batches_left = producer.batches_left.map(|left| left - 1);
+        producer.batches += 1;
         producer.in_flight.push_back(Sent {
+            number: producer.batches - 1,
             sequence,
             batch,
             sends,

@@ -14,7 +14,7 @@ use std::time::Instant;
 use quinn_proto::ConnectionHandle;
 use rustmq_config::Network;
 
-use crate::limits::FINISH_PATIENCE;
+use crate::limits::{FINISH_PATIENCE, FINISH_TIMEOUT};
 
 /// Bytes in use of a budget. A handle: clones share it.
 ///
@@ -26,11 +26,11 @@ pub(crate) struct Budget {
     bytes_max: usize,
 }
 
-/// Bytes taken from a budget, and counted for one client; given back when this is dropped.
+/// Bytes taken from a budget, perhaps counted for one client; given back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Charge {
     budget: Budget,
-    client: Arc<AtomicUsize>,
+    client: Option<Arc<AtomicUsize>>,
     bytes: usize,
 }
 
@@ -60,16 +60,23 @@ impl Budget {
         self.bytes_max - self.bytes_max / 4 < self.used()
     }
 
-    /// Would these bytes pass the budget?
-    pub(crate) fn is_exceeded_by(&self, bytes: usize) -> bool {
-        self.bytes_max < self.used().saturating_add(bytes)
+    /// Is more in use than the budget has?
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.bytes_max < self.used()
     }
 
     /// Takes bytes, whether or not they are left: the caller has asked.
-    pub(crate) fn charge(&self, client: &Arc<AtomicUsize>, bytes: usize) -> Charge {
+    pub(crate) fn charge(&self, bytes: usize) -> Charge {
         self.used.fetch_add(bytes, Ordering::Relaxed);
+        Charge { budget: self.clone(), client: None, bytes }
+    }
+
+    /// Takes bytes and counts them for a client.
+    pub(crate) fn charge_to(&self, client: &Arc<AtomicUsize>, bytes: usize) -> Charge {
         client.fetch_add(bytes, Ordering::Relaxed);
-        Charge { budget: self.clone(), client: Arc::clone(client), bytes }
+        let mut charge = self.charge(bytes);
+        charge.client = Some(Arc::clone(client));
+        charge
     }
 }
 
@@ -81,14 +88,11 @@ impl Charge {
 
     /// Changes the charge to this many bytes.
     pub(crate) fn set(&mut self, bytes: usize) {
-        if bytes < self.bytes {
-            let less = self.bytes - bytes;
-            self.budget.used.fetch_sub(less, Ordering::Relaxed);
-            self.client.fetch_sub(less, Ordering::Relaxed);
-        } else {
-            let more = bytes - self.bytes;
-            self.budget.used.fetch_add(more, Ordering::Relaxed);
-            self.client.fetch_add(more, Ordering::Relaxed);
+        for counter in [Some(&self.budget.used), self.client.as_ref()].into_iter().flatten() {
+            match bytes < self.bytes {
+                true => counter.fetch_sub(self.bytes - bytes, Ordering::Relaxed),
+                false => counter.fetch_add(bytes - self.bytes, Ordering::Relaxed),
+            };
         }
         self.bytes = bytes;
     }
@@ -109,11 +113,20 @@ pub(crate) struct ClientMemory {
     pub(crate) answers: Budget,
     /// Credit of connections beyond the least: what they may send before it is read.
     pub(crate) windows: Budget,
-    /// The connection that may finish its frame although it holds its share of `requests`, and when
-    /// it last read on.
-    finishing: Cell<Option<(ConnectionHandle, Instant)>>,
+    /// The connection that may finish its frame although it holds its share of `requests`.
+    finishing: Cell<Option<Finishing>>,
     /// Connections that wait for their share of `requests` to grow.
     starved: RefCell<VecDeque<ConnectionHandle>>,
+}
+
+/// The right to finish a frame.
+#[derive(Clone, Copy, Debug)]
+struct Finishing {
+    holder: ConnectionHandle,
+    /// When it last read on.
+    read_at: Instant,
+    /// Since when others wait for the right and cannot have it, because the budget is used up.
+    holds_up_since: Option<Instant>,
 }
 
 impl ClientMemory {
@@ -130,23 +143,42 @@ impl ClientMemory {
     }
 
     /// May this connection go on with its frame, although it holds its share? One may at a time, so
-    /// there is always a frame that gets whole; if it does not read on for a while, another may. Who
-    /// may not is remembered.
+    /// there is always a frame that gets whole; if it does not read on for a while, another may, as
+    /// long as the budget is not used up: the frames of those that had the right add up. Who may not
+    /// is remembered.
     pub(crate) fn may_finish(&self, connection: ConnectionHandle, now: Instant) -> bool {
-        let taken = self
-            .finishing
-            .get()
-            .is_some_and(|(holder, since)| holder != connection && now < since + FINISH_PATIENCE);
-        match taken {
-            false => self.finishing.set(Some((connection, now))),
-            true => self.starved.borrow_mut().push_back(connection),
+        let finishing = match self.finishing.get() {
+            Some(other) if other.holder != connection => other,
+            own => {
+                let holds_up_since = own.and_then(|own| own.holds_up_since);
+                let own = Finishing { holder: connection, read_at: now, holds_up_since };
+                self.finishing.set(Some(own));
+                return true;
+            }
+        };
+        let exceeded = self.requests.is_exceeded();
+        if !exceeded && finishing.read_at + FINISH_PATIENCE <= now {
+            let next = Finishing { holder: connection, read_at: now, holds_up_since: None };
+            self.finishing.set(Some(next));
+            return true;
         }
-        !taken
+        let holds_up_since = exceeded.then_some(finishing.holds_up_since.unwrap_or(now));
+        self.finishing.set(Some(Finishing { holds_up_since, ..finishing }));
+        self.starved.borrow_mut().push_back(connection);
+        false
+    }
+
+    /// Has this connection had the right to finish its frame for too long, while the budget is used
+    /// up and others wait for the right?
+    pub(crate) fn is_overdue(&self, connection: ConnectionHandle, now: Instant) -> bool {
+        let own = self.finishing.get().filter(|finishing| finishing.holder == connection);
+        let since = own.and_then(|own| own.holds_up_since);
+        self.requests.is_exceeded() && since.is_some_and(|since| since + FINISH_TIMEOUT < now)
     }
 
     /// The connection's frame is whole, or will never be.
     pub(crate) fn finished(&self, connection: ConnectionHandle) {
-        if self.finishing.get().is_some_and(|(holder, _)| holder == connection) {
+        if self.finishing.get().is_some_and(|finishing| finishing.holder == connection) {
             self.finishing.set(None);
         }
     }
@@ -159,6 +191,8 @@ impl ClientMemory {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rustmq_config::BrokerConfig;
     use rustmq_sys::clock;
 
@@ -172,7 +206,7 @@ mod tests {
         for _ in 0..200 {
             for client in &clients {
                 if client.load(Ordering::Relaxed) + 100 <= budget.share() {
-                    charges.push(budget.charge(client, 100));
+                    charges.push(budget.charge_to(client, 100));
                 }
             }
         }
@@ -200,12 +234,37 @@ mod tests {
     }
 
     #[test]
+    fn beyond_the_budget_the_right_to_finish_is_not_passed_on_and_ends() {
+        let config = BrokerConfig::load(None, std::iter::empty(), &[]).unwrap();
+        let memory = ClientMemory::new(&config.network);
+        let [one, two] = [1, 2].map(ConnectionHandle);
+        let now = clock::now();
+        assert!(memory.may_finish(one, now));
+        let beyond = memory.requests.charge(memory.requests.bytes_max() + 1);
+        let later = now + 10 * FINISH_TIMEOUT;
+        assert!(!memory.is_overdue(one, later), "nobody waits for it");
+        assert!(!memory.may_finish(two, later), "what both hold would add up");
+        assert!(!memory.is_overdue(one, later + FINISH_TIMEOUT));
+        assert!(memory.may_finish(one, later + FINISH_TIMEOUT), "it still gets on");
+        let end = later + FINISH_TIMEOUT + Duration::from_nanos(1);
+        assert!(memory.is_overdue(one, end) && !memory.is_overdue(two, end));
+        memory.finished(one);
+        assert!(memory.may_finish(two, end) && !memory.may_finish(one, end));
+        drop(beyond);
+        assert!(!memory.is_overdue(two, end + 2 * FINISH_TIMEOUT), "there is memory again");
+        assert!(memory.may_finish(one, end + FINISH_PATIENCE));
+    }
+
+    #[test]
     fn a_charge_is_given_back_as_it_shrinks_and_ends() {
         let (budget, client) = (Budget::new(100), Arc::new(AtomicUsize::new(0)));
-        let mut charge = budget.charge(&client, 10);
+        let mut charge = budget.charge_to(&client, 10);
         charge.set(90);
         assert_eq!((budget.used(), budget.share()), (90, 5));
-        assert!(budget.is_pressed() && budget.is_exceeded_by(11) && !budget.is_exceeded_by(10));
+        assert!(budget.is_pressed() && !budget.is_exceeded());
+        let others = budget.charge(11);
+        assert!(budget.is_exceeded());
+        drop(others);
         charge.set(20);
         drop(charge);
         assert_eq!((budget.used(), client.load(Ordering::Relaxed)), (0, 0));

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -150,6 +149,9 @@ impl Connection {
         {
             return Some(Stall::HalfFrame);
         }
+        if shard.memory.is_overdue(self.handle, now) {
+            return Some(Stall::HalfFrame);
+        }
         let unread = session.unread_since()?;
         (unread + patience(&shard.memory.answers) < now).then_some(Stall::Unread)
     }
@@ -231,6 +233,8 @@ impl Connection {
     /// The connection is gone: answers that are still to come are dropped.
     pub(crate) fn end(&mut self) {
         (self.assembling, self.window) = (None, None);
+        self.streams.clear();
+        self.readable.clear();
         if let Some(session) = self.session.take() {
             session.finished_frames();
             session.end();
@@ -360,9 +364,12 @@ impl Connection {
         if most <= now || self.read_bytes < now / 2 {
             return;
         }
-        self.read_bytes = 0;
         let more = usize::try_from(most - now).unwrap_or(usize::MAX).min(windows.share() / 8);
-        let charge = self.window.get_or_insert_with(|| windows.charge(&Arc::default(), 0));
+        if more == 0 {
+            return;
+        }
+        self.read_bytes = 0;
+        let charge = self.window.get_or_insert_with(|| windows.charge(0));
         charge.set(granted + more);
         let window = VarInt::from_u64(now + more as u64).expect("far below 2^62");
         self.quic.set_receive_window(window);
@@ -443,7 +450,7 @@ impl Connection {
             shard.memory.finished(self.handle);
         }
         if self.assembling.is_none() && 0 < holds {
-            self.assembling = Some(shard.memory.requests.charge(&Arc::default(), 0));
+            self.assembling = Some(shard.memory.requests.charge(0));
         }
         self.read_bytes += read as u64;
         self.set_assembling(self.assembling_bytes + holds - held);

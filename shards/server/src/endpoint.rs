@@ -179,6 +179,7 @@ impl Endpoint {
             counters.count_stall(stall);
             let code = VarInt::from_u32(CLOSE_STALLED);
             connection.quic.close(now, code, Bytes::from_static(stall.reason().as_bytes()));
+            connection.end();
             mark(&mut self.dirty.borrow_mut(), connection);
             self.wake_driver.notify();
         }

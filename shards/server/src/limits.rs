@@ -62,6 +62,10 @@ pub const RETRY_AFTER_ROOM_MS: u32 = 200;
 /// reading on.
 pub const FINISH_PATIENCE: Duration = Duration::from_millis(100);
 
+/// How long it keeps this right while the budget is used up and others wait for it; then it is closed.
+/// A frame of the largest size takes as long at 4 MB/s.
+pub const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// A frame gets on if this much of it arrives within the time in which connections that do not get on
 /// are closed. 16 KiB in 2 s is a modem's rate.
 pub const PROGRESS_BYTES: usize = 16 * 1024;

@@ -148,7 +148,7 @@ impl Session {
             stream,
             correlation: header.correlation,
             kind: header.kind,
-            _charge: self.shard.memory.requests.charge(&self.request_bytes, body.len()),
+            _charge: self.shard.memory.requests.charge_to(&self.request_bytes, body.len()),
             reserved: RefCell::default(),
         });
         Request { header, body, principal: self.principal, arrived: now, reply_to }
@@ -170,12 +170,12 @@ impl Session {
         self.drained.until(|| (self.may_hold_more() || self.ended.get()).then_some(())).await;
         let answers = &self.shard.memory.answers;
         let bytes = bytes.min(answers.share().max(ANSWER_BYTES_MIN));
-        answers.charge(&self.reserved_bytes, bytes)
+        answers.charge_to(&self.reserved_bytes, bytes)
     }
 
     fn charge_answer(&self, bytes: usize) -> Charge {
         self.answered_bytes.set(self.answered_bytes.get() + bytes as u64);
-        self.shard.memory.answers.charge(&self.answer_bytes, bytes)
+        self.shard.memory.answers.charge_to(&self.answer_bytes, bytes)
     }
 
     /// May answers be made for this client beyond those that it has not acknowledged? One always may.
@@ -438,7 +438,7 @@ fn check(shard: &Shard, request: &Request) -> Result<RequestKind, RequestError> 
     // Small requests have a quarter more: whoever says Hello or asks for metadata gets in.
     let requests = &shard.memory.requests;
     let is_small = request.body.len() <= SMALL_FRAME_BYTES;
-    if requests.is_exceeded_by(0) && !(is_small && requests.used() < requests.bytes_max() * 5 / 4) {
+    if requests.is_exceeded() && !(is_small && requests.used() < requests.bytes_max() * 5 / 4) {
         let what = "too many bytes of requests are being worked on";
         return Err(RequestError::Throttled { what, retry_after_ms: RETRY_AFTER_MEMORY_MS });
     }

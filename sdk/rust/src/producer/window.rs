@@ -32,8 +32,10 @@ use crate::error::ClientError;
 
 /// Batches of one partition on their way, in order. Driven by the delivery task of the partition.
 ///
-/// Invariants: batches in flight are at the front of those that were not given up, and are
-/// `in_flight_max` at most; sequences ascend without gaps from one batch to the next, except before
+/// Invariants: batches in flight are at the front of those that were not given up, are
+/// `in_flight_max` at most, and none is so many or more behind the first that is not acknowledged: the
+/// broker remembers the last `in_flight_max` batches, and has to know the first one should it come
+/// again; sequences ascend without gaps from one batch to the next, except before
 /// a batch marked `renumber`.
 #[derive(Debug)]
 pub(super) struct Window<T> {
@@ -49,6 +51,7 @@ pub(super) struct Window<T> {
     resume_at: Option<Instant>,
     backoff: Backoff,
     attempt_next: u64,
+    number_next: u64,
 }
 
 /// The producer id of an idempotent producer, and the sequence of the next batch.
@@ -61,6 +64,8 @@ struct Numbering {
 
 #[derive(Debug)]
 struct Entry<T> {
+    /// Counts the batches pushed.
+    number: u64,
     bytes: Bytes,
     record_count: u32,
     /// Ascends from one batch to the next.
@@ -114,6 +119,7 @@ impl<T> Window<T> {
             resume_at: None,
             backoff,
             attempt_next: 0,
+            number_next: 0,
         }
     }
 
@@ -133,7 +139,10 @@ impl<T> Window<T> {
         expires_at: Instant,
         payload: T,
     ) {
+        let number = self.number_next;
+        self.number_next += 1;
         self.entries.push_back(Entry {
+            number,
             bytes,
             record_count,
             expires_at,
@@ -198,7 +207,11 @@ impl<T> Window<T> {
         let Some(index) = self.entries.iter().position(|entry| entry.attempt.is_none()) else {
             return WindowEffect::Wait(expiry);
         };
+        let oldest = self.entries[0].number;
         let entry = &mut self.entries[index];
+        if self.in_flight_max as u64 <= entry.number - oldest {
+            return WindowEffect::Wait(expiry);
+        }
         if entry.renumber {
             return if index == 0 && self.in_flight.is_empty() {
                 WindowEffect::NewProducer
