@@ -14,8 +14,8 @@ use crate::buffer::{ALIGN, Buffer, BufferPool};
 /// costs nothing beside it.
 pub const CHUNK_BYTES: usize = 4 << 20;
 
-/// Chunks in memory at once: one looked at, the others on their way.
-const CHUNKS: usize = 4;
+/// Chunks of one file in memory at once that nobody has taken yet, and one more for a look out of turn.
+pub const CHUNKS: usize = 4;
 
 /// One part of a file, in order.
 pub struct Chunk {
@@ -34,14 +34,14 @@ pub struct Sequential {
 }
 
 impl Sequential {
-    /// Opens the file, and begins to read it.
+    /// Opens the file, and begins to read it into buffers of `pool`. That must have [`CHUNKS`] of them
+    /// for each file that is open, each of [`CHUNK_BYTES`], besides those that the caller keeps.
     ///
     /// # Errors
     /// It cannot be opened. A file system without `O_DIRECT` refuses.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path, pool: &BufferPool) -> io::Result<Self> {
         let file = open_direct(path)?;
         let bytes = file.metadata()?.len();
-        let pool = BufferPool::new((CHUNKS + 2) * CHUNK_BYTES, CHUNK_BYTES);
         let (sender, chunks) = sync_channel(CHUNKS - 2);
         let (from, buffers) = (file.try_clone()?, pool.clone());
         let reader = move || {
@@ -55,7 +55,7 @@ impl Sequential {
             }
         };
         std::thread::Builder::new().name("read-ahead".to_owned()).spawn(reader)?;
-        Ok(Self { file, bytes, pool, chunks })
+        Ok(Self { file, bytes, pool: pool.clone(), chunks })
     }
 
     /// The next part; `None` at the end of the file.
@@ -143,7 +143,8 @@ mod tests {
         let path = dir.path().join("file");
         let bytes: Vec<u8> = (0..CHUNK_BYTES + 8192).map(|at| (at / 4096) as u8).collect();
         std::fs::write(&path, &bytes).expect("written");
-        let file = match Sequential::open(&path) {
+        let pool = BufferPool::new(2 * CHUNKS * CHUNK_BYTES, CHUNK_BYTES);
+        let file = match Sequential::open(&path, &pool) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::Unsupported => return,
             Err(error) => panic!("{error}"),

@@ -1,25 +1,21 @@
-//! Finding the segments of a WAL, and reading them in order.
+//! Finding the segments of a WAL.
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustmq_sys::lock::{DirLock, LOCK_FILE};
-use rustmq_sys::sequential::{Sequential, read_parts};
+use rustmq_sys::sequential::read_parts;
 use rustmq_wal::recovery::{FileClues, headless, rebuild, was_in_use};
 use rustmq_wal::{
     BlockSequence, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderError, SegmentState, Slot,
     WalId,
 };
 
+use super::source::{self, Source};
 use super::verify::segment;
 use crate::cli::exit::UsageError;
 
 const PAGE: usize = SEGMENT_HEADER_BYTES;
-
-/// Bytes of a file that are kept behind what was read last: a block of the usual size is read twice
-/// without asking the device again.
-const BEHIND_BYTES: usize = 8 << 20;
 
 /// A segment file: what its name, its size and its first page say.
 #[derive(Clone, Debug)]
@@ -151,8 +147,9 @@ fn find_headless(dir: &Path, clues: &mut [FileClues]) -> Result<BlockSequence> {
     if headless(&newest, &newest.chain_start(), clues).is_empty() {
         return Ok(durable_end);
     }
+    let memory = source::memory();
     let scan = |header: &SegmentHeader| {
-        let mut source = Source::open(&dir.join(header.slot.file_name()))?;
+        let mut source = Source::open(&dir.join(header.slot.file_name()), &memory)?;
         Ok::<_, anyhow::Error>(
             segment(&mut source, header, BlockSequence::FIRST, false, |_, _| {})?.end,
         )
@@ -178,74 +175,4 @@ fn wal_of(dir: &Path, clues: &[FileClues]) -> Option<WalId> {
     let mut ids = clues.iter().filter_map(|file| file.header.ok()).map(|header| header.wal);
     let named = ids.clone().find(|id| name == format!("wal-{id}"));
     named.or_else(|| ids.next())
-}
-
-/// A segment file that is read from its beginning to its end, with looks back.
-pub(super) struct Source {
-    file: Sequential,
-    window: Vec<u8>,
-    start: u64,
-    back: Vec<u8>,
-    /// Parts that the device does not give, taken for zeroes.
-    pub(super) unreadable: Vec<(Range<u64>, String)>,
-}
-
-impl Source {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = Sequential::open(path).map_err(|error| unreadable(path, &error))?;
-        Ok(Self { file, window: Vec::new(), start: 0, back: Vec::new(), unreadable: Vec::new() })
-    }
-
-    /// The bytes of a range of whole pages within the file.
-    pub(super) fn get(&mut self, range: Range<u64>) -> Result<&[u8]> {
-        if range.start < self.start {
-            self.back = self.out_of_turn(range)?;
-            return Ok(&self.back);
-        }
-        while self.start + (self.window.len() as u64) < range.end && self.read_on() {}
-        let at = (range.start - self.start) as usize;
-        let end = (range.end - self.start) as usize;
-        self.window.get(at..end).context("the file ends earlier than it did a moment ago")
-    }
-
-    /// The bytes of a range of whole pages, beside the reading in order. What the device does not give
-    /// is taken for zeroes.
-    pub(super) fn out_of_turn(&self, range: Range<u64>) -> Result<Vec<u8>> {
-        let bytes = (range.end - range.start) as usize;
-        let mut read = match self.file.read_at(range.start, bytes) {
-            Ok((buffer, count)) => buffer[..count].to_vec(),
-            Err(_) => Vec::new(),
-        };
-        read.resize(bytes, 0);
-        Ok(read)
-    }
-
-    /// Reads what is left: what the device does not give is noticed.
-    pub(super) fn read_rest(&mut self) {
-        while self.read_on() {}
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.file.bytes()
-    }
-
-    fn read_on(&mut self) -> bool {
-        let Some(chunk) = self.file.next_chunk() else { return false };
-        if 2 * BEHIND_BYTES < self.window.len() {
-            let behind = self.window.len() - BEHIND_BYTES;
-            self.window.drain(..behind);
-            self.start += behind as u64;
-        }
-        match chunk.bytes {
-            Ok((buffer, count)) => self.window.extend_from_slice(&buffer[..count]),
-            Err(error) => {
-                let left = self.file.bytes() - chunk.position;
-                let bytes = left.min(rustmq_sys::sequential::CHUNK_BYTES as u64);
-                let range = chunk.position..chunk.position + bytes;
-                self.unreadable.push((range, error.to_string()));
-                self.window.resize(self.window.len() + bytes as usize, 0);
-            }
-        }
-        true
-    }
 }

@@ -11,7 +11,7 @@ use rustmq_wal::{
 };
 use serde_json::{Value, json};
 
-use super::files::Source;
+use super::source::{self, Source};
 use super::verify::segment_blocks;
 use crate::cli::output::TextOrJson;
 
@@ -22,7 +22,7 @@ struct Block {
 }
 
 pub(super) fn run(path: &Path, format: TextOrJson) -> Result<()> {
-    let mut source = Source::open(path)?;
+    let mut source = Source::open(path, &source::memory())?;
     let page = source.bytes().min(BLOCK_ALIGN as u64);
     let first = source.get(0..page)?.to_vec();
     let read = SegmentHeader::decode(&first);

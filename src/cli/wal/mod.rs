@@ -3,12 +3,13 @@
 //! The judgements are the `wal` crate's; here files are found, read past the page cache, and
 //! written. Nothing is changed but by `salvage`, and by that only what it was told to.
 //!
-//! In reading order: `files` finds and reads segments; `inspect` prints one; `verify` checks them;
+//! In reading order: `files` finds segments; `source` reads them; `inspect` prints one; `verify` checks them;
 //! `salvage` writes what is whole to new ones.
 
 mod files;
 mod inspect;
 mod salvage;
+mod source;
 mod verify;
 
 use std::path::PathBuf;

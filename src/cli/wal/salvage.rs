@@ -6,12 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustmq_sys::buffer::BufferPool;
 use rustmq_sys::random::fill_random;
 use rustmq_wal::salvage::{Salvage, SalvageWrite};
 use rustmq_wal::verify::Lost;
 use rustmq_wal::{BlockSequence, Incarnation};
 
-use super::files::{self, Source, WalFiles};
+use super::files::{self, WalFiles};
+use super::source::{self, Source};
 use super::verify::segment;
 use crate::cli::exit::UsageError;
 
@@ -74,7 +76,8 @@ fn salvage(wal: &WalFiles, new: &Path, given: &mut Given) -> Result<()> {
         given.lines.push(format!("{}: no segment in it can be read", wal.dir.display()));
         bail!("{} has no segment that can be read: nothing can be saved", wal.dir.display());
     };
-    let after = last_incarnation(wal)?;
+    let memory = source::memory();
+    let after = last_incarnation(wal, &memory)?;
     let mut failed = None;
     let mut draw = || {
         let mut bytes = [0; 8];
@@ -90,13 +93,13 @@ fn salvage(wal: &WalFiles, new: &Path, given: &mut Given) -> Result<()> {
         let follows = next.filter(|next| header.sequence.next() == next.sequence);
         let durable_end = match follows {
             Some(next) if index + 2 == wal.live.len() => {
-                let mut source = Source::open(&wal.live[index + 1].0.path)?;
+                let mut source = Source::open(&wal.live[index + 1].0.path, &memory)?;
                 segment(&mut source, &next, BlockSequence::FIRST, false, |_, _| {})?.end.durable_end
             }
             Some(next) => next.first_block,
             None => wal.durable_end,
         };
-        let mut source = Source::open(&file.path)?;
+        let mut source = Source::open(&file.path, &memory)?;
         let name = file.path.display().to_string();
         let (mut refused, mut written) = (Vec::new(), Ok(()));
         let verified = segment(&mut source, header, durable_end, false, |entry, payload| {
@@ -155,10 +158,10 @@ fn salvage(wal: &WalFiles, new: &Path, given: &mut Given) -> Result<()> {
 }
 
 /// The last opening of a WAL that any of its blocks tells.
-fn last_incarnation(wal: &WalFiles) -> Result<Incarnation> {
+fn last_incarnation(wal: &WalFiles, memory: &BufferPool) -> Result<Incarnation> {
     let mut last = Incarnation(1);
     for (file, header) in &wal.live {
-        let mut source = Source::open(&file.path)?;
+        let mut source = Source::open(&file.path, memory)?;
         let read = segment(&mut source, header, BlockSequence::FIRST, false, |_, _| {})?;
         last = last.max(read.end.next.incarnation);
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use rustmq_protocol::{Offset, TopicPartition};
 use rustmq_wal::recovery::{Activation, judge_newest};
 use rustmq_wal::verify::{
@@ -15,7 +15,8 @@ use rustmq_wal::{
 };
 use serde_json::json;
 
-use super::files::{self, SegmentFile, Source, WalFiles};
+use super::files::{self, SegmentFile, WalFiles};
+use super::source::{self, Source, Sources};
 use crate::cli::output::TextOrJson;
 
 /// Ends the command with code 1, after everything was said.
@@ -66,7 +67,7 @@ pub(super) fn run(path: &Path, format: TextOrJson) -> Result<()> {
 
 /// One file by itself: what came after it is known from its own footer alone.
 fn verify_file(path: &Path, report: &mut Report) -> Result<()> {
-    let mut source = Source::open(path)?;
+    let mut source = Source::open(path, &source::memory())?;
     let page = source.bytes().min(BLOCK_ALIGN as u64);
     let first = source.get(0..page)?.to_vec();
     let read = SegmentHeader::decode(&first);
@@ -76,69 +77,98 @@ fn verify_file(path: &Path, report: &mut Report) -> Result<()> {
     };
     let file = SegmentFile { path: path.to_owned(), read, header };
     report.note_header(&file, true);
-    if let Some(header) = header {
-        let verified = segment(&mut source, &header, BlockSequence::FIRST, false, |_, _| {})?;
-        report.add(path, verified, &mut source);
-    }
+    let Some(header) = header else {
+        source.read_rest();
+        report.note_read(path, source);
+        return Ok(());
+    };
+    let verified = segment(&mut source, &header, BlockSequence::FIRST, false, |_, _| {})?;
     source.read_rest();
-    report.bytes += source.bytes();
-    report.segments += 1;
+    report.add(path, Checked { verified, source });
     Ok(())
 }
 
 fn verify_wal(wal: &WalFiles, report: &mut Report) -> Result<()> {
+    let memory = source::memory();
+    // The newest first: what it proves to have been flushed concerns the one before it, too.
+    let (newest, older) = match wal.live.split_last() {
+        Some((newest, older)) => (Some(newest), older),
+        None => (None, &[][..]),
+    };
+    let live = newest.into_iter().chain(older).map(|(file, _)| file);
+    let paths = live.chain(&wal.others).map(|file| file.path.as_path());
+    let mut sources = Sources::new(paths, &memory);
+    let checked = match newest {
+        Some((_, header)) => Some(check(&mut sources, header, wal.durable_end, false)?),
+        None => None,
+    };
+    let durable_end = checked.as_ref().map(|checked| checked.verified.end.durable_end);
+    let mut newest_checked = checked;
+
     let mut coverage = Coverage::default();
     let mut before: Option<Verified> = None;
     for (index, (file, header)) in wal.live.iter().enumerate() {
         report.note_header(file, true);
         let next = wal.live.get(index + 1).map(|(_, next)| *next);
         let follows = next.filter(|next| header.sequence.next() == next.sequence);
-        let mut source = Source::open(&file.path)?;
-        // What the newest segment proves is known only once it was read; it is read again for that.
         let is_last_but_one = index + 2 == wal.live.len();
-        let must_have = index + 2 < wal.live.len() && follows.is_some();
-        let durable_end = match follows {
-            None => wal.durable_end,
-            Some(next) if !is_last_but_one => next.first_block,
-            Some(next) => {
-                let (newest, _) = &wal.live[index + 1];
-                let mut source = Source::open(&newest.path)?;
-                let read = segment(&mut source, &next, BlockSequence::FIRST, false, |_, _| {})?;
-                read.end.durable_end
+        let checked = match (next, follows) {
+            (None, _) => newest_checked.take().context("the newest segment is checked once")?,
+            (_, None) => check(&mut sources, header, wal.durable_end, false)?,
+            (_, Some(next)) if !is_last_but_one => {
+                check(&mut sources, header, next.first_block, true)?
+            }
+            (_, Some(_)) => {
+                let durable_end = durable_end.context("there is a newest segment")?;
+                check(&mut sources, header, durable_end, false)?
             }
         };
-        let verified = segment(&mut source, header, durable_end, must_have, |_, _| {})?;
         if let Some(next) = next
             && follows.is_none()
         {
             let what = format!("segments {} to before {}", header.sequence.next(), next.sequence);
             report.lost_segments.push((wal.dir.clone(), what));
         }
-        if index + 1 == wal.live.len() {
+        if next.is_none() {
             let end = before.as_ref().map(|before| before.end.segment_end());
-            match judge_newest(end, header, &verified.end) {
+            match judge_newest(end, header, &checked.verified.end) {
                 Ok(Activation::Activated | Activation::Never) => {}
                 Err(error) => report.lost_segments.push((wal.dir.clone(), error.to_string())),
             }
         }
-        coverage.add(&verified);
-        source.read_rest();
-        report.segments += 1;
-        report.bytes += source.bytes();
-        before = Some(report.add(&file.path, verified, &mut source));
+        coverage.add(&checked.verified);
+        before = Some(report.add(&file.path, checked));
     }
     for file in &wal.others {
         // What is not in use holds nothing; that the device gives it is seen all the same.
         report.note_header(file, false);
-        let mut source = Source::open(&file.path)?;
+        let mut source = sources.open_next()?;
         source.read_rest();
-        report.bytes += source.bytes();
-        report.segments += 1;
-        report.note_unreadable(&file.path, &mut source);
+        report.note_read(&file.path, source);
     }
     let missing = coverage.missing();
     report.missing.extend(missing.into_iter().map(|(id, range)| (wal.dir.clone(), id, range)));
     Ok(())
+}
+
+/// A segment that was read to its end.
+struct Checked {
+    verified: Verified,
+    source: Source,
+}
+
+/// Checks the next of the files.
+fn check(
+    sources: &mut Sources<'_>,
+    header: &SegmentHeader,
+    durable_end: BlockSequence,
+    must_have_footer: bool,
+) -> Result<Checked> {
+    let mut source = sources.open_next()?;
+    let verified = segment(&mut source, header, durable_end, must_have_footer, |_, _| {})?;
+    source.read_rest();
+    source.let_go();
+    Ok(Checked { verified, source })
 }
 
 /// Checks one segment and hands out what is whole.
@@ -260,17 +290,20 @@ impl Report {
         self.findings.push((file.path.clone(), finding));
     }
 
-    fn note_unreadable(&mut self, path: &Path, source: &mut Source) {
-        for (range, error) in source.unreadable.drain(..) {
+    /// A file that was read to its end.
+    fn note_read(&mut self, path: &Path, source: Source) {
+        self.segments += 1;
+        self.bytes += source.bytes();
+        for (range, error) in source.unreadable {
             self.blocks_unreadable.push((path.to_owned(), range, error));
         }
     }
 
-    fn add(&mut self, path: &Path, mut verified: Verified, source: &mut Source) -> Verified {
+    fn add(&mut self, path: &Path, Checked { mut verified, source }: Checked) -> Verified {
         self.batches += verified.entries;
         let findings = verified.findings.drain(..);
         self.findings.extend(findings.map(|finding| (path.to_owned(), finding)));
-        self.note_unreadable(path, source);
+        self.note_read(path, source);
         verified
     }
 
