@@ -21,7 +21,7 @@ use rustmq_protocol::{BrokerId, ShardEndpoint, ShardId};
 use rustmq_server::mesh::{self, MeshPort, Message};
 use rustmq_server::{Node, NodeKeys, ShardSetup};
 use rustmq_sys::alloc::{self, CountingAllocator, Counts};
-use rustmq_sys::runtime::{Backend, RuntimeConfig, probe_uring};
+use rustmq_sys::runtime::{Backend, Polling, RuntimeConfig, probe_uring};
 use rustmq_sys::udp::UdpSocket;
 
 #[global_allocator]
@@ -176,7 +176,13 @@ impl Shard {
             config: Arc::new(config),
             sockets: vec![socket],
             port: ports.pop().unwrap(),
-            runtime: RuntimeConfig { backend, core: None, flush_delay: None, ring_entries: 256 },
+            runtime: RuntimeConfig {
+                backend,
+                core: None,
+                polling: Polling::Sleep,
+                flush_delay: None,
+                ring_entries: 256,
+            },
         };
         let thread = thread::spawn(move || {
             alloc::count_this_thread();

@@ -53,6 +53,16 @@ choices! {
         Glommio = "glommio",
     }
 
+    /// What a shard does when it has nothing to do.
+    Poll {
+        /// It looks for news as long as that has paid off lately, then sleeps.
+        Adaptive = "adaptive",
+        /// It sleeps at once.
+        Sleep = "sleep",
+        /// It looks for news and never sleeps.
+        Busy = "busy",
+    }
+
     /// When records reach stable storage.
     FlushPolicy {
         /// Before they are acknowledged.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::choice::{FlushPolicy, LogFormat, LogLevel, RuntimeBackend, WhenFull};
+use crate::choice::{FlushPolicy, LogFormat, LogLevel, Poll, RuntimeBackend, WhenFull};
 use crate::kind::{FromValue, Kind, Value};
 
 const KIB: u64 = 1 << 10;
@@ -185,6 +185,9 @@ options! {
         /// The interface: auto takes io_uring where the kernel allows it, otherwise epoll; glommio
         /// is for executables built with it (`cargo build --features glommio`).
         backend: RuntimeBackend = "auto", Kind::Choice(RuntimeBackend::WORDS), Broker;
+        /// A shard with nothing to do: adaptive looks for news for up to 200 µs as long as that pays
+        /// off, then sleeps, and where shards share cores sleeps at once; busy never sleeps.
+        poll: Poll = "sleep", Kind::Choice(Poll::WORDS), Broker;
     }
 
     /// QUIC connections. All limits are per shard or per connection.

@@ -11,6 +11,7 @@
 mod files;
 
 mod logging;
+mod polling;
 
 mod certificates;
 mod identity;
@@ -76,6 +77,7 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
         cores::check_memory(&config, plan.shard_count(), bytes)?;
     }
     let backend = backend::choose(config.runtime.backend, runtime::probe)?;
+    let polling = polling::choose(config.runtime.poll, &plan)?;
     let sockets = Sockets::bind(&config, plan.shard_count())?;
     let admin = Admin::bind(config.admin.port)?;
 
@@ -94,13 +96,14 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
     let mut ports = mesh::build(plan.shards.len() + 1).context("building the mesh")?;
     let control_port = ports.pop().context("the mesh has a port for the control thread")?;
     let parts = zip(ports, sockets.by_shard);
-    let setups = setups(&config, node, &plan, &backend, parts);
+    let setups = setups(&config, node, &plan, &backend, &polling, parts);
 
     let screen = Screen {
         config: &config,
         address: &address,
         shards: &endpoints,
         backend: &backend,
+        polling: &polling,
         cores: &plan,
         admin: &admin_address,
     };
@@ -177,6 +180,7 @@ fn setups(
     node: Node,
     plan: &CorePlan,
     backend: &Choice,
+    polling: &polling::Choice,
     parts: impl Iterator<Item = (MeshPort, Vec<rustmq_sys::udp::UdpSocket>)>,
 ) -> Vec<ShardSetup> {
     let node = Arc::new(node);
@@ -195,6 +199,7 @@ fn setups(
             runtime: RuntimeConfig {
                 backend: backend.backend,
                 core: *core,
+                polling: polling.polling,
                 flush_delay,
                 ring_entries: RING_ENTRIES,
             },

@@ -7,6 +7,7 @@ use rustmq_protocol::ShardEndpoint;
 
 use super::backend::Choice;
 use super::cores::CorePlan;
+use super::polling;
 
 /// One screen: at most 24 lines of it, so that a terminal shows it whole.
 pub(super) struct Screen<'a> {
@@ -15,6 +16,7 @@ pub(super) struct Screen<'a> {
     pub(super) address: &'a str,
     pub(super) shards: &'a [ShardEndpoint],
     pub(super) backend: &'a Choice,
+    pub(super) polling: &'a polling::Choice,
     pub(super) cores: &'a CorePlan,
     /// Where operators look.
     pub(super) admin: &'a str,
@@ -30,6 +32,7 @@ impl fmt::Display for Screen<'_> {
         writeln!(f, "  clients      {} (QUIC, mutual TLS)", self.address)?;
         writeln!(f, "  shards       {}", Ports(self.shards))?;
         writeln!(f, "  runtime      {}: {}", self.backend.backend, self.backend.why)?;
+        writeln!(f, "  poll         {}", self.polling)?;
         writeln!(f, "  cores        {}", self.cores)?;
         match self.config.wal.flush {
             FlushPolicy::Always => {
@@ -105,12 +108,14 @@ mod tests {
         for flush in ["always", "interval"] {
             let sets = [format!("wal.flush={flush}"), "broker.data_dir=/var/a b".to_owned()];
             let config = BrokerConfig::load(None, std::iter::empty(), &sets).unwrap();
+            let plan = CorePlan::new(&[0, 1, 2], 2);
             let screen = Screen {
                 config: &config,
                 address: "127.0.0.1:9092",
                 shards: &shards(&[9192, 9193]),
                 backend: &Choice { backend: Backend::Epoll, why: "io_uring is denied".to_owned() },
-                cores: &CorePlan::new(&[0, 1, 2], 2),
+                polling: &polling::choose(config.runtime.poll, &plan).unwrap(),
+                cores: &plan,
                 admin: "127.0.0.1:9642",
             };
             let text = screen.to_string();

@@ -68,7 +68,6 @@ impl Doorbell {
     }
 
     /// Whether it was rung since the last [`take_pending`](Self::take_pending), and stays so.
-    #[cfg(feature = "sim")]
     pub(crate) fn is_pending(&self) -> bool {
         self.shared.pending.load(Ordering::Relaxed)
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustmq_sys::buffer::{ALIGN, BufferPool};
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::fs;
-use rustmq_sys::runtime::{self, Backend, Class, RuntimeConfig, TaskPool};
+use rustmq_sys::runtime::{self, Backend, Class, Polling, RuntimeConfig, TaskPool};
 
 struct Counting;
 
@@ -46,7 +46,13 @@ fn a_steady_state_allocates_nothing() {
         backends.push(Backend::Uring);
     }
     for backend in backends {
-        let config = RuntimeConfig { backend, core: None, flush_delay: None, ring_entries: 64 };
+        let config = RuntimeConfig {
+            backend,
+            core: None,
+            polling: Polling::Sleep,
+            flush_delay: None,
+            ring_entries: 64,
+        };
         let doorbell = Doorbell::new().expect("an eventfd");
         runtime::run(config, doorbell, steady_state()).expect("the runtime starts");
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustmq_sys::buffer::{ALIGN, BufferPool};
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::fs;
-use rustmq_sys::runtime::{self, Backend, RuntimeConfig};
+use rustmq_sys::runtime::{self, Backend, Polling, RuntimeConfig};
 
 const RUNS: usize = 40;
 
@@ -25,7 +25,13 @@ fn a_runtime_leaves_no_thread_and_but_one_descriptor_of_glommios() {
     let pool = BufferPool::new(1 << 20, 64 << 10);
     let run = |number: usize| {
         let backend = Backend::Glommio;
-        let config = RuntimeConfig { backend, core: None, flush_delay: None, ring_entries: 64 };
+        let config = RuntimeConfig {
+            backend,
+            core: None,
+            polling: Polling::Sleep,
+            flush_delay: None,
+            ring_entries: 64,
+        };
         let path = folder.path().join(number.to_string());
         runtime::run(config, Doorbell::new().expect("an eventfd"), async {
             let file = fs::create(path, 8 * ALIGN as u64).await.expect("created");

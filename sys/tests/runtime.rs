@@ -15,12 +15,18 @@ use rustmq_sys::buffer::{ALIGN, BufferPool};
 use rustmq_sys::channel::channel;
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::file::File;
-use rustmq_sys::runtime::{self, Backend, Class, RuntimeConfig, TaskPool, spawn};
+use rustmq_sys::runtime::{self, Backend, Class, Polling, RuntimeConfig, TaskPool, spawn};
 use rustmq_sys::udp::{DatagramMeta, ReceiveBuffers, Transmit, UdpSocket};
 use rustmq_sys::{clock, fs};
 
 fn config(backend: Backend) -> RuntimeConfig {
-    RuntimeConfig { backend, core: None, flush_delay: None, ring_entries: 64 }
+    RuntimeConfig {
+        backend,
+        core: None,
+        polling: Polling::Sleep,
+        flush_delay: None,
+        ring_entries: 64,
+    }
 }
 
 fn backends() -> Vec<Backend> {
@@ -40,12 +46,21 @@ fn backends() -> Vec<Backend> {
     backends
 }
 
-/// Runs the future of `main` under each driver.
+const POLLINGS: [Polling; 3] = [Polling::Sleep, Polling::Adaptive, Polling::Busy];
+
+/// Runs the future of `main` under each driver, sleeping or not when there is nothing to do.
 fn on_each<F: Future<Output = ()>>(main: impl Fn() -> F) {
+    for polling in POLLINGS {
+        on_each_that(polling, &main);
+    }
+}
+
+fn on_each_that<F: Future<Output = ()>>(polling: Polling, main: impl Fn() -> F) {
     for backend in backends() {
-        eprintln!("on {backend}");
+        eprintln!("on {backend}, {polling:?}");
         let doorbell = Doorbell::new().expect("an eventfd");
-        runtime::run(config(backend), doorbell, main()).expect("the runtime starts");
+        let config = RuntimeConfig { polling, ..config(backend) };
+        runtime::run(config, doorbell, main()).expect("the runtime starts");
     }
 }
 
@@ -808,13 +823,55 @@ fn one_socket_serves_one_runtime_after_the_other() {
 
 #[test]
 fn an_idle_runtime_sleeps() {
-    on_each(async || {
-        runtime::yield_now().await;
-        let before = runtime::stats();
-        runtime::sleep(Duration::from_millis(50)).await;
-        let after = runtime::stats();
-        assert!(after.turns - before.turns < 10, "{} turns", after.turns - before.turns);
+    for polling in [Polling::Sleep, Polling::Adaptive] {
+        on_each_that(polling, async || {
+            runtime::yield_now().await;
+            let before = runtime::stats();
+            runtime::sleep(Duration::from_millis(50)).await;
+            let after = runtime::stats();
+            assert!(after.turns - before.turns < 10, "{} turns", after.turns - before.turns);
+            assert_eq!(after.polled, Duration::ZERO);
+        });
+    }
+}
+
+/// What a runtime hears while another thread rings every so often: how long it looked for that.
+fn polled_while_rung(backend: Backend, polling: Polling, pause: Duration) -> Duration {
+    const RINGS: usize = 300;
+    let doorbell = Doorbell::new().expect("an eventfd");
+    let bell = doorbell.bell();
+    let (heard_by, heard) = std::sync::mpsc::sync_channel(1);
+    let ringing = std::thread::spawn(move || {
+        for _ in 0..RINGS {
+            std::thread::sleep(pause);
+            bell.ring();
+            heard.recv().expect("each ring is heard");
+        }
     });
+    let config = RuntimeConfig { polling, ..config(backend) };
+    let polled = runtime::run(config, doorbell, async {
+        for _ in 0..RINGS {
+            runtime::doorbell_rung().await;
+            heard_by.send(()).expect("the other thread listens");
+        }
+        runtime::stats().polled
+    });
+    ringing.join().expect("the other thread ends");
+    polled.expect("the runtime starts")
+}
+
+#[test]
+fn news_are_looked_for_as_the_policy_says() {
+    let (soon, late) = (Duration::from_micros(20), Duration::from_millis(2));
+    for backend in backends() {
+        let polled = |polling, pause| polled_while_rung(backend, polling, pause);
+        assert_eq!(polled(Polling::Sleep, soon), Duration::ZERO);
+        assert!(polled(Polling::Busy, late) > 300 * late / 2);
+        // On a busy host a ring that was to come soon may come late, but not each time.
+        assert!(polled(Polling::Adaptive, soon) > Duration::ZERO, "on {backend}");
+        // Once in a while one comes soon after the last was heard.
+        assert!(polled(Polling::Adaptive, late) < 300 * late / 10, "on {backend}");
+    }
 }
 
 #[test]

@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use rustmq_benches::load::broker;
-use rustmq_benches::load::cases::{Bench, Case};
+use rustmq_benches::load::cases::{Bench, CASES, Case};
 use rustmq_benches::load::drive::Period;
 use rustmq_benches::load::machine::{Cores, Machine};
 use rustmq_benches::load::report::{self, Run};
 use rustmq_benches::load::rounds::{self, Tolerance};
+use rustmq_config::Poll;
 
 /// Latency and throughput of a broker, beside its references
 #[derive(Parser, Debug)]
@@ -44,6 +45,9 @@ struct Args {
     /// Requests per second of the open loop [default: half of those of the closed loop before it]
     #[arg(long)]
     rate: Option<f64>,
+    /// What broker and bare server do when idle: adaptive, sleep or busy
+    #[arg(long, value_enum, default_value_t = PollArg::Sleep)]
+    poll: PollArg,
     /// Sets an option of the broker; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     sets: Vec<String>,
@@ -55,6 +59,26 @@ enum Format {
     Text,
     /// One JSON object
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PollArg {
+    /// Look for news while that pays off
+    Adaptive,
+    /// Sleep at once
+    Sleep,
+    /// Never sleep
+    Busy,
+}
+
+impl From<PollArg> for Poll {
+    fn from(poll: PollArg) -> Self {
+        match poll {
+            PollArg::Adaptive => Poll::Adaptive,
+            PollArg::Sleep => Poll::Sleep,
+            PollArg::Busy => Poll::Busy,
+        }
+    }
 }
 
 /// Time before each measurement, for connections to find their pace.
@@ -73,17 +97,17 @@ fn main() -> Result<()> {
         Some(dir) => dir,
         None => std::env::current_exe()?.parent().context("this program has no folder")?.to_owned(),
     };
-    let wanted = |case: &Case| {
-        args.only.is_empty() || args.only.iter().any(|part| case.name().contains(part))
-    };
-    let cases: Vec<Case> = Case::ALL.into_iter().filter(wanted).collect();
+    let wanted =
+        |case: &Case| args.only.is_empty() || args.only.iter().any(|part| case.name.contains(part));
+    let cases: Vec<Case> = CASES.into_iter().filter(wanted).collect();
     let dir = tempfile::Builder::new().prefix("load-").tempdir_in(&parent)?;
 
     eprintln!("examining the machine");
     let machine = Machine::examine(dir.path())?;
     let cores = Cores::choose();
     eprintln!("starting the brokers and filling the WAL");
-    let mut bench = Bench::start(&binary, dir.path(), cores, &args.sets, args.rate)?;
+    let mut bench =
+        Bench::start(&binary, dir.path(), cores, args.poll.into(), &args.sets, args.rate)?;
     let period = Period { warm_up: WARM_UP, measured: Duration::from_secs_f64(args.seconds) };
     let foreign_max = args.foreign_max / 100.0;
     let tolerance = Tolerance { foreign_max, patience: Duration::from_secs(args.patience) };

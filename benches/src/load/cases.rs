@@ -1,12 +1,13 @@
 //! The questions of a run, one case each.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use quinn::Endpoint;
+use rustmq_config::Poll;
+use rustmq_sys::runtime::{Backend, Polling};
 use tokio::runtime;
 
 use super::broker::Broker;
@@ -15,86 +16,80 @@ use super::machine::Cores;
 use super::meter;
 use super::rounds::{Figure, Sample};
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
-use super::{device, echo, tls};
+use super::{bare, device, echo, floor, tls};
 
-/// What is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Case {
-    /// Device: a durable write of 4 KiB through the shards' runtime.
-    DeviceRing,
-    /// Device: the same by a blocking system call.
-    DeviceBlocking,
-    /// QUIC alone: a request of 1 KiB and its answer.
-    Echo,
-    /// One producer, 1 KiB, one request in flight.
-    ProduceAlone,
-    /// Eight producers, a record of 1 KiB each, one request in flight each.
-    ProduceEight,
-    /// Eight producers, batches of ten records of 1 KiB, one request in flight each.
-    ProduceEightBatches,
-    /// One producer, batches of 64 KiB, eight requests in flight.
-    ProduceLarge,
-    /// Eight producers as above, on a disk whose flush takes a millisecond longer.
-    SlowFlush,
-    /// Eight producers in open loop, at half the rate that they reached in closed loop.
-    OpenLoop,
-}
-
-impl Case {
-    /// All, in the order of a round. The closed loop comes before the open one, which needs its rate.
-    pub const ALL: [Case; 9] = [
-        Case::DeviceRing,
-        Case::DeviceBlocking,
-        Case::Echo,
-        Case::ProduceAlone,
-        Case::ProduceEight,
-        Case::ProduceEightBatches,
-        Case::ProduceLarge,
-        Case::SlowFlush,
-        Case::OpenLoop,
-    ];
-
+/// One question.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Case {
     /// Its name in the report.
-    pub fn name(self) -> &'static str {
-        match self {
-            Case::DeviceRing => "device/ring_4KiB",
-            Case::DeviceBlocking => "device/blocking_4KiB",
-            Case::Echo => "echo/1KiB",
-            Case::ProduceAlone => "produce/1x1KiB",
-            Case::ProduceEight => "produce/8x1KiB",
-            Case::ProduceEightBatches => "produce/8x10x1KiB",
-            Case::ProduceLarge => "produce/1x64KiB_window_8",
-            Case::SlowFlush => "slow_flush/8x1KiB",
-            Case::OpenLoop => "open_loop/8x1KiB",
-        }
-    }
-
-    /// Who sends what.
-    fn shape(self) -> Shape {
-        let shape = |producers, records, value_bytes, window| Shape {
-            producers,
-            records,
-            value_bytes,
-            window,
-        };
-        match self {
-            Case::DeviceRing | Case::DeviceBlocking => shape(1, 1, device::WRITE_BYTES, 1),
-            Case::Echo | Case::ProduceAlone => shape(1, 1, 1 << 10, 1),
-            Case::ProduceEight | Case::SlowFlush | Case::OpenLoop => shape(8, 1, 1 << 10, 1),
-            Case::ProduceEightBatches => shape(8, 10, 1 << 10, 1),
-            Case::ProduceLarge => shape(1, 1, 64 << 10, 8),
-        }
-    }
+    pub name: &'static str,
+    kind: Kind,
+    pub(super) shape: Shape,
 }
 
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
+/// Whom it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The device: durable writes, one after another, through the shards' runtime.
+    Ring,
+    /// The device: the same by a blocking system call.
+    Blocking,
+    /// QUIC alone, on what the shards run on.
+    Bare,
+    /// QUIC alone, as most services are built: quinn on tokio.
+    Quinn,
+    /// Datagrams without QUIC, durable and answered.
+    Floor,
+    /// The broker, in closed loop.
+    Produce,
+    /// A broker whose flush takes a millisecond longer.
+    Slow,
+    /// The broker in open loop, at half the rate that [`CLOSED`] reached.
+    Open,
+}
+
+/// The case whose rate the open loop halves.
+const CLOSED: &str = "produce/8x1KiB";
+
+/// All, in the order of a round. References stand beside what is held against them.
+pub const CASES: [Case; 27] = [
+    case("device/ring_4KiB", Kind::Ring, shape(1, 1, 4096, 1)),
+    case("device/blocking_4KiB", Kind::Blocking, shape(1, 1, 4096, 1)),
+    case("bare/1x1KiB", Kind::Bare, shape(1, 1, KIB, 1)),
+    case("quinn/1x1KiB", Kind::Quinn, shape(1, 1, KIB, 1)),
+    case("floor/1x1KiB", Kind::Floor, shape(1, 1, KIB, 1)),
+    case("produce/1x1KiB", Kind::Produce, shape(1, 1, KIB, 1)),
+    case("bare/8x1KiB", Kind::Bare, shape(8, 1, KIB, 1)),
+    case(CLOSED, Kind::Produce, shape(8, 1, KIB, 1)),
+    case("slow_flush/8x1KiB", Kind::Slow, shape(8, 1, KIB, 1)),
+    case("open_loop/8x1KiB", Kind::Open, shape(8, 1, KIB, 1)),
+    case("device/ring_88KiB", Kind::Ring, shape(1, 1, 88 * KIB, 1)),
+    case("device/blocking_88KiB", Kind::Blocking, shape(1, 1, 88 * KIB, 1)),
+    case("bare/8x10x1KiB", Kind::Bare, shape(8, 10, KIB, 1)),
+    case("produce/8x10x1KiB", Kind::Produce, shape(8, 10, KIB, 1)),
+    case("device/ring_1MiB", Kind::Ring, shape(1, 1, 1024 * KIB, 1)),
+    case("device/blocking_1MiB", Kind::Blocking, shape(1, 1, 1024 * KIB, 1)),
+    case("bare/2x64KiB_window_8", Kind::Bare, shape(2, 1, 64 * KIB, 8)),
+    case("quinn/2x64KiB_window_8", Kind::Quinn, shape(2, 1, 64 * KIB, 8)),
+    case("produce/2x64KiB_window_8", Kind::Produce, shape(2, 1, 64 * KIB, 8)),
+    case("bare/2x1MiB_window_2", Kind::Bare, shape(2, 1, 1024 * KIB, 2)),
+    case("produce/2x1MiB_window_2", Kind::Produce, shape(2, 1, 1024 * KIB, 2)),
+    case("bare/1x1KiB_window_256", Kind::Bare, shape(1, 1, KIB, 256)),
+    case("quinn/1x1KiB_window_256", Kind::Quinn, shape(1, 1, KIB, 256)),
+    case("floor/1x1KiB_window_256", Kind::Floor, shape(1, 1, KIB, 256)),
+    case("produce/1x1KiB_window_256", Kind::Produce, shape(1, 1, KIB, 256)),
+    case("produce/1x64KiB_window_8", Kind::Produce, shape(1, 1, 64 * KIB, 8)),
+    case("bare/1x64KiB_window_8", Kind::Bare, shape(1, 1, 64 * KIB, 8)),
+];
+
+const KIB: usize = 1024;
+
+const fn case(name: &'static str, kind: Kind, shape: Shape) -> Case {
+    Case { name, kind, shape }
 }
 
 /// Producers, and what each of them sends.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) producers: usize,
     pub(super) records: usize,
@@ -102,12 +97,22 @@ pub(super) struct Shape {
     pub(super) window: usize,
 }
 
+const fn shape(producers: usize, records: usize, value_bytes: usize, window: usize) -> Shape {
+    Shape { producers, records, value_bytes, window }
+}
+
+/// Batches that an idempotent producer may have in flight; who wants more is none.
+const IDEMPOTENT_WINDOW: usize = 8;
+
 /// Everything that the cases need, running.
 #[derive(Debug)]
 pub struct Bench {
     cores: Cores,
     device: PathBuf,
-    echo: SocketAddr,
+    bare: SocketAddr,
+    quinn: SocketAddr,
+    floor: SocketAddr,
+    polling: Polling,
     broker: Broker,
     slow_broker: Broker,
     targets: Vec<Target>,
@@ -131,30 +136,45 @@ const SLOW_SETS: [&str; 2] = ["test.enabled=true", "test.flush_delay_us=1000"];
 const FILL_BYTES: u64 = 1280 << 20;
 
 impl Bench {
-    /// Starts the brokers and the echo server and brings the WAL to where it recycles.
-    /// `rate` is that of the open loop; without it the open loop takes half of the closed loop's.
+    /// Starts the brokers and the echo servers and brings the WAL to where it recycles. `rate` is that
+    /// of the open loop; without it the open loop takes half of the closed loop's.
     pub fn start(
         binary: &Path,
         dir: &Path,
         cores: Cores,
+        poll: Poll,
         sets: &[String],
         rate: Option<f64>,
     ) -> Result<Bench> {
         let device = dir.join("device");
         device::prepare(&device)?;
+        let poll_set = format!("runtime.poll={}", poll.word());
         let mut all: Vec<&str> = WAL_SETS.to_vec();
+        all.push(&poll_set);
         all.extend(sets.iter().map(String::as_str));
         let broker = Broker::start(binary, &dir.join("broker"), &all)?;
         all.extend(SLOW_SETS);
         let slow_broker = Broker::start(binary, &dir.join("slow_broker"), &all)?;
-        let echo = echo::start(&broker.certs(), cores.server)?;
+        let polling = match poll {
+            Poll::Adaptive => Polling::Adaptive,
+            Poll::Sleep => Polling::Sleep,
+            Poll::Busy => Polling::Busy,
+        };
+        let bare = bare::start(&broker.certs(), Backend::Uring, cores.server, polling)?;
+        let quinn = echo::start(&broker.certs(), cores.server)?;
+        let floor_file = dir.join("floor");
+        device::prepare(&floor_file)?;
+        let floor = floor::start(&floor_file, cores.server, polling)?;
         let targets = create_topic(&broker, cores)?;
         let slow_targets = create_topic(&slow_broker, cores)?;
         let closed_loop_rate = None;
         let bench = Bench {
             cores,
             device,
-            echo,
+            bare,
+            quinn,
+            floor,
+            polling,
             broker,
             slow_broker,
             targets,
@@ -173,33 +193,32 @@ impl Bench {
 
     /// Runs one case once.
     pub fn run(&mut self, case: Case, period: Period) -> Result<Sample> {
-        let shape = case.shape();
-        match case {
-            Case::DeviceRing => {
-                let tally = device::ring(&self.device, self.cores.server, period.measured)?;
+        let Case { kind, shape, .. } = case;
+        match kind {
+            Kind::Ring => {
+                let (core, bytes) = (self.cores.server, shape.value_bytes);
+                let tally = device::ring(&self.device, core, self.polling, bytes, period.measured)?;
                 Ok(sample(&tally, shape))
             }
-            Case::DeviceBlocking => {
-                let tally = device::blocking(&self.device, self.cores.server, period.measured)?;
+            Kind::Blocking => {
+                let (core, bytes) = (self.cores.server, shape.value_bytes);
+                let tally = device::blocking(&self.device, core, bytes, period.measured)?;
                 Ok(sample(&tally, shape))
             }
-            Case::Echo => {
-                let targets = [Target::echo(self.echo)];
-                let tally = on_client(self.cores, || {
-                    let certs = self.broker.certs();
-                    let (targets, window) = (&targets, shape.window);
-                    async move {
-                        let producers = producers(&certs, targets, shape, false).await?;
-                        drive::closed_loop(producers, window, period).await
-                    }
-                })?;
+            Kind::Bare => self.echo(self.bare, shape, period),
+            Kind::Quinn => self.echo(self.quinn, shape, period),
+            Kind::Floor => {
+                let tally = floor::drive(self.floor, self.cores.client, shape.window, period)?;
                 Ok(sample(&tally, shape))
             }
-            Case::SlowFlush => self.produce(&self.slow_broker, &self.slow_targets, case, period),
-            Case::OpenLoop => self.produce(&self.broker, &self.targets, case, period),
-            _ => {
-                let sample = self.produce(&self.broker, &self.targets, case, period)?;
-                if case == Case::ProduceEight {
+            Kind::Slow => self.produce(&self.slow_broker, &self.slow_targets, shape, None, period),
+            Kind::Open => {
+                let rate = Some(self.open_loop_rate()?);
+                self.produce(&self.broker, &self.targets, shape, rate, period)
+            }
+            Kind::Produce => {
+                let sample = self.produce(&self.broker, &self.targets, shape, None, period)?;
+                if case.name == CLOSED {
                     self.closed_loop_rate = sample.get(Figure::RequestsPerS);
                 }
                 Ok(sample)
@@ -207,18 +226,27 @@ impl Bench {
         }
     }
 
+    fn echo(&self, address: SocketAddr, shape: Shape, period: Period) -> Result<Sample> {
+        let targets = vec![Target::echo(address); shape.producers];
+        let tally = on_client(self.cores, || {
+            let certs = self.broker.certs();
+            let targets = &targets;
+            async move {
+                let producers = producers(&certs, targets, shape, false).await?;
+                drive::closed_loop(producers, shape.window, period).await
+            }
+        })?;
+        Ok(sample(&tally, shape))
+    }
+
     fn produce(
         &self,
         broker: &Broker,
         targets: &[Target],
-        case: Case,
+        shape: Shape,
+        rate: Option<f64>,
         period: Period,
     ) -> Result<Sample> {
-        let shape = case.shape();
-        let rate = match case {
-            Case::OpenLoop => Some(self.open_loop_rate()?),
-            _ => None,
-        };
         let flushed = "rustmq_wal_flushed_blocks_total";
         let before = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
         let core = self.cores.client;
@@ -245,9 +273,9 @@ impl Bench {
 
     fn open_loop_rate(&self) -> Result<f64> {
         let half = self.closed_loop_rate.map(|rate| rate / 2.0);
-        self.rate.or(half).with_context(|| {
-            format!("{} needs --rate, or {} before it", Case::OpenLoop, Case::ProduceEight)
-        })
+        self.rate
+            .or(half)
+            .with_context(|| format!("the open loop needs --rate, or {CLOSED} before it"))
     }
 }
 
@@ -314,7 +342,10 @@ async fn producers(
         let (link, stamp) = match broker {
             true => {
                 let mut link = Link::to_broker(&connection).await?;
-                let stamp = link.init_producer().await?;
+                let stamp = match shape.window <= IDEMPOTENT_WINDOW {
+                    true => link.init_producer().await?,
+                    false => NO_BROKER,
+                };
                 (link, stamp)
             }
             false => (Link::open(&connection).await?, NO_BROKER),

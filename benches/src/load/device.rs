@@ -1,4 +1,4 @@
-//! The disk by itself: durable writes of 4 KiB, one after another, to a file written before.
+//! The disk by itself: durable writes, one after another, to a file written before.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -8,16 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use rustmq_sys::buffer::{BufferPool, Slice};
 use rustmq_sys::doorbell::Doorbell;
-use rustmq_sys::runtime::{self, Backend, RuntimeConfig};
+use rustmq_sys::runtime::{self, Backend, Polling, RuntimeConfig};
 use rustmq_sys::{cpu, fs};
 
 use super::drive::Tally;
 
 /// Size of the file that is written over and over: one segment of a WAL.
-const FILE_BYTES: u64 = 64 << 20;
-
-/// Size of a write: the smallest block of a WAL.
-pub const WRITE_BYTES: usize = 4096;
+pub(super) const FILE_BYTES: u64 = 64 << 20;
 
 /// Bytes of each write that fills the file.
 const FILL_BYTES: usize = 1 << 20;
@@ -39,9 +36,9 @@ pub fn prepare(path: &Path) -> Result<()> {
 
 /// Blocking system calls that return when the bytes are durable (`O_DSYNC`, the same to the kernel
 /// as `pwritev2` with `RWF_DSYNC`).
-pub fn blocking(path: &Path, core: Option<usize>, time: Duration) -> Result<Tally> {
+pub fn blocking(path: &Path, core: Option<usize>, bytes: usize, time: Duration) -> Result<Tally> {
     on_core(core, || {
-        let block = block()?;
+        let block = block(bytes)?;
         let mut options = OpenOptions::new();
         let file = options.write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(path)?;
         let mut tally = Tally::new();
@@ -50,7 +47,7 @@ pub fn blocking(path: &Path, core: Option<usize>, time: Duration) -> Result<Tall
             let sent = Instant::now();
             file.write_all_at(&block, position)?;
             tally.record(sent.elapsed());
-            position = (position + WRITE_BYTES as u64) % FILE_BYTES;
+            position = following(position, bytes);
         }
         tally.elapsed = start.elapsed();
         Ok(tally)
@@ -58,13 +55,24 @@ pub fn blocking(path: &Path, core: Option<usize>, time: Duration) -> Result<Tall
 }
 
 /// The same through the runtime that the shards run on: a write linked to a flush.
-pub fn ring(path: &Path, core: Option<usize>, time: Duration) -> Result<Tally> {
+pub fn ring(
+    path: &Path,
+    core: Option<usize>,
+    polling: Polling,
+    bytes: usize,
+    time: Duration,
+) -> Result<Tally> {
     on_core(core, || {
-        let config =
-            RuntimeConfig { backend: Backend::Uring, core, flush_delay: None, ring_entries: 256 };
+        let config = RuntimeConfig {
+            backend: Backend::Uring,
+            core,
+            polling,
+            flush_delay: None,
+            ring_entries: 256,
+        };
         let path = path.to_owned();
         runtime::run(config, Doorbell::new()?, async move {
-            let block = block()?;
+            let block = block(bytes)?;
             let file = fs::open(path).await?;
             let mut tally = Tally::new();
             let (start, mut position) = (Instant::now(), 0);
@@ -72,7 +80,7 @@ pub fn ring(path: &Path, core: Option<usize>, time: Duration) -> Result<Tally> {
                 let sent = Instant::now();
                 file.write_durable(block.clone(), position).await?;
                 tally.record(sent.elapsed());
-                position = (position + WRITE_BYTES as u64) % FILE_BYTES;
+                position = following(position, bytes);
             }
             tally.elapsed = start.elapsed();
             Ok(tally)
@@ -81,9 +89,17 @@ pub fn ring(path: &Path, core: Option<usize>, time: Duration) -> Result<Tally> {
     })
 }
 
-fn block() -> Result<Slice> {
-    let pool = BufferPool::new(WRITE_BYTES, WRITE_BYTES);
-    let mut buffer = pool.try_get(WRITE_BYTES).context("no memory for a block")?;
+/// Where the next write goes, so that it ends before the file does.
+fn following(position: u64, bytes: usize) -> u64 {
+    match position + 2 * bytes as u64 <= FILE_BYTES {
+        true => position + bytes as u64,
+        false => 0,
+    }
+}
+
+fn block(bytes: usize) -> Result<Slice> {
+    let pool = BufferPool::new(bytes, bytes);
+    let mut buffer = pool.try_get(bytes).context("no memory for a block")?;
     buffer.fill(0x5a);
     Ok(buffer.freeze())
 }

@@ -11,9 +11,9 @@
 //! ```
 //!
 //! In reading order: [`machine`] says where this runs, [`meter`] who used the processors,
-//! [`device`] and [`echo`] are the references, [`broker`] is the executable as a child process,
+//! [`device`], [`bare`], [`echo`] and [`floor`] are the references, [`broker`] is the executable as a child process,
 //! [`tls`] and [`wire`] are the client, [`drive`] sends in closed and open loop, [`cases`] are the
-//! questions, [`rounds`] asks them in turn, and [`report`] prints the answers. [`runtimes`] asks two of
+//! questions, [`rounds`] asks them in turn, [`goals`] hold them against one another, and [`report`] prints the answers. [`runtimes`] asks two of
 //! them of brokers on different runtimes.
 
 pub mod machine;
@@ -23,6 +23,10 @@ pub mod meter;
 pub mod device;
 
 pub mod echo;
+
+pub mod bare;
+
+pub mod floor;
 
 pub mod broker;
 
@@ -35,6 +39,8 @@ pub mod drive;
 pub mod cases;
 
 pub mod rounds;
+
+pub mod goals;
 
 pub mod report;
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value, json};
 
 use super::cases::Case;
+use super::goals::{self, Goal};
 use super::machine::{Cores, Machine};
 use super::rounds::{Figure, Results, Series, Spread};
 
@@ -19,8 +20,7 @@ const COLUMNS: [Figure; 6] = [
 ];
 
 /// What only some cases have.
-const NOTES: [Figure; 4] =
-    [Figure::RatioToFloor, Figure::BatchesPerFlush, Figure::BrokerCpuUs, Figure::LateP99Us];
+const NOTES: [Figure; 3] = [Figure::BatchesPerFlush, Figure::BrokerCpuUs, Figure::LateP99Us];
 
 /// How a run was made.
 #[derive(Debug, Clone)]
@@ -56,26 +56,41 @@ pub fn text(run: &Run, results: &Results) -> String {
         run.foreign_max * 100.0
     );
     let mut rows = vec![header()];
-    rows.extend(results.iter().map(|(case, series)| row(*case, series)));
+    rows.extend(results.0.iter().map(|(case, series)| row(*case, series)));
     table(&mut out, &rows);
     let _ = writeln!(out);
-    for (case, series) in results {
+    for (case, series) in &results.0 {
         let notes: Vec<String> = NOTES
             .iter()
             .filter_map(|figure| Some((figure, series.spread(*figure)?)))
             .map(|(figure, spread)| format!("{} {}", figure.name(), spread_text(&spread)))
             .collect();
         if !notes.is_empty() {
-            let _ = writeln!(out, "{}: {}", case.name(), notes.join("; "));
+            let _ = writeln!(out, "{}: {}", case.name, notes.join("; "));
         }
     }
+    let _ = writeln!(out);
+    let mut rows = vec![GOAL_COLUMNS.map(str::to_owned).to_vec()];
+    rows.extend(goals::GOALS.iter().filter_map(|goal| goal_row(goal, results)));
+    table(&mut out, &rows);
     out
+}
+
+const GOAL_COLUMNS: [&str; 5] = ["#", "what", "held against", "goal", "measured"];
+
+/// A goal over all rounds that have what it needs.
+fn goal_row(goal: &Goal, results: &Results) -> Option<Vec<String>> {
+    let ratio = goal.ratio(results)?;
+    let verdict = if goal.is_reached(ratio.median) { "reached" } else { "gap" };
+    let cells = [goal.number, goal.what, goal.reference].map(str::to_owned);
+    let measured = format!("{} {verdict}", spread_text(&ratio));
+    Some([cells.as_slice(), &[goal.bound.to_string(), measured]].concat())
 }
 
 /// The same for programs: every figure of every case as median, min and max.
 pub fn json(run: &Run, results: &Results) -> Value {
     let mut cases = Map::new();
-    for (case, series) in results {
+    for (case, series) in &results.0 {
         let mut figures = Map::new();
         for figure in COLUMNS.iter().chain(&NOTES).chain(&[Figure::RequestsPerS]) {
             if let Some(spread) = series.spread(*figure) {
@@ -88,9 +103,24 @@ pub fn json(run: &Run, results: &Results) -> Value {
             "thrown_away": series.thrown_away,
             "figures": figures,
         });
-        cases.insert(case.name().to_owned(), value);
+        cases.insert(case.name.to_owned(), value);
     }
+    let goals: Vec<Value> = goals::GOALS
+        .iter()
+        .filter_map(|goal| Some((goal, goal.ratio(results)?)))
+        .map(|(goal, Spread { median, min, max })| {
+            json!({
+                "number": goal.number,
+                "what": goal.what,
+                "reference": goal.reference,
+                "goal": goal.bound.to_string(),
+                "ratio": {"median": median, "min": min, "max": max},
+                "reached": goal.is_reached(median),
+            })
+        })
+        .collect();
     json!({
+        "goals": goals,
         "machine": run.machine.json(),
         "cores": {"client": run.cores.client, "shard": run.cores.server},
         "rounds": run.rounds,
@@ -108,7 +138,7 @@ fn header() -> Vec<String> {
 }
 
 fn row(case: Case, series: &Series) -> Vec<String> {
-    let mut row = vec![case.name().to_owned()];
+    let mut row = vec![case.name.to_owned()];
     row.extend(COLUMNS.iter().map(|figure| {
         series.spread(*figure).map_or_else(|| "-".to_owned(), |spread| spread_text(&spread))
     }));

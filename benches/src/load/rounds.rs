@@ -48,8 +48,6 @@ pub enum Figure {
     BrokerCpuUs,
     /// Open loop: requests were handed to QUIC at most so late, but for 1 %.
     LateP99Us,
-    /// The p50 beside that of the disk and QUIC together, which a produce has to wait for.
-    RatioToFloor,
 }
 
 impl Figure {
@@ -66,7 +64,6 @@ impl Figure {
             Figure::BatchesPerFlush => "batches/flush",
             Figure::BrokerCpuUs => "broker cpu us",
             Figure::LateP99Us => "late p99 us",
-            Figure::RatioToFloor => "/ (disk + echo)",
         }
     }
 }
@@ -118,7 +115,7 @@ impl Spread {
 #[derive(Debug, Clone, Default)]
 pub struct Series {
     /// By round; none where every attempt was disturbed.
-    samples: Vec<Option<Sample>>,
+    pub(super) samples: Vec<Option<Sample>>,
     /// Attempts thrown away.
     pub thrown_away: u32,
 }
@@ -135,8 +132,22 @@ impl Series {
     }
 }
 
-/// All cases over all rounds.
-pub type Results = BTreeMap<Case, Series>;
+/// All cases over all rounds, in the order in which they were asked.
+#[derive(Debug, Clone, Default)]
+pub struct Results(pub Vec<(Case, Series)>);
+
+impl Results {
+    /// What a case came to in a round.
+    pub fn get(&self, case: &str, round: usize, figure: Figure) -> Option<f64> {
+        let (_, series) = self.0.iter().find(|(of, _)| of.name == case)?;
+        series.samples.get(round)?.as_ref()?.get(figure)
+    }
+
+    /// How many rounds there were.
+    pub fn rounds(&self) -> usize {
+        self.0.iter().map(|(_, series)| series.samples.len()).max().unwrap_or(0)
+    }
+}
 
 /// Asks every case in every round. `tell` hears how far it is.
 pub fn run(
@@ -147,11 +158,10 @@ pub fn run(
     tolerance: Tolerance,
     mut tell: impl FnMut(&str),
 ) -> Result<Results> {
-    let mut results = Results::new();
+    let mut results = Results(cases.iter().map(|case| (*case, Series::default())).collect());
     for round in 1..=rounds {
-        for case in cases {
-            tell(&format!("round {round} of {rounds}: {}", case.name()));
-            let series = results.entry(*case).or_default();
+        for (case, series) in &mut results.0 {
+            tell(&format!("round {round} of {rounds}: {}", case.name));
             let mut kept = None;
             for _ in 0..TRIES_MAX {
                 let meter = Meter::start(&bench.processes())?;
@@ -166,7 +176,6 @@ pub fn run(
             series.samples.push(kept);
         }
     }
-    relate(&mut results);
     Ok(results)
 }
 
@@ -182,24 +191,6 @@ fn wait_until_quiet(bench: &Bench, tolerance: Tolerance) -> Result<()> {
     Ok(())
 }
 
-/// Holds the produce of one against what it has to wait for, round by round: the host drifts.
-fn relate(results: &mut Results) {
-    let p50 = |results: &Results, case, round: usize| {
-        results.get(&case)?.samples.get(round)?.as_ref()?.get(Figure::P50Us)
-    };
-    let rounds = results.get(&Case::ProduceAlone).map_or(0, |series| series.samples.len());
-    for round in 0..rounds {
-        let disk = p50(results, Case::DeviceRing, round);
-        let echo = p50(results, Case::Echo, round);
-        let produce = p50(results, Case::ProduceAlone, round);
-        let (Some(disk), Some(echo), Some(produce)) = (disk, echo, produce) else { continue };
-        let series = results.get_mut(&Case::ProduceAlone);
-        if let Some(Some(sample)) = series.and_then(|series| series.samples.get_mut(round)) {
-            sample.set(Figure::RatioToFloor, produce / (disk + echo));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,23 +201,5 @@ mod tests {
         assert_eq!((spread.median, spread.min, spread.max), (2.0, 1.0, 3.0));
         assert_eq!(Spread::of(vec![4.0, 1.0]).unwrap().median, 2.5);
         assert_eq!(Spread::of(Vec::new()), None);
-    }
-
-    #[test]
-    fn the_ratio_is_taken_within_a_round_and_left_out_where_one_is_missing() {
-        let sample = |p50| {
-            let mut sample = Sample::default();
-            sample.set(Figure::P50Us, p50);
-            Some(sample)
-        };
-        let series = |samples| Series { samples, thrown_away: 0 };
-        let mut results = Results::from([
-            (Case::DeviceRing, series(vec![sample(100.0), None])),
-            (Case::Echo, series(vec![sample(50.0), sample(50.0)])),
-            (Case::ProduceAlone, series(vec![sample(300.0), sample(300.0)])),
-        ]);
-        relate(&mut results);
-        let ratio = results[&Case::ProduceAlone].spread(Figure::RatioToFloor).unwrap();
-        assert_eq!((ratio.median, ratio.min, ratio.max), (2.0, 2.0, 2.0));
     }
 }

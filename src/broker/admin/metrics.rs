@@ -137,8 +137,10 @@ series! {
         shard => shard.runtime.operations as f64;
     "rustmq_runtime_flushes_total" "counter" "Flushes asked of the device.",
         shard => shard.runtime.flushes as f64;
-    "rustmq_runtime_busy_seconds_total" "counter" "Time not spent asleep.",
+    "rustmq_runtime_busy_seconds_total" "counter" "Time spent at work.",
         shard => shard.runtime.busy.as_secs_f64();
+    "rustmq_runtime_polled_seconds_total" "counter" "Time spent looking for work instead of sleeping.",
+        shard => shard.runtime.polled.as_secs_f64();
     "rustmq_runtime_seconds_total" "counter" "Time since the shard started.",
         shard => shard.runtime.running.as_secs_f64();
 }

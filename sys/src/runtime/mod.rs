@@ -9,6 +9,7 @@
 //! | `reactor` | the loop |
 //! | `tasks`, `pool` | slots, wakers, classes; tasks whose memory is used again |
 //! | `timers` | deadlines |
+//! | `parking` | how long to look for news before sleeping |
 //! | `operations` | transfers in flight and the buffers they own |
 //! | `sources` | readiness of sockets |
 //! | `driver` | what a driver is; `uring`, `epoll`, `glommio` are the three |
@@ -20,6 +21,7 @@ mod file_thread;
 #[cfg(feature = "glommio")]
 mod glommio;
 mod operations;
+mod parking;
 mod pool;
 mod reactor;
 mod sources;
@@ -38,6 +40,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
+pub use parking::Polling;
 pub use pool::TaskPool;
 pub use tasks::Class;
 pub use uring::probe_uring;
@@ -92,6 +95,8 @@ pub struct RuntimeConfig {
     pub backend: Backend,
     /// The core to pin the calling thread to. None: it stays where it is.
     pub core: Option<usize>,
+    /// What the thread does when it has nothing to do.
+    pub polling: Polling,
     /// For tests: every flush takes at least this much longer.
     pub flush_delay: Option<Duration>,
     /// Submissions that fit into the ring between two turns; more cost a system call each. A power
@@ -111,14 +116,16 @@ pub struct Stats {
     pub operations: u64,
     /// Flushes asked for: durable writes, and flushes by themselves.
     pub flushes: u64,
-    /// Time not spent asleep.
+    /// Time spent at work: neither asleep nor looking for news.
     pub busy: Duration,
+    /// Time spent looking for news before sleeping, or instead of it.
+    pub polled: Duration,
     /// Time since the start.
     pub running: Duration,
 }
 
 impl Stats {
-    /// The part of the time not spent asleep, from 0 to 1.
+    /// The part of the time spent at work, from 0 to 1.
     pub fn busy_fraction(&self) -> f64 {
         if self.running.is_zero() {
             return 0.0;
@@ -160,7 +167,7 @@ pub fn run<T>(
         }
     };
     clock::begin();
-    let reactor = Rc::new(Reactor::new(next_id(), driver, doorbell, config.flush_delay));
+    let reactor = Rc::new(Reactor::new(next_id(), driver, doorbell, &config));
     let entered = Entered::new(reactor);
     // Declared after the guard: dropped before it, while its operations can still be cancelled.
     let main = pin!(main);
@@ -175,7 +182,10 @@ fn next_id() -> u64 {
 /// Runtimes whose turns somebody else orders, several on one thread.
 #[cfg(feature = "sim")]
 pub(crate) mod hosted {
-    use super::{CURRENT, Doorbell, Driver, Rc, Reactor, clock, next_id, try_with_reactor};
+    use super::{
+        Backend, CURRENT, Doorbell, Driver, Polling, Rc, Reactor, RuntimeConfig, clock, next_id,
+        try_with_reactor,
+    };
 
     /// A runtime that runs while [`within`] it.
     pub(crate) fn reactor(
@@ -184,7 +194,14 @@ pub(crate) mod hosted {
     ) -> Rc<Reactor> {
         let id = next_id();
         let driver = driver(id);
-        Rc::new(Reactor::new(id, driver, doorbell, None))
+        let config = RuntimeConfig {
+            backend: Backend::Epoll,
+            core: None,
+            polling: Polling::Sleep,
+            flush_delay: None,
+            ring_entries: 0,
+        };
+        Rc::new(Reactor::new(id, driver, doorbell, &config))
     }
 
     /// Makes a runtime the one of this thread for the length of a call.

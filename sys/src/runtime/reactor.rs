@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   turn:  run ready tasks, by class, at most a slice
-//!          fire timers -> look at the doorbell -> hand I/O to the kernel, sleeping if nothing is ready
+//!          fire timers -> look at the doorbell -> hand I/O to the kernel; if nothing is ready, look
+//!                                                 for news for a while, then sleep
 //!          deliver the news: it makes tasks ready
 //! ```
 
@@ -15,12 +16,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::Stats;
 use super::driver::{Call, Driver, Event, Token, Wait};
 use super::operations::{Finished, Next, Operation, Operations};
+use super::parking::Parking;
 use super::sources::Sources;
 use super::tasks::{Class, MAIN, Scheduler};
 use super::timers::{TimerId, Timers};
+use super::{RuntimeConfig, Stats};
 use crate::clock;
 use crate::doorbell::Doorbell;
 
@@ -43,6 +45,7 @@ pub(crate) struct Reactor {
     rung_waiter: RefCell<Option<Waker>>,
     slice_end: Cell<Instant>,
     flush_delay: Option<Duration>,
+    parking: RefCell<Parking>,
     ending: Cell<bool>,
     news: RefCell<Vec<Event>>,
     started: Instant,
@@ -54,7 +57,7 @@ impl Reactor {
         id: u64,
         driver: Box<dyn Driver>,
         doorbell: Doorbell,
-        flush_delay: Option<Duration>,
+        config: &RuntimeConfig,
     ) -> Self {
         let started = clock::now();
         Self {
@@ -68,7 +71,8 @@ impl Reactor {
             rung: Cell::new(false),
             rung_waiter: RefCell::default(),
             slice_end: Cell::new(started),
-            flush_delay,
+            flush_delay: config.flush_delay,
+            parking: RefCell::new(Parking::new(config.polling)),
             ending: Cell::new(false),
             news: RefCell::default(),
             started,
@@ -107,12 +111,62 @@ impl Reactor {
         }
         self.fire_timers(clock::refresh());
         self.answer_doorbell();
-        let wait = if may_sleep { self.wait() } else { Wait::No };
-        let busy_until = if wait == Wait::No { None } else { Some(clock::refresh()) };
-        let polled = self.poll_driver(wait);
+        let worked_until = self.take_news(may_sleep)?;
         let now = clock::refresh();
-        self.count_turn(busy_until.unwrap_or(now).saturating_duration_since(start));
-        polled.map(|()| None)
+        self.count_turn(worked_until.unwrap_or(now).saturating_duration_since(start));
+        Ok(None)
+    }
+
+    /// Hands I/O to the kernel and takes the news; if there are none and nothing else is to do, looks
+    /// for some or sleeps. Gives the moment from which on there was nothing to do.
+    fn take_news(&self, may_sleep: bool) -> io::Result<Option<Instant>> {
+        if !may_sleep || self.has_news() {
+            self.poll_driver(Wait::No)?;
+            return Ok(None);
+        }
+        let worked_until = clock::refresh();
+        let window = self.parking.borrow().window();
+        if !window.is_zero() && self.look_for_news(worked_until, window)? {
+            return Ok(Some(worked_until));
+        }
+        let wait = self.wait();
+        let asleep_since = clock::read();
+        self.poll_driver(wait)?;
+        if wait == Wait::No {
+            return Ok(None);
+        }
+        let slept = clock::refresh().saturating_duration_since(asleep_since);
+        if self.scheduler.is_any_ready() || self.doorbell.is_pending() {
+            self.parking.borrow_mut().woken_after(slept);
+        }
+        Ok(Some(worked_until))
+    }
+
+    /// Looks until there is something to do; false when the window is over.
+    fn look_for_news(&self, begun: Instant, window: Duration) -> io::Result<bool> {
+        let end = begun.checked_add(window);
+        let (found, now) = loop {
+            self.poll_driver(Wait::No)?;
+            let now = clock::refresh();
+            if self.has_news() {
+                break (true, now);
+            }
+            if end.is_some_and(|end| end <= now) {
+                break (false, now);
+            }
+            std::hint::spin_loop();
+        };
+        let mut stats = self.stats.get();
+        stats.polled += now.saturating_duration_since(begun);
+        self.stats.set(stats);
+        Ok(found)
+    }
+
+    /// Is there a task to run, a timer due, or a ring not answered?
+    pub(crate) fn has_news(&self) -> bool {
+        self.scheduler.is_any_ready()
+            || self.doorbell.is_pending()
+            || self.timers.borrow().next().is_some_and(|at| at <= clock::read())
     }
 
     /// Drops all tasks and waits for the kernel to be done with every buffer.
@@ -132,14 +186,6 @@ impl Reactor {
 
     pub(crate) fn id(&self) -> u64 {
         self.id
-    }
-
-    /// Is there a task to run, a timer due, or a ring not answered?
-    #[cfg(feature = "sim")]
-    pub(crate) fn has_work(&self) -> bool {
-        self.scheduler.is_any_ready()
-            || self.doorbell.is_pending()
-            || self.next_timer().is_some_and(|at| at <= clock::read())
     }
 
     /// The earliest moment anyone sleeps until.

@@ -396,7 +396,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::runtime::Backend;
+    use crate::runtime::{Backend, Polling};
 
     #[test]
     fn a_ring_before_the_wait_that_is_posted_already_ends_it() {
@@ -407,7 +407,13 @@ mod tests {
         }
         let doorbell = Doorbell::new().expect("an eventfd");
         let (backend, core) = (Backend::Uring, None);
-        let config = RuntimeConfig { backend, core, flush_delay: None, ring_entries: 8 };
+        let config = RuntimeConfig {
+            backend,
+            core,
+            polling: Polling::Sleep,
+            flush_delay: None,
+            ring_entries: 8,
+        };
         let mut driver = Uring::new(&config, &doorbell).expect("a ring");
         let mut news = Vec::new();
         driver.poll(Wait::No, &mut news).expect("the doorbell is watched");

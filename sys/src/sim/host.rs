@@ -33,7 +33,7 @@ impl<T> Host<T> {
 
     /// Would a turn do anything now?
     pub fn wants_turn(&self) -> bool {
-        self.main.is_some() && (self.reactor.has_work() || self.world.has_news(self.reactor.id()))
+        self.main.is_some() && (self.reactor.has_news() || self.world.has_news(self.reactor.id()))
     }
 
     /// When it wants to be woken at the latest, in nanoseconds of its world.

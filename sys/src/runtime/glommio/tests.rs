@@ -10,14 +10,20 @@ use std::thread;
 
 use super::*;
 use crate::buffer::{ALIGN, BufferPool};
-use crate::runtime::Backend;
+use crate::runtime::{Backend, Polling};
 
 /// Preempt timers that have often run out before the first task, on a host that is quick, slow, or
 /// busy with other things. Where one always has, no task runs at all, and the next is tried.
 const PREEMPT_US: [u64; 5] = [50, 100, 200, 500, 1000];
 
 fn config() -> RuntimeConfig {
-    RuntimeConfig { backend: Backend::Glommio, core: None, flush_delay: None, ring_entries: 64 }
+    RuntimeConfig {
+        backend: Backend::Glommio,
+        core: None,
+        polling: Polling::Sleep,
+        flush_delay: None,
+        ring_entries: 64,
+    }
 }
 
 /// Whether a test can run, and its control shows what it has to; else it is named.
