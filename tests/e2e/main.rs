@@ -9,6 +9,7 @@
 //! - `main_job`: a file in, a kill, the same file out.
 //! - `kill`: killed at random moments under load; nothing acknowledged is lost, twice or moved.
 //! - `flush`: the device was told to flush for every block that was acknowledged.
+//! - `polling`: what a shard does when it has nothing to do.
 //! - `restart`: what a stop, clean or not, and a start keep.
 //! - `bad_client`, `bad_request`: peers and requests that are refused.
 //! - `hostile`: clients that hold on to what they were given, and strangers without end.
@@ -29,6 +30,8 @@ mod main_job;
 mod kill;
 
 mod flush;
+
+mod polling;
 
 mod restart;
 

@@ -342,6 +342,15 @@ impl Broker {
 
     /// The sum of a metric over those labels that contain this text.
     pub(crate) fn metric_with(&self, name: &str, label: &str) -> Result<u64> {
+        Ok(self.metric_sum(name, label)? as u64)
+    }
+
+    /// The sum over its labels of a metric that counts seconds.
+    pub(crate) fn metric_seconds(&self, name: &str) -> Result<f64> {
+        self.metric_sum(name, "")
+    }
+
+    fn metric_sum(&self, name: &str, label: &str) -> Result<f64> {
         let text = self.get("/metrics")?;
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         let values: Vec<f64> = samples
@@ -350,7 +359,7 @@ impl Broker {
             .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
             .collect();
         ensure!(!values.is_empty(), "no metric {name} in\n{text}");
-        Ok(values.iter().sum::<f64>() as u64)
+        Ok(values.iter().sum())
     }
 
     /// The body of a page for operators.
