@@ -21,7 +21,7 @@ use rustmq_protocol::{BrokerId, ShardEndpoint, ShardId};
 use rustmq_server::mesh::{self, MeshPort, Message};
 use rustmq_server::{Node, NodeKeys, ShardSetup};
 use rustmq_sys::alloc::{self, CountingAllocator, Counts};
-use rustmq_sys::runtime::{Backend, Polling, RuntimeConfig, probe_uring};
+use rustmq_sys::runtime::{Backend, FlushPlan, Polling, RuntimeConfig, probe_uring};
 use rustmq_sys::udp::UdpSocket;
 
 #[global_allocator]
@@ -180,6 +180,7 @@ impl Shard {
                 backend,
                 core: None,
                 polling: Polling::Sleep,
+                flush_plan: FlushPlan::WriteFlush,
                 flush_delay: None,
                 ring_entries: 256,
             },

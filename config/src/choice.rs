@@ -71,6 +71,14 @@ choices! {
         Interval = "interval",
     }
 
+    /// How io_uring makes a block durable.
+    FlushPlan {
+        /// A write and a linked flush.
+        WriteFlush = "write_flush",
+        /// One write through the device's cache.
+        WriteThrough = "write_through",
+    }
+
     /// What a full WAL does.
     WhenFull {
         /// Produce is refused until retention or a deletion makes room; reads go on.

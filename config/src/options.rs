@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::choice::{FlushPolicy, LogFormat, LogLevel, Poll, RuntimeBackend, WhenFull};
+use crate::choice::{FlushPlan, FlushPolicy, LogFormat, LogLevel, Poll, RuntimeBackend, WhenFull};
 use crate::kind::{FromValue, Kind, Value};
 
 const KIB: u64 = 1 << 10;
@@ -235,6 +235,10 @@ options! {
         flush: FlushPolicy = "always", Kind::Choice(FlushPolicy::WORDS), Broker;
         /// Longest time for which records stay unflushed with flush = "interval".
         flush_interval_ms: u64 = "100", Kind::millis(1, 60_000), Broker;
+        /// How io_uring makes a block durable: a write and a linked flush, or one write through the
+        /// device's cache, which is quicker only where that cache survives a loss of power or the
+        /// device has forced unit access (`rustmq doctor` tells).
+        flush_plan: FlushPlan = "write_flush", Kind::Choice(FlushPlan::WORDS), Broker;
         /// What a full WAL does: refuse new records, or delete the oldest before their time.
         when_full: WhenFull = "refuse", Kind::Choice(WhenFull::WORDS), Broker;
         /// Size at which a block, the unit of one write and flush, takes no more batches; a larger

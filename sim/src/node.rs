@@ -15,7 +15,7 @@ use rustmq_protocol::{BrokerId, CorrelationId, ErrorCode, ShardEndpoint, ShardId
 use rustmq_server::mesh::{self, Forwarded, MeshPort, Message};
 use rustmq_server::reply::{Response, ResponseBody};
 use rustmq_server::{Body, Node as NodeSetup, NodeKeys, ShardError, ShardSetup, life};
-use rustmq_sys::runtime::{Backend, Polling, RuntimeConfig};
+use rustmq_sys::runtime::{Backend, FlushPlan, Polling, RuntimeConfig};
 use rustmq_sys::sim::World;
 use rustmq_sys::sim::host::Host;
 use rustmq_sys::sim::network::Conditions;
@@ -89,6 +89,7 @@ impl Node {
                 backend: Backend::Epoll,
                 core: None,
                 polling: Polling::Sleep,
+                flush_plan: FlushPlan::WriteFlush,
                 flush_delay: None,
                 ring_entries: 64,
             };

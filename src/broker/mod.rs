@@ -42,7 +42,7 @@ use rustmq_server::mesh::{self, MeshPort};
 use rustmq_server::{Node, ShardSetup};
 use rustmq_sys::cpu;
 use rustmq_sys::lock::DirLock;
-use rustmq_sys::runtime::{self, RuntimeConfig};
+use rustmq_sys::runtime::{self, FlushPlan, RuntimeConfig};
 use tracing::{info, warn};
 
 use crate::cli::dev::DevArgs;
@@ -188,6 +188,10 @@ fn setups(
         0 => None,
         micros => Some(Duration::from_micros(micros)),
     };
+    let flush_plan = match config.wal.flush_plan {
+        rustmq_config::FlushPlan::WriteFlush => FlushPlan::WriteFlush,
+        rustmq_config::FlushPlan::WriteThrough => FlushPlan::WriteThrough,
+    };
     let numbered = (0..).map(ShardId).zip(zip(&plan.shards, parts));
     numbered
         .map(|(id, (core, (port, sockets)))| ShardSetup {
@@ -200,6 +204,7 @@ fn setups(
                 backend: backend.backend,
                 core: *core,
                 polling: polling.polling,
+                flush_plan,
                 flush_delay,
                 ring_entries: RING_ENTRIES,
             },

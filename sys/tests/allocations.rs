@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustmq_sys::buffer::{ALIGN, BufferPool};
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::fs;
-use rustmq_sys::runtime::{self, Backend, Class, Polling, RuntimeConfig, TaskPool};
+use rustmq_sys::runtime::{self, Backend, Class, FlushPlan, Polling, RuntimeConfig, TaskPool};
 
 struct Counting;
 
@@ -50,6 +50,7 @@ fn a_steady_state_allocates_nothing() {
             backend,
             core: None,
             polling: Polling::Sleep,
+            flush_plan: FlushPlan::WriteFlush,
             flush_delay: None,
             ring_entries: 64,
         };

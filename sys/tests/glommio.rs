@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustmq_sys::buffer::{ALIGN, BufferPool};
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::fs;
-use rustmq_sys::runtime::{self, Backend, Polling, RuntimeConfig};
+use rustmq_sys::runtime::{self, Backend, FlushPlan, Polling, RuntimeConfig};
 
 const RUNS: usize = 40;
 
@@ -29,6 +29,7 @@ fn a_runtime_leaves_no_thread_and_but_one_descriptor_of_glommios() {
             backend,
             core: None,
             polling: Polling::Sleep,
+            flush_plan: FlushPlan::WriteFlush,
             flush_delay: None,
             ring_entries: 64,
         };

@@ -15,7 +15,9 @@ use rustmq_sys::buffer::{ALIGN, BufferPool};
 use rustmq_sys::channel::channel;
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::file::File;
-use rustmq_sys::runtime::{self, Backend, Class, Polling, RuntimeConfig, TaskPool, spawn};
+use rustmq_sys::runtime::{
+    self, Backend, Class, FlushPlan, Polling, RuntimeConfig, TaskPool, spawn,
+};
 use rustmq_sys::udp::{DatagramMeta, ReceiveBuffers, Transmit, UdpSocket};
 use rustmq_sys::{clock, fs};
 
@@ -24,6 +26,7 @@ fn config(backend: Backend) -> RuntimeConfig {
         backend,
         core: None,
         polling: Polling::Sleep,
+        flush_plan: FlushPlan::WriteFlush,
         flush_delay: None,
         ring_entries: 64,
     }
@@ -64,6 +67,16 @@ fn on_each_that<F: Future<Output = ()>>(polling: Polling, main: impl Fn() -> F) 
     }
 }
 
+/// The same, writing through the device's cache as well.
+fn on_each_that_writes<F: Future<Output = ()>>(main: impl Fn() -> F) {
+    on_each(&main);
+    for backend in backends() {
+        let doorbell = Doorbell::new().expect("an eventfd");
+        let config = RuntimeConfig { flush_plan: FlushPlan::WriteThrough, ..config(backend) };
+        runtime::run(config, doorbell, main()).expect("the runtime starts");
+    }
+}
+
 /// On the disk that the build uses: a temporary folder may be memory.
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder can be made")
@@ -88,7 +101,7 @@ async fn file_of(folder: &Path, blocks: u64) -> File {
 
 #[test]
 fn what_was_written_durably_is_read_back() {
-    on_each(async || {
+    on_each_that_writes(async || {
         let (folder, pool) = (folder(), pool());
         let file = file_of(folder.path(), 8).await;
         assert_eq!(file.bytes(), 8 * ALIGN as u64);
@@ -113,7 +126,7 @@ fn what_was_written_durably_is_read_back() {
 
 #[test]
 fn many_writes_in_flight_all_arrive() {
-    on_each(async || {
+    on_each_that_writes(async || {
         let (folder, pool) = (folder(), BufferPool::new(64 << 20, 64 << 10));
         let file = file_of(folder.path(), 512).await;
         let left = Rc::new(Cell::new(500));
@@ -184,7 +197,7 @@ fn names_are_created_listed_renamed_and_removed() {
 
 #[test]
 fn a_write_to_a_full_device_or_a_wrong_file_is_an_error() {
-    on_each(async || {
+    on_each_that_writes(async || {
         let (folder, pool) = (folder(), pool());
         let file = file_of(folder.path(), 1).await;
         let far = (i64::MAX as u64 / ALIGN as u64) * ALIGN as u64;
@@ -196,7 +209,7 @@ fn a_write_to_a_full_device_or_a_wrong_file_is_an_error() {
 
 #[test]
 fn a_short_write_is_completed_or_reported() {
-    on_each(async || {
+    on_each_that_writes(async || {
         let (folder, pool) = (folder(), pool());
         let file = file_of(folder.path(), 1).await;
         let data = pool.try_get(2 * ALIGN).expect("within the budget").split_to(2 * ALIGN);
@@ -218,7 +231,7 @@ fn a_short_write_is_completed_or_reported() {
 
 #[test]
 fn a_dropped_future_leaves_its_buffer_until_the_kernel_is_done() {
-    on_each(async || {
+    on_each_that_writes(async || {
         // Enough for all rounds, should the kernel be done with none of them in time.
         let (folder, pool) = (folder(), BufferPool::new(16 << 20, 64 << 10));
         let file = file_of(folder.path(), 64).await;
@@ -904,7 +917,7 @@ fn every_durable_write_and_every_flush_flushes_the_device() {
         eprintln!("leaving out: the device needs no flushes, or does not tell");
         return;
     };
-    on_each(async || {
+    on_each_that_writes(async || {
         let (folder, pool) = (folder(), pool());
         let file = file_of(folder.path(), 1).await;
         write_block(&file, &pool, 0, 1).await;

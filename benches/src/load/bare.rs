@@ -22,7 +22,7 @@ use rustmq_protocol::requests::produce::PRODUCE_RESPONSE_BYTES;
 use rustmq_protocol::{ErrorCode, FRAME_HEADER_BYTES, FrameHeader};
 use rustmq_sys::clock;
 use rustmq_sys::doorbell::Doorbell;
-use rustmq_sys::runtime::{self, Backend, Class, Polling, RuntimeConfig};
+use rustmq_sys::runtime::{self, Backend, Class, FlushPlan, Polling, RuntimeConfig};
 use rustmq_sys::udp::{self, ReceiveBuffers, UdpSocket};
 
 use super::tls;
@@ -54,7 +54,14 @@ pub fn start(
     let address = socket.local_addr()?;
     let (report, ended) = mpsc::sync_channel(1);
     thread::Builder::new().name("bare-echo".to_owned()).spawn(move || {
-        let setup = RuntimeConfig { backend, core, polling, flush_delay: None, ring_entries: 256 };
+        let setup = RuntimeConfig {
+            backend,
+            core,
+            polling,
+            flush_plan: FlushPlan::WriteFlush,
+            flush_delay: None,
+            ring_entries: 256,
+        };
         let doorbell = Doorbell::new().expect("an eventfd");
         let ran = runtime::run(setup, doorbell, async {
             let server = Rc::new(RefCell::new(Server::new(config, socket)));

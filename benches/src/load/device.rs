@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use rustmq_sys::buffer::{BufferPool, Slice};
 use rustmq_sys::doorbell::Doorbell;
-use rustmq_sys::runtime::{self, Backend, Polling, RuntimeConfig};
+use rustmq_sys::runtime::{self, Backend, FlushPlan, Polling, RuntimeConfig};
 use rustmq_sys::{cpu, fs};
 
 use super::drive::Tally;
@@ -67,6 +67,7 @@ pub fn ring(
             backend: Backend::Uring,
             core,
             polling,
+            flush_plan: FlushPlan::WriteFlush,
             flush_delay: None,
             ring_entries: 256,
         };

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use rustmq_sys::buffer::{ALIGN, Buffer, BufferPool};
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::file::File;
-use rustmq_sys::runtime::{self, Backend, Polling, RuntimeConfig};
+use rustmq_sys::runtime::{self, Backend, FlushPlan, Polling, RuntimeConfig};
 use rustmq_sys::udp::{ReceiveBuffers, Transmit, UdpSocket};
 use rustmq_sys::{clock, fs};
 
@@ -73,7 +73,14 @@ pub fn drive(
 
 fn config(core: Option<usize>, polling: Polling) -> RuntimeConfig {
     let backend = Backend::Uring;
-    RuntimeConfig { backend, core, polling, flush_delay: None, ring_entries: 256 }
+    RuntimeConfig {
+        backend,
+        core,
+        polling,
+        flush_plan: FlushPlan::WriteFlush,
+        flush_delay: None,
+        ring_entries: 256,
+    }
 }
 
 fn bind() -> std::io::Result<UdpSocket> {

@@ -88,6 +88,18 @@ fn probe_glommio() -> Result<(), String> {
     Err(why.to_owned())
 }
 
+/// How the io_uring driver makes a write durable. The others have one way: epoll writes through on a
+/// thread, glommio writes and then flushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FlushPlan {
+    /// A write, and a flush linked to it: right for every device.
+    #[default]
+    WriteFlush,
+    /// One write that goes through the device's cache (`RWF_DSYNC`). The kernel does the same as above
+    /// where the cache is volatile and the device has no forced unit access, only slower.
+    WriteThrough,
+}
+
 /// How to run.
 #[derive(Debug, Clone)]
 pub struct RuntimeConfig {
@@ -97,6 +109,8 @@ pub struct RuntimeConfig {
     pub core: Option<usize>,
     /// What the thread does when it has nothing to do.
     pub polling: Polling,
+    /// How writes become durable.
+    pub flush_plan: FlushPlan,
     /// For tests: every flush takes at least this much longer.
     pub flush_delay: Option<Duration>,
     /// Submissions that fit into the ring between two turns; more cost a system call each. A power
@@ -183,8 +197,8 @@ fn next_id() -> u64 {
 #[cfg(feature = "sim")]
 pub(crate) mod hosted {
     use super::{
-        Backend, CURRENT, Doorbell, Driver, Polling, Rc, Reactor, RuntimeConfig, clock, next_id,
-        try_with_reactor,
+        Backend, CURRENT, Doorbell, Driver, FlushPlan, Polling, Rc, Reactor, RuntimeConfig, clock,
+        next_id, try_with_reactor,
     };
 
     /// A runtime that runs while [`within`] it.
@@ -198,6 +212,7 @@ pub(crate) mod hosted {
             backend: Backend::Epoll,
             core: None,
             polling: Polling::Sleep,
+            flush_plan: FlushPlan::WriteFlush,
             flush_delay: None,
             ring_entries: 0,
         };

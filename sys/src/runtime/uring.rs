@@ -7,6 +7,7 @@
 //! A durable write is a write linked to an `fdatasync`: the kernel starts the flush when the write
 //! has succeeded in full, and only the flush reports. If the write fails or is short, it reports
 //! itself, and the kernel drops the flush without a word: one report for the pair in every case.
+//! Where the device has no volatile cache one write with `RWF_DSYNC` is all, see [`FlushPlan`].
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
@@ -16,9 +17,9 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 
-use super::RuntimeConfig;
 use super::driver::{Call, Driver, Event, Kind, Outcome, Request, Token, Wait};
 use super::file_thread::FileThread;
+use super::{FlushPlan, RuntimeConfig};
 use crate::cpu;
 use crate::doorbell::{Bell, Doorbell};
 
@@ -66,6 +67,7 @@ pub(super) struct Uring {
     file_thread: Option<FileThread>,
     bell: Bell,
     core: Option<usize>,
+    flush_plan: FlushPlan,
     enters: u64,
 }
 
@@ -92,6 +94,7 @@ impl Uring {
             file_thread: None,
             bell: doorbell.bell(),
             core: config.core,
+            flush_plan: config.flush_plan,
             enters: 0,
         };
         driver.watch_doorbell();
@@ -236,6 +239,12 @@ impl Driver for Uring {
         match kind {
             Kind::Write => self.push(write().user_data(data), None),
             Kind::Flush => self.push(flush().user_data(data), None),
+            Kind::WriteDurable if self.flush_plan == FlushPlan::WriteThrough => {
+                let write = opcode::Write::new(file, memory, bytes)
+                    .offset(position)
+                    .rw_flags(libc::RWF_DSYNC);
+                self.push(write.build().user_data(data), None);
+            }
             Kind::WriteDurable => {
                 let write = write()
                     .flags(Flags::IO_LINK | Flags::SKIP_SUCCESS)
@@ -411,6 +420,7 @@ mod tests {
             backend,
             core,
             polling: Polling::Sleep,
+            flush_plan: FlushPlan::WriteFlush,
             flush_delay: None,
             ring_entries: 8,
         };

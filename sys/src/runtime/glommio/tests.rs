@@ -10,7 +10,7 @@ use std::thread;
 
 use super::*;
 use crate::buffer::{ALIGN, BufferPool};
-use crate::runtime::{Backend, Polling};
+use crate::runtime::{Backend, FlushPlan, Polling};
 
 /// Preempt timers that have often run out before the first task, on a host that is quick, slow, or
 /// busy with other things. Where one always has, no task runs at all, and the next is tried.
@@ -21,6 +21,7 @@ fn config() -> RuntimeConfig {
         backend: Backend::Glommio,
         core: None,
         polling: Polling::Sleep,
+        flush_plan: FlushPlan::WriteFlush,
         flush_delay: None,
         ring_entries: 64,
     }
