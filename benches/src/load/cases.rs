@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use quinn::Endpoint;
 use rustmq_config::Poll;
+use rustmq_protocol::ProducerStamp;
 use rustmq_sys::runtime::{Backend, Polling};
 use tokio::runtime;
 
@@ -344,7 +345,7 @@ async fn producers(
                 let mut link = Link::to_broker(&connection).await?;
                 let stamp = match shape.window <= IDEMPOTENT_WINDOW {
                     true => link.init_producer().await?,
-                    false => NO_BROKER,
+                    false => ProducerStamp::NONE,
                 };
                 (link, stamp)
             }

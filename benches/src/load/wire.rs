@@ -234,8 +234,10 @@ impl ProduceFrame {
         let (header, body) = self.bytes.split_at_mut(FRAME_HEADER_BYTES);
         header.copy_from_slice(&self.header.encode());
         stamp_producer(&mut body[PRODUCE_HEAD_BYTES..], self.producer);
-        let sequence = self.producer.base_sequence.0;
-        self.producer.base_sequence = Sequence(sequence.wrapping_add(self.record_count));
+        if self.producer.id != ProducerId::NONE {
+            let sequence = self.producer.base_sequence.0;
+            self.producer.base_sequence = Sequence(sequence.wrapping_add(self.record_count));
+        }
         (self.header.correlation, &self.bytes)
     }
 
