@@ -9,12 +9,14 @@ use rustmq_planted::Bug;
 use sim::{Finding, Options, Simulator, Tally};
 
 const HELP: &str = "\
-usage: sim [--seeds N] [--seed S] [--images N] [--dishonest] [--recall] [--jobs N] [--trace N]
+usage: sim [--seeds N] [--seed S] [--images N] [--dishonest] [--no-network]
+           [--recall] [--jobs N] [--trace N]
 
   --seeds N      simulate seeds S, S+1, ..., N of them (default 20)
   --seed S       the first seed (default 1)
   --images N     images of each seed (default 100)
   --dishonest    the disk lies once in each image
+  --no-network   no client speaks QUIC: many more images in the same time
   --recall       plant one bug after the other, and find each
   --jobs N       threads (default: one for each core)
   --trace N      lines of the trace to show of a failure (default 60)";
@@ -63,7 +65,10 @@ fn main() -> ExitCode {
         seconds,
         total.hash
     );
-    let troubles = total.troubles();
+    let mut troubles = total.disk_troubles().to_vec();
+    if ask.options.network {
+        troubles.extend(total.network_troubles());
+    }
     let said: Vec<_> = troubles.iter().map(|(what, count)| format!("{count} {what}")).collect();
     println!("{}", said.join(", "));
     // What never happens proves nothing. A lying disk does nothing else wrong while it is read.
@@ -164,8 +169,13 @@ fn report(finding: &Finding) {
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
-    let options =
-        Options { planted: None, images_per_seed: 100, dishonest: false, trace_lines: 60 };
+    let options = Options {
+        planted: None,
+        images_per_seed: 100,
+        dishonest: false,
+        network: true,
+        trace_lines: 60,
+    };
     let jobs = thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let mut ask = Ask { seeds: 20, first: 1, options, jobs, recall: false };
     while let Some(name) = arguments.next() {
@@ -182,6 +192,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
             "--recall" if cfg!(feature = "planted") => ask.recall = true,
             "--recall" => return Err("--recall needs a build with --features planted".to_owned()),
             "--dishonest" => ask.options.dishonest = true,
+            "--no-network" => ask.options.network = false,
             _ => return Err(format!("{name} is not known")),
         }
     }

@@ -59,7 +59,7 @@ pub(crate) struct Wire {
 /// What leads to one shard.
 struct Link {
     address: SocketAddr,
-    connection: Option<Open>,
+    connection: Option<Box<Open>>,
     /// Frames that wait for the connection.
     queued: Vec<u8>,
     /// Requests that are not answered: by correlation, the ticket and whether it may be repeated.
@@ -142,7 +142,7 @@ impl Wire {
                 link.queued.extend(frame);
                 let connected = self.endpoint.connect(now, self.config.clone(), link.address, NAME);
                 let (handle, quic) = connected.expect("the settings are good");
-                link.connection = Some(Open::new(handle, quic));
+                link.connection = Some(Box::new(Open::new(handle, quic)));
             }
         }
     }

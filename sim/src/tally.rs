@@ -75,9 +75,8 @@ impl Tally {
         sum.full += happened.full;
     }
 
-    /// Everything that may go wrong while no disk lies, and how often it did.
-    pub fn troubles(&self) -> [(&'static str, u64); 10] {
-        let [_, lost, twice] = self.datagrams;
+    /// Everything that may go wrong with a disk that does not lie, and how often it did.
+    pub fn disk_troubles(&self) -> [(&'static str, u64); 7] {
         [
             ("writes failed", self.happened.write_errors),
             ("flushes failed", self.happened.flush_errors),
@@ -86,6 +85,13 @@ impl Tally {
             ("files found no space", self.happened.full),
             ("batches refused as STORAGE_FULL", self.refused_full),
             ("starts refused by name", self.starts_refused),
+        ]
+    }
+
+    /// Everything that may go wrong with a network, and how often it did.
+    pub fn network_troubles(&self) -> [(&'static str, u64); 3] {
+        let [_, lost, twice] = self.datagrams;
+        [
             ("datagrams lost", lost),
             ("datagrams delivered twice", twice),
             ("batches sent again for want of an answer", self.unanswered),

@@ -13,7 +13,7 @@ use crate::workload::Workload;
 use crate::{Options, Simulator, Tally, forgery};
 
 fn options(dishonest: bool) -> Options {
-    Options { planted: None, images_per_seed: 6, dishonest, trace_lines: 0 }
+    Options { planted: None, images_per_seed: 6, dishonest, network: true, trace_lines: 0 }
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn everything_that_may_go_wrong_on_an_honest_disk_does() {
         let tally = simulator.run(seed).map_err(|finding| finding.failure.to_string());
         total.add(&tally.unwrap_or_else(|why| panic!("seed {seed}: {why}")));
     }
-    for (what, count) in total.troubles() {
+    for (what, count) in total.disk_troubles().into_iter().chain(total.network_troubles()) {
         assert!(0 < count, "{what}: never");
     }
 }
