@@ -59,7 +59,8 @@ fn shards_that_share_cores_do_not_look_for_news() -> Result<()> {
     };
     let said = node()?.set("runtime.poll", "busy").refusal()?;
     ensure!(said.contains("broker.shards") && said.contains("adaptive"), "{said}");
-    let broker = node()?.set("runtime.poll", "adaptive").start()?;
+    let node = node()?.set("runtime.poll", "adaptive");
+    let broker = node.start()?;
     ensure!(broker.output().contains("sleep: shards share their cores"), "{}", broker.output());
     broker.stop()
 }
