@@ -187,7 +187,7 @@ options! {
         backend: RuntimeBackend = "auto", Kind::Choice(RuntimeBackend::WORDS), Broker;
         /// A shard with nothing to do: adaptive looks for news for up to 200 µs as long as that pays
         /// off, then sleeps, and where shards share cores sleeps at once; busy never sleeps.
-        poll: Poll = "sleep", Kind::Choice(Poll::WORDS), Broker;
+        poll: Poll = "adaptive", Kind::Choice(Poll::WORDS), Broker;
     }
 
     /// QUIC connections. All limits are per shard or per connection.

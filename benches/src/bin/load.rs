@@ -46,7 +46,7 @@ struct Args {
     #[arg(long)]
     rate: Option<f64>,
     /// What broker and bare server do when idle: adaptive, sleep or busy
-    #[arg(long, value_enum, default_value_t = PollArg::Sleep)]
+    #[arg(long, value_enum, default_value_t = PollArg::Adaptive)]
     poll: PollArg,
     /// Sets an option of the broker; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]

@@ -117,6 +117,8 @@ impl Node {
         };
         Ok(node
             .set("test.enabled", "true")
+            // Brokers of several tests share the cores: none owns one.
+            .set("runtime.poll", "sleep")
             .set("wal.segment_bytes", "1MiB")
             .set("wal.capacity_bytes", "16MiB")
             .set("wal.block_bytes_max", "256KiB")
