@@ -8,6 +8,7 @@
 //! address come along. Receiving copies nothing: see [`ReceiveBuffers`].
 
 mod receive;
+mod share;
 
 use std::future::poll_fn;
 use std::io;
@@ -19,6 +20,7 @@ use quinn_udp::{EcnCodepoint, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub use receive::{RECEIVE_BUFFER_BYTES, ReceiveBuffers, TRAINS_MAX};
+pub use share::Steering;
 
 use crate::runtime::Readiness;
 
@@ -74,7 +76,13 @@ impl UdpSocket {
     /// Binds to `address`, for this process alone. The unspecified IPv6 address takes IPv4 too.
     /// The kernel's buffers are set to `buffer_bytes` each way, or to what it allows
     /// (`net.core.rmem_max`, `net.core.wmem_max`): see [`buffer_bytes`](Self::buffer_bytes).
+    ///
+    /// Alone even where others would share the address: see [`share`](Self::share).
     pub fn bind(address: SocketAddr, buffer_bytes: usize) -> io::Result<Self> {
+        Self::bind_as(address, buffer_bytes, false)
+    }
+
+    fn bind_as(address: SocketAddr, buffer_bytes: usize, shares: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
             socket.set_only_v6(false)?;
@@ -82,6 +90,9 @@ impl UdpSocket {
         socket.set_recv_buffer_size(buffer_bytes)?;
         socket.set_send_buffer_size(buffer_bytes)?;
         force_buffers(&socket, buffer_bytes);
+        if shares {
+            socket.set_reuse_port(true)?;
+        }
         socket.bind(&address.into())?;
         let socket = std::net::UdpSocket::from(socket);
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
