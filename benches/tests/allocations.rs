@@ -164,6 +164,7 @@ impl Shard {
             shard_count: 1,
             advertised_host: "127.0.0.1".to_owned(),
             bootstrap_port: address.port(),
+            bootstrap_is_shared: false,
             shards: vec![ShardEndpoint { shard: ShardId(0), port: address.port() }],
             tls: Arc::new(tls::server_tls(certs).unwrap()),
             keys: NodeKeys { reset: [1; 64], token: [2; 64], connection_id: 3 },

@@ -167,8 +167,8 @@ options! {
         shards: u16 = "0", Kind::count(0, SHARDS_MAX as u64), Broker;
         /// Address on which clients are served.
         listen: IpAddr = "127.0.0.1", Kind::Address, Broker;
-        /// UDP port of the first contact; shard i has port + 100 + i. With 0 all of them are any
-        /// free ports.
+        /// UDP port of the first contact, which all shards serve; shard i has port + 100 + i besides.
+        /// With 0 all of them are any free ports.
         port: u16 = "9092", Kind::count(0, PORT_MAX), Broker;
         /// Host name or address that clients are told to use; empty means the listen address.
         advertised_host: String = "", Kind::Text { bytes_min: 0, bytes_max: 253 }, Broker;
@@ -301,6 +301,9 @@ options! {
         flush_hang_at: u32 = "0", Kind::count(0, u32::MAX as u64), Broker;
         /// How long that flush hangs.
         flush_hang_ms: u64 = "0", Kind::millis(0, HOUR_MS), Broker;
+        /// Whether the kernel brings each datagram on the port of the first contact to the shard that its
+        /// connection id names; without, shards hand them to one another.
+        steering: bool = "true", Kind::Flag, Broker;
         /// Time between two looks for records whose retention has ended.
         retention_check_ms: u64 = "10000", Kind::millis(1, HOUR_MS), Broker;
         /// Time between two looks whether files were deleted beneath the broker.

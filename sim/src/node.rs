@@ -78,6 +78,7 @@ impl Node {
             shard_count,
             advertised_host: "sim".to_owned(),
             bootstrap_port: 9092,
+            bootstrap_is_shared: false,
             shards: (0..shard_count)
                 .map(|shard| ShardEndpoint { shard: ShardId(shard), port: 9192 + shard })
                 .collect(),

@@ -51,7 +51,7 @@ use backend::Choice;
 use control::Control;
 use cores::CorePlan;
 use screen::Screen;
-use sockets::{AddressFiles, Sockets, host_and_port};
+use sockets::{AddressFiles, Bootstrap, Sockets, host_and_port};
 
 /// Submissions of one shard between two turns. Its operations are few and large: more than 256 at
 /// once cost one system call more, and nothing else.
@@ -79,6 +79,12 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
     let backend = backend::choose(config.runtime.backend, runtime::probe)?;
     let polling = polling::choose(config.runtime.poll, &plan)?;
     let sockets = Sockets::bind(&config, plan.shard_count())?;
+    if let Bootstrap::FirstShard { why } = &sockets.bootstrap {
+        warn!(
+            why,
+            "the kernel does not share the port of the first contact: shard 0 serves it alone"
+        );
+    }
     let admin = Admin::bind(config.admin.port)?;
 
     let address = host_and_port(&host, sockets.bootstrap_port);
@@ -89,6 +95,7 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
         shard_count: plan.shard_count(),
         advertised_host: host,
         bootstrap_port: sockets.bootstrap_port,
+        bootstrap_is_shared: sockets.bootstrap.is_shared(),
         shards: sockets.shards,
         tls: tls::server_config(certificates)?,
         keys,
@@ -101,6 +108,7 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
     let screen = Screen {
         config: &config,
         address: &address,
+        bootstrap: &sockets.bootstrap,
         shards: &endpoints,
         backend: &backend,
         polling: &polling,

@@ -8,12 +8,14 @@ use rustmq_protocol::ShardEndpoint;
 use super::backend::Choice;
 use super::cores::CorePlan;
 use super::polling;
+use super::sockets::Bootstrap;
 
 /// One screen: at most 24 lines of it, so that a terminal shows it whole.
 pub(super) struct Screen<'a> {
     pub(super) config: &'a BrokerConfig,
     /// Where clients begin.
     pub(super) address: &'a str,
+    pub(super) bootstrap: &'a Bootstrap,
     pub(super) shards: &'a [ShardEndpoint],
     pub(super) backend: &'a Choice,
     pub(super) polling: &'a polling::Choice,
@@ -30,6 +32,7 @@ impl fmt::Display for Screen<'_> {
         writeln!(f)?;
         writeln!(f, "  data         {}", shown.display())?;
         writeln!(f, "  clients      {} (QUIC, mutual TLS)", self.address)?;
+        writeln!(f, "               {}", self.bootstrap)?;
         writeln!(f, "  shards       {}", Ports(self.shards))?;
         writeln!(f, "  runtime      {}: {}", self.backend.backend, self.backend.why)?;
         writeln!(f, "  poll         {}", self.polling)?;
@@ -112,6 +115,7 @@ mod tests {
             let screen = Screen {
                 config: &config,
                 address: "127.0.0.1:9092",
+                bootstrap: &Bootstrap::Steered,
                 shards: &shards(&[9192, 9193]),
                 backend: &Choice { backend: Backend::Epoll, why: "io_uring is denied".to_owned() },
                 polling: &polling::choose(config.runtime.poll, &plan).unwrap(),
@@ -124,6 +128,7 @@ mod tests {
             for part in [
                 env!("CARGO_PKG_VERSION"),
                 "127.0.0.1:9092",
+                "served by every shard",
                 "2, on ports 9192-9193",
                 "epoll: io_uring is denied",
                 "http://127.0.0.1:9642/metrics",

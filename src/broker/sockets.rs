@@ -1,18 +1,21 @@
 //! The UDP sockets of all shards, and the files that tell programs where they are.
 //!
-//! Sockets are bound in the order of shards before any shard starts, each for this process alone,
-//! so two brokers on the same ports collide at start and not later.
+//! Sockets are bound in the order of shards before any shard starts, and none is closed before the
+//! process ends: the kernel knows those on the shared port by their order. Each port is taken for this
+//! process alone before it is shared among its shards, so two brokers on the same ports collide at
+//! start and not later.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use anyhow::{Context, Result};
 use rustmq_config::BrokerConfig;
 use rustmq_config::options::SHARD_PORT_OFFSET;
 use rustmq_protocol::{ShardEndpoint, ShardId};
-use rustmq_sys::udp::UdpSocket;
+use rustmq_server::CONNECTION_ID_BYTES;
+use rustmq_sys::udp::{Steering, UdpSocket};
 
 use super::files;
 
@@ -20,10 +23,48 @@ use super::files;
 pub(super) struct Sockets {
     /// The port of the first contact.
     pub(super) bootstrap_port: u16,
+    /// Who serves it.
+    pub(super) bootstrap: Bootstrap,
     /// The port of each shard.
     pub(super) shards: Vec<ShardEndpoint>,
-    /// What each shard serves: its own socket, and shard 0 the first contact too.
+    /// What each shard serves: its own socket, and the one of the first contact if it serves that.
     pub(super) by_shard: Vec<Vec<UdpSocket>>,
+}
+
+/// Who serves the port of the first contact.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Bootstrap {
+    /// The only shard.
+    OnlyShard,
+    /// Every shard. The kernel brings datagrams to the shard that the connection id names.
+    Steered,
+    /// Every shard. The kernel goes by addresses, and shards hand datagrams to one another. For tests.
+    NotSteered,
+    /// Shard 0, because the kernel does not let the others.
+    FirstShard {
+        /// What the kernel said.
+        why: String,
+    },
+}
+
+impl Bootstrap {
+    /// Does every shard have a socket there?
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self, Self::Steered | Self::NotSteered)
+    }
+}
+
+impl fmt::Display for Bootstrap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OnlyShard => write!(f, "served by the only shard"),
+            Self::Steered => write!(f, "served by every shard"),
+            Self::NotSteered => write!(f, "served by every shard, by address (test.steering)"),
+            Self::FirstShard { why } => {
+                write!(f, "served by shard 0 alone: the kernel does not share the port ({why})")
+            }
+        }
+    }
 }
 
 impl Sockets {
@@ -39,7 +80,7 @@ impl Sockets {
             let bound = socket.local_addr().with_context(|| format!("binding {address}"))?;
             anyhow::Ok((socket, bound.port()))
         };
-        let (bootstrap, bootstrap_port) = bind(port, "first contact")?;
+        let (first_contact, bootstrap_port) = bind(port, "first contact")?;
         let (mut shards, mut by_shard) = (Vec::new(), Vec::new());
         for shard in 0..shard_count {
             let port = match port {
@@ -51,10 +92,38 @@ impl Sockets {
             shards.push(ShardEndpoint { shard: ShardId(shard), port });
             by_shard.push(vec![socket]);
         }
-        if let Some(first) = by_shard.first_mut() {
-            first.push(bootstrap);
+        let (bootstrap, others) = share(config, &first_contact, &by_shard, buffer_bytes);
+        for (sockets, shared) in by_shard.iter_mut().zip([first_contact].into_iter().chain(others))
+        {
+            sockets.push(shared);
         }
-        Ok(Self { bootstrap_port, shards, by_shard })
+        Ok(Self { bootstrap_port, bootstrap, shards, by_shard })
+    }
+}
+
+/// Further sockets on the port of the first contact, one for each shard but the first, if the kernel
+/// allows it. Where it does not steer, shard 0 alone is better than all: a client whose address changes
+/// stays with its shard.
+fn share(
+    config: &BrokerConfig,
+    first: &UdpSocket,
+    by_shard: &[Vec<UdpSocket>],
+    buffer_bytes: usize,
+) -> (Bootstrap, Vec<UdpSocket>) {
+    let others = by_shard.len().saturating_sub(1);
+    if others == 0 {
+        return (Bootstrap::OnlyShard, Vec::new());
+    }
+    let (steering, bootstrap) = match config.test.steering {
+        true => {
+            let id_bytes = CONNECTION_ID_BYTES;
+            (Steering::ByConnectionId { id_bytes }, Bootstrap::Steered)
+        }
+        false => (Steering::ByAddress, Bootstrap::NotSteered),
+    };
+    match first.share(others, steering, buffer_bytes) {
+        Ok(sockets) => (bootstrap, sockets),
+        Err(error) => (Bootstrap::FirstShard { why: error.to_string() }, Vec::new()),
     }
 }
 
@@ -149,15 +218,16 @@ mod tests {
     }
 
     #[test]
-    fn port_zero_takes_free_ports_and_shard_zero_serves_the_first_contact() {
+    fn port_zero_takes_free_ports_and_every_shard_serves_the_first_contact() {
         let sockets = Sockets::bind(&config(0), 3).unwrap();
         let counts: Vec<_> = sockets.by_shard.iter().map(Vec::len).collect();
-        assert_eq!(counts, [2, 1, 1]);
+        assert_eq!(counts, [2, 2, 2]);
+        assert_eq!(sockets.bootstrap, Bootstrap::Steered);
         let port = |shard: usize, index: usize| {
             sockets.by_shard[shard][index].local_addr().unwrap().port()
         };
-        assert_eq!(port(0, 1), sockets.bootstrap_port);
         for (index, endpoint) in sockets.shards.iter().enumerate() {
+            assert_eq!(port(index, 1), sockets.bootstrap_port);
             assert_eq!(endpoint.shard, ShardId(index as u16));
             assert_eq!(endpoint.port, port(index, 0));
         }
@@ -165,15 +235,17 @@ mod tests {
 
     #[test]
     fn two_brokers_on_one_port_collide_and_the_port_is_named() {
-        let first = Sockets::bind(&config(0), 1).unwrap();
-        let taken = first.bootstrap_port;
-        // The configuration keeps ports this high for shards.
-        if 65_372 < taken {
-            return;
+        for shards in [1, 3] {
+            let first = Sockets::bind(&config(0), shards).unwrap();
+            let taken = first.bootstrap_port;
+            // The configuration keeps ports this high for shards.
+            if 65_372 < taken {
+                return;
+            }
+            let error = format!("{:#}", Sockets::bind(&config(taken), shards).err().unwrap());
+            assert!(error.contains(&taken.to_string()), "{error}");
+            assert!(error.contains("--port"), "{error}");
         }
-        let error = format!("{:#}", Sockets::bind(&config(taken), 1).err().unwrap());
-        assert!(error.contains(&taken.to_string()), "{error}");
-        assert!(error.contains("--port"), "{error}");
     }
 
     #[test]

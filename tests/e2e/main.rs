@@ -11,6 +11,7 @@
 //! - `flush`: the device was told to flush for every block that was acknowledged.
 //! - `polling`: what a shard does when it has nothing to do.
 //! - `restart`: what a stop, clean or not, and a start keep.
+//! - `shared_port`: every shard serves the first contact, and a client's address may change.
 //! - `bad_client`, `bad_request`: peers and requests that are refused.
 //! - `hostile`: clients that hold on to what they were given, and strangers without end.
 //! - `flood`: floods from addresses of others, in network namespaces.
@@ -34,6 +35,8 @@ mod flush;
 mod polling;
 
 mod restart;
+
+mod shared_port;
 
 mod bad_client;
 

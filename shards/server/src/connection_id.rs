@@ -7,13 +7,15 @@ use rustmq_protocol::ShardId;
 use rustmq_sys::random::fill_random;
 
 /// Bytes of a connection id: 1 that tells the shard, 4 random, 3 that only we can make.
-const BYTES: usize = 8;
+pub const CONNECTION_ID_BYTES: u8 = 8;
+
+const BYTES: usize = CONNECTION_ID_BYTES as usize;
 const TAGGED_BYTES: usize = 5;
 
 /// Makes the connection ids of one shard.
 ///
 /// The first byte is the shard's number modulo the number of shards, so a program in front of the
-/// sockets can steer by it. The last three are a keyed hash of the others: a datagram for an id that
+/// sockets can steer by it, and a shard that got a datagram of another's knows whose it is. The last three are a keyed hash of the others: a datagram for an id that
 /// this broker never gave out is dropped in a tenth of a microsecond. The key outlives a restart, so
 /// peers of the process before are recognised and told that their connection is gone.
 pub(crate) struct ShardConnectionIds {
@@ -35,6 +37,18 @@ impl ShardConnectionIds {
         let [first, _, _, _, _, id_bytes, rest @ ..] = datagram else { return false };
         let is_long = first & 0x80 != 0;
         is_long && rest.get(..usize::from(*id_bytes)).is_none_or(|id| !self.is_ours(id))
+    }
+
+    /// Which other shard gave out the id that this datagram is sent to, if one did. The keyed hash is
+    /// only taken of what is in the wrong place; for the rest this is a look at three bytes.
+    pub(crate) fn other_owner(&self, datagram: &[u8]) -> Option<ShardId> {
+        let id: &[u8; BYTES] = match datagram {
+            [first, rest @ ..] if first & 0x80 == 0 => rest.first_chunk()?,
+            [_, _, _, _, _, CONNECTION_ID_BYTES, rest @ ..] => rest.first_chunk()?,
+            _ => return None,
+        };
+        let owner = id[0] % self.shards;
+        (owner != self.shard && self.is_ours(id)).then_some(ShardId(u16::from(owner)))
     }
 
     fn is_ours(&self, id: &[u8]) -> bool {
@@ -95,6 +109,31 @@ mod tests {
         assert!(ids.is_stranger(&long(&[])));
         assert!(!ids.is_stranger(&[0x43; 30]), "a short header");
         assert!(!ids.is_stranger(&[0xc3, 0, 0]), "no header at all");
+    }
+
+    #[test]
+    fn a_datagram_in_the_wrong_place_names_its_shard_and_noise_does_not() {
+        let short = |id: &[u8]| [&[0x43], id, &[0; 20]].concat();
+        let long = |id: &[u8]| [&[0xc3, 0, 0, 0, 1, id.len() as u8], id, &[0; 20]].concat();
+        let ids = |shard| ShardConnectionIds::new(7, ShardId(shard), 3);
+        for owner in 0..3 {
+            let id = ids(owner).generate_cid();
+            for here in 0..3 {
+                let other = (here != owner).then_some(ShardId(owner));
+                assert_eq!(ids(here).other_owner(&short(&id)), other);
+                assert_eq!(ids(here).other_owner(&long(&id)), other);
+            }
+            let mut forged = *id.first_chunk::<BYTES>().unwrap();
+            forged[BYTES - 1] ^= 1;
+            let longer = [&id[..], &[0]].concat();
+            for here in 0..3 {
+                assert_eq!(ids(here).other_owner(&short(&forged)), None);
+                assert_eq!(ids(here).other_owner(&long(&forged)), None);
+                assert_eq!(ids(here).other_owner(&long(&longer)), None, "an id of another length");
+                assert_eq!(ids(here).other_owner(&short(&id)[..BYTES]), None, "cut");
+                assert_eq!(ids(here).other_owner(&[]), None);
+            }
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use quinn_proto::{
     ConnectionHandle, DatagramEvent, EcnCodepoint, Incoming, ServerConfig, Transmit, VarInt,
 };
+use rustmq_protocol::ShardId;
 use rustmq_sys::alloc::{Tag, within};
 use rustmq_sys::clock;
 use rustmq_sys::runtime::{self, Class};
@@ -26,6 +27,7 @@ use crate::connection_id::ShardConnectionIds;
 use crate::limits::{
     GOODBYE_MS, LINGER_MS, LINGER_MS_MAX, RECEIVES_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
 };
+use crate::mesh::PassedOn;
 use crate::metrics::EndpointCounters;
 use crate::notify::Notify;
 use crate::session::{self, Request};
@@ -42,8 +44,8 @@ pub const CLOSE_STALLED: u32 = 4;
 
 /// The QUIC endpoint of a shard.
 ///
-/// Lives on its shard's core. Three tasks drive it: one per socket that reads, one that serves
-/// connections with something to send, one for timers. None holds a borrow across an await.
+/// Lives on its shard's core. Its tasks: one per socket that reads, one that serves connections with
+/// something to send, one for timers, one for sockets that refused. None holds a borrow across an await.
 pub(crate) struct Endpoint {
     state: RefCell<State>,
     /// Connections that changed since they were last driven, each at most once.
@@ -65,6 +67,8 @@ pub(crate) struct EndpointLimits {
     pub(crate) handshake_timeout: Duration,
     pub(crate) handshakes_per_turn: usize,
     pub(crate) receive_buffer_bytes: usize,
+    /// What comes to the shared socket and is another shard's is handed to it: every shard has one.
+    pub(crate) passes_on: bool,
 }
 
 struct State {
@@ -92,6 +96,9 @@ struct Waiting {
     socket: usize,
     handshake: Handshake,
 }
+
+/// The socket on the port of the first contact; before it, there is only the shard's own.
+const SHARED_SOCKET: usize = 1;
 
 /// In place of a connection's number among the timers: strangers that wait may be looked after.
 const ADMISSION_TIMER: usize = usize::MAX;
@@ -139,8 +146,14 @@ impl Endpoint {
 
     /// Begins to serve: spawns the tasks that drive the endpoint.
     pub(crate) fn start(shard: &Rc<Shard>) {
-        for index in 0..shard.endpoint.sockets.len() {
-            runtime::spawn(Class::Foreground, receive_loop(Rc::clone(shard), index));
+        let sockets = shard.endpoint.sockets.len();
+        if 0 < sockets {
+            let bytes = shard.endpoint.state.borrow().limits.receive_buffer_bytes;
+            let buffers = Rc::new(RefCell::new(ReceiveBuffers::new(bytes)));
+            for index in 0..sockets {
+                let reading = receive_loop(Rc::clone(shard), index, Rc::clone(&buffers));
+                runtime::spawn(Class::Foreground, reading);
+            }
         }
         runtime::spawn(Class::Foreground, drive_loop(Rc::clone(shard)));
         runtime::spawn(Class::Foreground, timer_loop(Rc::clone(shard)));
@@ -150,6 +163,14 @@ impl Endpoint {
     /// A connection has something to say or to read.
     pub(crate) fn mark_dirty(&self, handle: ConnectionHandle) {
         self.dirty.borrow_mut().push_back(handle);
+        self.wake_driver.notify();
+    }
+
+    /// A datagram for a connection of ours came to another shard's socket on the shared port.
+    pub(crate) fn handle_passed_on(&self, passed: PassedOn) {
+        let PassedOn { meta, datagram } = passed;
+        let mut state = self.state.borrow_mut();
+        state.handle_datagram(self, SHARED_SOCKET, clock::now(), &meta, datagram);
         self.wake_driver.notify();
     }
 
@@ -225,16 +246,14 @@ impl Endpoint {
     }
 }
 
-async fn receive_loop(shard: Rc<Shard>, index: usize) {
-    let bytes = shard.endpoint.state.borrow().limits.receive_buffer_bytes;
-    let mut buffers = ReceiveBuffers::new(bytes);
+async fn receive_loop(shard: Rc<Shard>, index: usize, buffers: Rc<RefCell<ReceiveBuffers>>) {
     loop {
         let socket = &shard.endpoint.sockets[index];
         socket.readable().await;
         let mut more = true;
         let mut reads = 0;
         while more && reads < RECEIVES_PER_TURN_MAX {
-            more = receive(&shard, index, &mut buffers);
+            more = receive(&shard, index, &mut buffers.borrow_mut());
             reads += 1;
         }
         drive(&shard);
@@ -248,12 +267,17 @@ async fn receive_loop(shard: Rc<Shard>, index: usize) {
 fn receive(shard: &Rc<Shard>, index: usize, buffers: &mut ReceiveBuffers) -> bool {
     let endpoint = &shard.endpoint;
     let mut state = endpoint.state.borrow_mut();
+    let passes_on = index == SHARED_SOCKET && state.limits.passes_on;
     let now = clock::refresh();
     let received = endpoint.sockets[index].recv_trains(buffers, |meta, mut train| {
         while !train.is_empty() {
             let bytes = meta.stride.clamp(1, train.len());
             let datagram = train.split_to(bytes);
-            state.handle_datagram(endpoint, index, now, &meta, datagram);
+            if passes_on && let Some(owner) = state.ids.other_owner(&datagram) {
+                state.pass_on(shard, owner, meta, datagram);
+            } else {
+                state.handle_datagram(endpoint, index, now, &meta, datagram);
+            }
         }
     });
     match received {
@@ -373,6 +397,17 @@ impl State {
         self.spare.give(buffer);
         if let Some(begun) = begun {
             self.admission.spend(clock::refresh() - begun);
+        }
+    }
+
+    /// Hands a datagram to the shard whose connection it is for. The kernel looks at one datagram of a
+    /// train, and at addresses alone where it cannot look closer, so some come to the wrong socket.
+    fn pass_on(&mut self, shard: &Shard, owner: ShardId, meta: DatagramMeta, datagram: BytesMut) {
+        let len = datagram.len();
+        let meta = DatagramMeta { stride: len, len, ..meta };
+        match shard.mesh.pass_on(owner, PassedOn { meta, datagram }) {
+            true => self.counters.passed_on += 1,
+            false => self.counters.passed_on_lost += 1,
         }
     }
 

@@ -72,5 +72,6 @@ mod random;
 pub mod tls;
 
 pub use body::Body;
+pub use connection_id::CONNECTION_ID_BYTES;
 pub use error::ShardError;
 pub use shard::{Node, NodeKeys, ShardSetup, life, run};

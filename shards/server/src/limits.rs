@@ -83,6 +83,10 @@ pub const UDP_PAYLOAD_BYTES_MAX: usize = 65_507;
 /// Messages in the ring from one thread of the process to another.
 pub const MESH_RING_MESSAGES: usize = 1024;
 
+/// Datagrams that may wait in such a ring, of those that came to one shard and belong to another; more
+/// are lost, as on a network. Half of the ring: the rest is for messages that are never lost.
+pub const MESH_RING_DATAGRAMS: usize = MESH_RING_MESSAGES / 2;
+
 /// Requests forwarded by one shard and not yet answered. Past it a request is `THROTTLED`.
 pub const FORWARDED_MAX: usize = 16 * 1024;
 

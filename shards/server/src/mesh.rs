@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::BytesMut;
 use rustmq_metadata::{Command, Image, PrincipalId, WalUuid};
 use rustmq_protocol::frame::FrameHeader;
 use rustmq_protocol::{ShardId, TopicId};
@@ -16,9 +17,12 @@ use rustmq_sys::channel::{self, Receiver, Sender};
 use rustmq_sys::clock;
 use rustmq_sys::doorbell::{Bell, Doorbell};
 use rustmq_sys::runtime;
+use rustmq_sys::udp::DatagramMeta;
 
 use crate::body::Body;
-use crate::limits::{FORWARDED_MAX, MESH_RING_MESSAGES, RETRY_AFTER_MEMORY_MS};
+use crate::limits::{
+    FORWARDED_MAX, MESH_RING_DATAGRAMS, MESH_RING_MESSAGES, RETRY_AFTER_MEMORY_MS,
+};
 use crate::metrics::{ShardSnapshot, Stage};
 use crate::reply::{RequestError, Response};
 use crate::session::{ClientReply, ReplyTo, Request};
@@ -45,6 +49,8 @@ pub enum Message {
         /// Your name for the request.
         ticket: u64,
     },
+    /// A datagram of a connection of yours, which came to another shard's socket.
+    Datagram(Box<PassedOn>),
     /// Shard 0 → shard: a durable command; apply it.
     Install {
         /// The command.
@@ -111,6 +117,14 @@ pub struct Forwarded {
     pub body: Body,
     /// Who asks.
     pub principal: String,
+}
+
+/// A datagram on its way to the shard whose connection it is for.
+pub struct PassedOn {
+    /// As the socket that it came to told; of this datagram alone.
+    pub meta: DatagramMeta,
+    /// The datagram, in the receive buffers of the shard that it came to.
+    pub datagram: BytesMut,
 }
 
 /// The answer to a forwarded request.
@@ -207,6 +221,23 @@ impl Mesh {
     /// Sends to a shard.
     pub(crate) fn send(&self, to: ShardId, message: Message) {
         self.push(usize::from(to.0), message);
+    }
+
+    /// Hands a datagram to the shard whose connection it is for. Returns false, and the datagram is
+    /// lost, when that shard has [`MESH_RING_DATAGRAMS`] messages of ours or more to look at: QUIC sends
+    /// again what is lost, and everything else that a shard is told must find room.
+    pub(crate) fn pass_on(&self, owner: ShardId, passed: PassedOn) -> bool {
+        let to = usize::from(owner.0);
+        let mut state = self.state.borrow_mut();
+        let State { senders, overflow, .. } = &mut *state;
+        let sender = senders[to].as_mut().expect("no thread sends to itself");
+        let waiting = MESH_RING_MESSAGES - sender.free();
+        if MESH_RING_DATAGRAMS <= waiting || !overflow[to].is_empty() {
+            return false;
+        }
+        let pushed = sender.try_push(Message::Datagram(Box::new(passed))).is_ok();
+        self.bells[to].ring();
+        pushed
     }
 
     /// Sends to the control thread.
@@ -333,6 +364,7 @@ fn handle(shard: &Rc<Shard>, message: Message) {
             let principal: PrincipalId = shard.intern_name(&principal);
             session::dispatch(shard, Request { header, body, principal, arrived, reply_to });
         }
+        Message::Datagram(passed) => shard.endpoint.handle_passed_on(*passed),
         Message::Ended { ticket } => shard.mesh.ended(ticket),
         Message::Answer(answer) => shard.mesh.answered(shard, *answer),
         Message::Install { command, ticket } => {

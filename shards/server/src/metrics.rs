@@ -128,6 +128,10 @@ pub struct EndpointCounters {
     pub dropped: u64,
     /// Handshakes that took too long.
     pub timed_out: u64,
+    /// Datagrams for connections of other shards, handed to them.
+    pub passed_on: u64,
+    /// The same, lost because the other shard had too many to look at.
+    pub passed_on_lost: u64,
     /// Connections closed because no Hello came.
     pub no_hello: u64,
     /// Connections closed because a frame did not become whole.

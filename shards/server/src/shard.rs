@@ -61,7 +61,7 @@ pub struct ShardSetup {
     pub node: Arc<Node>,
     /// The checked configuration.
     pub config: Arc<BrokerConfig>,
-    /// The shard's own socket first, then any others that it serves.
+    /// The shard's own socket first, then the one on the port of the first contact, if it serves that.
     pub sockets: Vec<UdpSocket>,
     /// Its end of the mesh.
     pub port: MeshPort,
@@ -79,6 +79,8 @@ pub struct Node {
     pub advertised_host: String,
     /// The port of the first contact.
     pub bootstrap_port: u16,
+    /// Every shard serves it, with a socket of its own; otherwise shard 0 does alone.
+    pub bootstrap_is_shared: bool,
     /// The port of each shard.
     pub shards: Vec<ShardEndpoint>,
     /// Certificates, and who may connect.

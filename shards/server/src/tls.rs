@@ -20,7 +20,7 @@ use crate::shard::Node;
 /// The protocol that clients and brokers agree on in the handshake.
 pub const ALPN: &[u8] = b"rustmq/1";
 
-/// Memory of one socket's receive buffers, beyond what quinn-proto holds on to.
+/// Memory of a shard's receive buffers, beyond what quinn-proto holds on to.
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
 /// Bytes of first packets that may wait for admission, over all connections.
@@ -41,6 +41,7 @@ pub(crate) fn endpoint(
         handshake_timeout: Duration::from_millis(config.network.handshake_timeout_ms),
         handshakes_per_turn: config.network.handshakes_per_turn as usize,
         receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
+        passes_on: node.bootstrap_is_shared,
     };
     let ids = ShardConnectionIds::new(node.keys.connection_id, shard, node.shard_count);
     let quic = endpoint_config(node, shard);

@@ -115,6 +115,10 @@ series! {
         shard => shard.endpoint.ignored as f64;
     "rustmq_first_packets_dropped_total" "counter" "First packets dropped unread: strangers had their share of the shard's time.",
         shard => shard.endpoint.dropped as f64;
+    "rustmq_datagrams_passed_on_total" "counter" "Datagrams for connections of other shards, handed to them.",
+        shard => shard.endpoint.passed_on as f64;
+    "rustmq_datagrams_passed_on_lost_total" "counter" "Datagrams for connections of other shards, lost because those had too many to look at.",
+        shard => shard.endpoint.passed_on_lost as f64;
     "rustmq_connections_closed_no_hello_total" "counter" "Connections closed because no Hello came.",
         shard => shard.endpoint.no_hello as f64;
     "rustmq_connections_closed_half_request_total" "counter" "Connections closed because a request was not finished.",

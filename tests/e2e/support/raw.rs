@@ -66,17 +66,17 @@ pub(crate) async fn dial(
     identity: &Identity,
 ) -> Result<(Endpoint, Result<Connection, ConnectionError>)> {
     let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
-    let connected = dial_from(&endpoint, data_dir, tls(data_dir, identity)?).await?;
+    let connected = dial_from(&endpoint, address(data_dir)?, tls(data_dir, identity)?).await?;
     Ok((endpoint, connected))
 }
 
-/// Dials the broker from a socket that several connections may share.
+/// Dials from a socket that several connections may share.
 async fn dial_from(
     endpoint: &Endpoint,
-    data_dir: &Path,
+    address: SocketAddr,
     config: ClientConfig,
 ) -> Result<Result<Connection, ConnectionError>> {
-    let connecting = endpoint.connect_with(config, address(data_dir)?, "localhost")?;
+    let connecting = endpoint.connect_with(config, address, "localhost")?;
     let connected = timeout(ANSWER_WAIT, connecting).await;
     connected.context("neither connected nor refused")
 }
@@ -122,7 +122,7 @@ impl Raw {
     /// Connects with these settings and opens a stream.
     pub(crate) async fn connect_with(data_dir: &Path, config: ClientConfig) -> Result<Raw> {
         let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
-        Raw::connect_from(&endpoint, data_dir, config).await
+        Raw::connect_from(&endpoint, address(data_dir)?, config).await
     }
 
     /// Connects from a socket that several share, with these settings, and says hello.
@@ -131,17 +131,26 @@ impl Raw {
         data_dir: &Path,
         config: ClientConfig,
     ) -> Result<Raw> {
-        let mut raw = Raw::connect_from(endpoint, data_dir, config).await?;
+        Raw::greeted_at(endpoint, address(data_dir)?, config).await
+    }
+
+    /// Connects to this port of a broker, from a socket that several share, and says hello.
+    pub(crate) async fn greeted_at(
+        endpoint: &Endpoint,
+        address: SocketAddr,
+        config: ClientConfig,
+    ) -> Result<Raw> {
+        let mut raw = Raw::connect_from(endpoint, address, config).await?;
         raw.say_hello().await?;
         Ok(raw)
     }
 
     async fn connect_from(
         endpoint: &Endpoint,
-        data_dir: &Path,
+        address: SocketAddr,
         config: ClientConfig,
     ) -> Result<Raw> {
-        let connection = dial_from(endpoint, data_dir, config).await??;
+        let connection = dial_from(endpoint, address, config).await??;
         let (send, receive) = connection.open_bi().await?;
         Ok(Raw { endpoint: endpoint.clone(), connection, send, receive })
     }
