@@ -81,7 +81,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("quinn-proto", &["rustmq-server", "rustmq-benches", "sim"]),
     ("quinn-udp", &["rustmq-sys", "rustmq-benches"]),
     ("rand", &[]),
-    ("socket2", &["rustmq-sys", "rustmq-benches"]),
+    ("socket2", &["rustmq-sys", "rustmq-client", "rustmq-benches"]),
     ("tokio", &["rustmq", "rustmq-client", "rustmq-benches"]),
 ];
 

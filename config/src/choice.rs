@@ -63,6 +63,16 @@ choices! {
         Busy = "busy",
     }
 
+    /// Which network lies between a broker and its clients: how large its datagrams may get.
+    MtuProfile {
+        /// Any: from 1,200 bytes up to 1,452, an Ethernet frame.
+        Internet = "internet",
+        /// One with short ways, where Ethernet frames pass: up to 8,952 bytes, a jumbo frame.
+        Datacentre = "datacentre",
+        /// The same host: up to 65,507 bytes, the largest datagram that there is.
+        Loopback = "loopback",
+    }
+
     /// When records reach stable storage.
     FlushPolicy {
         /// Before they are acknowledged.

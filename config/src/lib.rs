@@ -28,7 +28,9 @@ pub mod error;
 
 pub mod reference;
 
-pub use choice::{FlushPlan, FlushPolicy, LogFormat, LogLevel, Poll, RuntimeBackend, WhenFull};
+pub use choice::{
+    FlushPlan, FlushPolicy, LogFormat, LogLevel, MtuProfile, Poll, RuntimeBackend, WhenFull,
+};
 pub use error::{ConfigError, Origin};
 pub use options::{
     Admin, Broker, BrokerConfig, Cache, Log, Network, OptionSpec, Producers, Runtime, Scope,

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::choice::{FlushPlan, FlushPolicy, LogFormat, LogLevel, Poll, RuntimeBackend, WhenFull};
+use crate::choice::{
+    FlushPlan, FlushPolicy, LogFormat, LogLevel, MtuProfile, Poll, RuntimeBackend, WhenFull,
+};
 use crate::kind::{FromValue, Kind, Value};
 
 const KIB: u64 = 1 << 10;
@@ -219,6 +221,10 @@ options! {
         stall_timeout_ms: u64 = "60000", Kind::millis(100, 600_000), Broker;
         /// Bytes sent to one client and not yet acknowledged by it; more wait.
         send_window_bytes: u64 = "8MiB", Kind::bytes(64 * KIB, GIB), Broker;
+        /// The network that clients come by, and with it the size of datagrams: internet begins with
+        /// 1200 bytes and finds out whether 1452 pass, datacentre 1452 and 8952, loopback 1452 and
+        /// 65507. Neither side sends more than the other's profile takes.
+        mtu_profile: MtuProfile = "internet", Kind::Choice(MtuProfile::WORDS), Broker;
         /// Send and receive buffer asked of the kernel for each UDP socket; it may give less.
         socket_buffer_bytes: u64 = "4MiB", Kind::bytes(64 * KIB, 256 * MIB), Broker;
     }

@@ -11,16 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::support::broker::{Backend, Node, on_each_backend};
+use crate::support::hosts::{BROKER, Hosts, can_make_hosts};
 use crate::support::machine;
 use crate::support::process::{Process, wait_until};
 use crate::support::raw;
 
-/// The broker's address in the namespace of its own, and the attackers' host in the other one.
-const BROKER: &str = "10.231.0.1";
-const HOST: &str = "10.231.0.2";
-
-/// The addresses that the attacker sends from: none of them is its own.
-const BORROWED: &str = "10.232.0.0/16";
+/// Addresses that the attacker sends from: none of them is its own.
 const SOURCES: usize = 256;
 
 const PORT: u16 = 9092;
@@ -35,100 +31,6 @@ const ATTACKER_SHARE: f64 = 0.2;
 
 /// Seconds of each measurement.
 const SECONDS: &str = "2";
-
-/// Two namespaces and the cable between them. Gone when this is dropped.
-struct Hosts {
-    broker: String,
-    attacker: String,
-}
-
-impl Hosts {
-    fn new(tag: &str) -> Result<Hosts> {
-        let id = std::process::id();
-        let hosts = Hosts {
-            broker: format!("rustmq-{tag}-b-{id}"),
-            attacker: format!("rustmq-{tag}-a-{id}"),
-        };
-        let (b, a) = (hosts.broker.as_str(), hosts.attacker.as_str());
-        for command in [
-            format!("netns add {b}"),
-            format!("netns add {a}"),
-            format!("-n {b} link add wire type veth peer name wire netns {a}"),
-            format!("-n {b} address add {BROKER}/24 dev wire"),
-            format!("-n {a} address add {HOST}/24 dev wire"),
-            format!("-n {b} link set lo up"),
-            format!("-n {a} link set lo up"),
-            format!("-n {b} link set wire up"),
-            format!("-n {a} link set wire up"),
-            format!("-n {b} route add {BORROWED} via {HOST}"),
-            format!("-n {a} route add local {BORROWED} dev lo"),
-        ] {
-            ip(&command)?;
-        }
-        Ok(hosts)
-    }
-
-    /// The same command, on the broker's host.
-    fn on_broker(&self, command: &Command) -> Command {
-        within(&self.broker, command)
-    }
-
-    fn on_attacker(&self, command: &Command) -> Command {
-        within(&self.attacker, command)
-    }
-
-    /// Bytes that the attacker's host has sent and received.
-    fn traffic(&self) -> Result<(u64, u64)> {
-        let read = |name: &str| -> Result<u64> {
-            let path = format!("/sys/class/net/wire/statistics/{name}");
-            let mut cat = Command::new("cat");
-            cat.arg(path);
-            let output = self.on_attacker(&cat).output()?;
-            Ok(String::from_utf8(output.stdout)?.trim().parse()?)
-        };
-        Ok((read("tx_bytes")?, read("rx_bytes")?))
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for name in [&self.broker, &self.attacker] {
-            // What is left over is found by its name.
-            let _ = ip(&format!("netns delete {name}"));
-        }
-    }
-}
-
-fn ip(arguments: &str) -> Result<()> {
-    let output = Command::new("ip").args(arguments.split(' ')).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "ip {arguments}: {said}");
-    Ok(())
-}
-
-fn within(namespace: &str, command: &Command) -> Command {
-    let mut inside = Command::new("ip");
-    inside.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => inside.env(name, value),
-            None => inside.env_remove(name),
-        };
-    }
-    inside
-}
-
-/// May namespaces be made here? If not, the test is named.
-fn can_make_hosts(test: &str) -> bool {
-    let name = format!("rustmq-probe-{}", std::process::id());
-    match ip(&format!("netns add {name}")).and_then(|()| ip(&format!("netns delete {name}"))) {
-        Ok(()) => true,
-        Err(why) => {
-            machine::skip(test, &format!("no network namespaces: {why:#}"));
-            false
-        }
-    }
-}
 
 on_each_backend! {
     fn a_flood_of_first_packets_leaves_a_producer_most_of_its_pace(backend: Backend) -> Result<()> {
@@ -148,7 +50,7 @@ on_each_backend! {
         let scratch = machine::scratch_dir("flood-")?;
         let attack = |port: u16, name: &str| -> Result<Process> {
             let command = part("attacker", &dir, port);
-            Process::start(hosts.on_attacker(&command), scratch.path(), name)
+            Process::start(hosts.on_client(&command), scratch.path(), name)
         };
         let sink = part("sink", &dir, SINK_PORT);
         let mut sink = Process::start(hosts.on_broker(&sink), scratch.path(), "sink")?;

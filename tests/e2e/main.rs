@@ -12,6 +12,7 @@
 //! - `polling`: what a shard does when it has nothing to do.
 //! - `restart`: what a stop, clean or not, and a start keep.
 //! - `shared_port`: every shard serves the first contact, and a client's address may change.
+//! - `datagrams`: how large they get, by the profile of the network.
 //! - `bad_client`, `bad_request`: peers and requests that are refused.
 //! - `hostile`: clients that hold on to what they were given, and strangers without end.
 //! - `flood`: floods from addresses of others, in network namespaces.
@@ -37,6 +38,8 @@ mod polling;
 mod restart;
 
 mod shared_port;
+
+mod datagrams;
 
 mod bad_client;
 

@@ -2,7 +2,7 @@
 //! first needed.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -11,12 +11,14 @@ use rustmq_protocol::{
     BrokerId, BrokerInfo, ErrorCode, LeaderEpoch, Metadata, MetadataResponse, PartitionId,
     RequestKind, ShardId, TOPIC_NAME_BYTES_MAX, TopicId, TopicInfo, TopicNameError, TopicSelection,
 };
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::timeout;
 
 use crate::backoff::{Backoff, random_seed};
 use crate::config::{ClientConfig, RouteMode, split_address};
 use crate::connection::{Connection, OpenError};
 use crate::error::{ClientError, ConfigError, ConnectError};
+use crate::mtu::Datagrams;
 use crate::tls::quic_config;
 
 /// Attempts of a call that may be made again without harm: reading metadata, topics, offsets.
@@ -68,7 +70,7 @@ impl Cluster {
     /// Checks the configuration and dials the first bootstrap address that answers.
     pub(crate) async fn connect(config: ClientConfig) -> Result<Cluster, ClientError> {
         config.check()?;
-        let mut endpoint = open_endpoint()?;
+        let mut endpoint = open_endpoint(Datagrams::of(config.mtu_profile))?;
         endpoint.set_default_client_config(quic_config(&config)?);
         let cluster = Cluster {
             config,
@@ -307,10 +309,25 @@ pub(crate) fn check_topic_name_length(name: &str) -> Result<(), ClientError> {
 }
 
 /// A socket for IPv6 and IPv4, or for IPv4 alone where the host has no IPv6.
-fn open_endpoint() -> Result<quinn::Endpoint, ConfigError> {
-    let any = |v6: bool| if v6 { "[::]:0" } else { "0.0.0.0:0" };
-    let open = |v6| quinn::Endpoint::client(any(v6).parse().expect("a literal address"));
-    open(true).or_else(|_| open(false)).map_err(|error| ConfigError::Socket { kind: error.kind() })
+fn open_endpoint(datagrams: Datagrams) -> Result<quinn::Endpoint, ConfigError> {
+    let open = |any: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(any), Type::DGRAM, Some(Protocol::UDP))?;
+        if any.is_ipv6() {
+            // Where it is refused, hosts are reached by one of the two at least.
+            let _ = socket.set_only_v6(false);
+        }
+        if let Some(bytes) = datagrams.socket_buffer_bytes {
+            // The host may give less.
+            let _ = socket.set_recv_buffer_size(bytes);
+            let _ = socket.set_send_buffer_size(bytes);
+        }
+        socket.bind(&any.into())?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        quinn::Endpoint::new(datagrams.endpoint(), None, socket.into(), runtime)
+    };
+    let opened = open((Ipv6Addr::UNSPECIFIED, 0).into());
+    let opened = opened.or_else(|_| open((Ipv4Addr::UNSPECIFIED, 0).into()));
+    opened.map_err(|error| ConfigError::Socket { kind: error.kind() })
 }
 
 /// The connection to one shard, dialled by whoever needs it first.

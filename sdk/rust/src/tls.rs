@@ -12,6 +12,7 @@ use rustls::{CipherSuite, RootCertStore};
 
 use crate::config::{ClientConfig, Pem, TlsConfig};
 use crate::error::ConfigError;
+use crate::mtu::Datagrams;
 
 /// What both sides name in the TLS handshake.
 const ALPN: &[u8] = b"rustmq/1";
@@ -23,17 +24,15 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// Bytes that all streams of a connection take together. 8 MiB: eight partitions at full speed.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
-/// What the round trip is taken for before it is measured. 100 ms: a first packet that a starting
-/// broker missed is sent again after a third of a second, not after a whole one.
-const INITIAL_RTT: Duration = Duration::from_millis(100);
-
 /// The configuration of every connection of a client.
 pub(crate) fn quic_config(config: &ClientConfig) -> Result<quinn::ClientConfig, ConfigError> {
     let tls = tls_config(&config.tls)?;
     let quic = QuicClientConfig::try_from(tls)
         .map_err(|error| ConfigError::Tls { field: "cert", reason: error.to_string() })?;
     let mut quic = quinn::ClientConfig::new(Arc::new(quic));
-    quic.transport_config(Arc::new(transport(config.idle_timeout)?));
+    let mut transport = transport(config.idle_timeout)?;
+    Datagrams::of(config.mtu_profile).apply(&mut transport);
+    quic.transport_config(Arc::new(transport));
     Ok(quic)
 }
 
@@ -41,11 +40,8 @@ fn transport(idle_timeout: Duration) -> Result<TransportConfig, ConfigError> {
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(idle_timeout)
         .map_err(|_| ConfigError::TimeOutOfBounds { field: "idle_timeout", time: idle_timeout })?;
-    // MTU discovery stays at quinn's default: it starts at 1200 bytes and ends at 1452, an Ethernet
-    // frame.
     transport
         .max_idle_timeout(Some(idle))
-        .initial_rtt(INITIAL_RTT)
         .keep_alive_interval(Some(idle_timeout / 3))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))

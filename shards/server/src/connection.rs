@@ -253,7 +253,7 @@ impl Connection {
             },
             Event::ConnectionLost { reason } => {
                 let peer = self.quic.remote_address();
-                tracing::debug!(%peer, %reason, "connection ended");
+                tracing::debug!(%peer, %reason, mtu = self.quic.current_mtu(), "connection ended");
                 self.end();
             }
             Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => {

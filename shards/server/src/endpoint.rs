@@ -550,6 +550,7 @@ impl State {
         let mut outlet = SocketOutlet { socket, buffers: &mut self.spare };
         again |= connection.wants_turn();
         again |= connection.transmit(now, socket.max_gso_segments(), &mut outlet);
+        self.counters.path_mtu = self.counters.path_mtu.max(connection.quic.current_mtu());
         if let Some(begun) = begun {
             self.admission.spend(clock::refresh() - begun);
         }

@@ -69,6 +69,8 @@ pub mod limits;
 mod notify;
 mod random;
 
+mod mtu;
+
 pub mod tls;
 
 pub use body::Body;

@@ -128,6 +128,8 @@ pub struct EndpointCounters {
     pub dropped: u64,
     /// Handshakes that took too long.
     pub timed_out: u64,
+    /// Bytes of the largest datagram that a path has come to take.
+    pub path_mtu: u16,
     /// Datagrams for connections of other shards, handed to them.
     pub passed_on: u64,
     /// The same, lost because the other shard had too many to look at.

@@ -7,13 +7,14 @@ use aws_lc_rs::{hkdf, hmac};
 use quinn_proto::crypto::rustls::QuicServerConfig;
 use quinn_proto::{EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
-use rustmq_config::BrokerConfig;
+use rustmq_config::{BrokerConfig, MtuProfile};
 use rustmq_protocol::ShardId;
 use rustmq_sys::udp::UdpSocket;
 
 use crate::connection_id::ShardConnectionIds;
 use crate::endpoint::{Endpoint, EndpointLimits};
 use crate::limits::{CONNECTION_WINDOW_BYTES_MIN, HANDSHAKES_IGNORE};
+use crate::mtu::Datagrams;
 use crate::random;
 use crate::shard::Node;
 
@@ -44,16 +45,18 @@ pub(crate) fn endpoint(
         passes_on: node.bootstrap_is_shared,
     };
     let ids = ShardConnectionIds::new(node.keys.connection_id, shard, node.shard_count);
-    let quic = endpoint_config(node, shard);
+    let quic = endpoint_config(node, shard, config.network.mtu_profile);
     Endpoint::new(quic, server_config(node, config), ids, sockets, limits)
 }
 
-fn endpoint_config(node: &Arc<Node>, shard: ShardId) -> EndpointConfig {
+fn endpoint_config(node: &Arc<Node>, shard: ShardId, profile: MtuProfile) -> EndpointConfig {
     let reset = hmac::Key::new(hmac::HMAC_SHA256, &node.keys.reset);
     let mut config = EndpointConfig::new(Arc::new(reset));
     let (key, shards) = (node.keys.connection_id, node.shard_count);
     config.cid_generator(move || Box::new(ShardConnectionIds::new(key, shard, shards)));
     config.min_reset_interval(RESET_INTERVAL);
+    let taken = Datagrams::of(profile).taken;
+    config.max_udp_payload_size(taken).expect("every profile is between 1,200 and 65,527 bytes");
     // Every random number of a shard comes from one place.
     config.rng_seed(Some(random::bytes()));
     config
@@ -83,6 +86,7 @@ fn transport(config: &BrokerConfig) -> TransportConfig {
     // Grows with use, see `Connection::grow_window`.
     transport.receive_window(window(CONNECTION_WINDOW_BYTES_MIN));
     transport.send_window(network.send_window_bytes);
+    Datagrams::of(network.mtu_profile).apply(&mut transport);
     transport
 }
 

@@ -115,6 +115,8 @@ series! {
         shard => shard.endpoint.ignored as f64;
     "rustmq_first_packets_dropped_total" "counter" "First packets dropped unread: strangers had their share of the shard's time.",
         shard => shard.endpoint.dropped as f64;
+    "rustmq_path_mtu_bytes" "gauge" "Largest datagram that a client's path has come to take, of all since the start.",
+        shard => f64::from(shard.endpoint.path_mtu);
     "rustmq_datagrams_passed_on_total" "counter" "Datagrams for connections of other shards, handed to them.",
         shard => shard.endpoint.passed_on as f64;
     "rustmq_datagrams_passed_on_lost_total" "counter" "Datagrams for connections of other shards, lost because those had too many to look at.",

@@ -169,8 +169,9 @@ mod tests {
 
     /// Sends a datagram; the index of the socket that gets it.
     fn reached(sockets: &[UdpSocket], from: &PlainSocket, datagram: &[u8]) -> usize {
-        let to = sockets[0].local_addr().unwrap();
-        from.send_to(datagram, to).unwrap();
+        let port = sockets[0].local_addr().unwrap().port();
+        // Peers have the address that they send to.
+        from.send_to(datagram, (from.local_addr().unwrap().ip(), port)).unwrap();
         let mut buffers = ReceiveBuffers::new(0);
         let begun = Instant::now();
         loop {
@@ -196,9 +197,14 @@ mod tests {
 
     #[test]
     fn the_first_byte_of_the_id_chooses_the_socket_whatever_the_address() {
-        for (count, address) in [(2, "127.0.0.1:0"), (3, "127.0.0.1:0"), (7, "[::1]:0")] {
+        for (count, address, of_peers) in [
+            (2, "127.0.0.1:0", "127.0.0.1:0"),
+            (64, "0.0.0.0:0", "127.0.0.1:0"),
+            (3, "[::]:0", "127.0.0.1:0"),
+            (7, "[::]:0", "[::1]:0"),
+        ] {
             let sockets = group(address, count, BY_ID);
-            let peers = peers(address);
+            let peers = peers(of_peers);
             for id in 0..=255 {
                 let peer = &peers[usize::from(id) % peers.len()];
                 let owner = usize::from(id) % count;

@@ -8,6 +8,7 @@
 //! - [`history`]: what clients did and were told, for the checker.
 //! - [`load`]: a producer that lives through kills.
 //! - [`reading`]: a log read to its end.
+//! - [`hosts`]: two hosts and a cable.
 //! - [`device`]: file systems of a test's own, and counters of block devices.
 //! - [`without_flushes`]: the executable without them.
 //! - [`machine`]: who may use the machine, and what it cannot do.
@@ -28,6 +29,8 @@ pub(crate) mod history;
 pub(crate) mod load;
 
 pub(crate) mod reading;
+
+pub(crate) mod hosts;
 
 pub(crate) mod device;
 
