@@ -594,6 +594,8 @@ fn check(shard: &Shard, request: &Request) -> Result<RequestKind, RequestError> 
     }
     match client.session().version() {
         None if kind != RequestKind::Hello => Err(RequestError::HelloRequired),
+        // Hello has the same layout in every version, and always the first in its header.
+        _ if kind == RequestKind::Hello => Ok(kind),
         Some(version) if version != header.version => Err(RequestError::UnsupportedVersion {
             supported: VersionRange { min: version, max: version },
         }),
