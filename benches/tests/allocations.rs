@@ -1,4 +1,4 @@
-//! Does a produce allocate? A real shard serves a real client over QUIC while every request to the
+//! Does a produce allocate, and how often does a delivery? A real shard serves a real client over QUIC while every request to the
 //! allocator on the shard's thread is counted: ours, and beside it those of quinn-proto, which builds
 //! its packets and keeps its books with the allocator's help.
 
@@ -17,7 +17,10 @@ use rustmq_benches::load::cases::client_endpoint;
 use rustmq_benches::load::tls;
 use rustmq_benches::load::wire::{self, Link, ProduceFrame, Target};
 use rustmq_config::BrokerConfig;
-use rustmq_protocol::{BrokerId, ShardEndpoint, ShardId};
+use rustmq_protocol::{
+    BrokerId, CREDIT_BYTES_MAX, Fetch, FetchResponse, Offset, RequestKind, ShardEndpoint, ShardId,
+    Subscribe, batches,
+};
 use rustmq_server::mesh::{self, MeshPort, Message};
 use rustmq_server::{Node, NodeKeys, ShardSetup};
 use rustmq_sys::alloc::{self, CountingAllocator, Counts};
@@ -39,6 +42,9 @@ const WARM_UP: usize = 34_000;
 
 /// Requests that are counted. The index would double again at 65,536.
 const COUNTED: usize = 20_000;
+
+/// Deliveries that are counted of either kind, and as many as a quarter before them.
+const DELIVERED: usize = 400;
 
 /// Parts in which they are counted, each by itself.
 const PARTS: usize = 10;
@@ -64,7 +70,7 @@ const SETS: [&str; 8] = [
 
 // One test, because the counts are of the whole process.
 #[test]
-fn a_produce_of_one_record_allocates_nothing_of_ours() {
+fn a_produce_of_one_record_allocates_nothing_of_ours_and_a_subscription_no_more_than_fetches() {
     for backend in [Backend::Uring, Backend::Epoll] {
         if backend == Backend::Uring
             && let Err(why) = probe_uring()
@@ -73,7 +79,7 @@ fn a_produce_of_one_record_allocates_nothing_of_ours() {
             println!("SKIPPED {backend}: {why}");
             continue;
         }
-        let parts = count(backend);
+        let (parts, [fetched, subscribed]) = count(backend);
         let per_request = |count: fn(&Counts) -> u64| {
             parts.iter().map(count).sum::<u64>() as f64 / COUNTED as f64
         };
@@ -85,6 +91,18 @@ fn a_produce_of_one_record_allocates_nothing_of_ours() {
             per_request(|counts| counts.quic),
             per_request(|counts| counts.quic_bytes),
         );
+        for (how, counts) in [("fetch", &fetched), ("subscription", &subscribed)] {
+            println!(
+                "{backend}: per delivery by {how}, with its produce, {:.2} allocations of ours ({:.0} \
+                 bytes), {:.2} of quinn-proto",
+                counts.ours as f64 / DELIVERED as f64,
+                counts.ours_bytes as f64 / DELIVERED as f64,
+                counts.quic as f64 / DELIVERED as f64,
+            );
+        }
+        // Less than one more in each, as a queue may grow once.
+        let more = subscribed.ours.saturating_sub(fetched.ours);
+        assert!(more < DELIVERED as u64 / 10, "{} and {}", subscribed.ours, fetched.ours);
         let grown = parts.iter().filter(|counts| 0 < counts.ours).count();
         let ours: Vec<u64> = parts.iter().map(|counts| counts.ours).collect();
         assert!(
@@ -96,8 +114,9 @@ fn a_produce_of_one_record_allocates_nothing_of_ours() {
     }
 }
 
-/// What the shard's thread asked the allocator for while it served each part of the counted requests.
-fn count(backend: Backend) -> Vec<Counts> {
+/// What the shard's thread asked the allocator for while it served each part of the counted requests,
+/// and then deliveries by fetches and by a subscription.
+fn count(backend: Backend) -> (Vec<Counts>, [Counts; 2]) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let certs = dir.path().join("certs");
     std::fs::create_dir(&certs).unwrap();
@@ -123,7 +142,21 @@ fn count(backend: Backend) -> Vec<Counts> {
             parts.push(alloc::counts().since(before));
         }
         alloc::trace_ours(0);
-        parts
+        let mut consumer = Link::to_broker(&connection).await.unwrap();
+        let mut delivered = Vec::new();
+        for subscribed in [false, true] {
+            let next = WARM_UP + COUNTED + delivered.len() * (DELIVERED + DELIVERED / 4);
+            let next = Offset(next as u64);
+            let mut consumer = Deliveries { consumer: &mut consumer, target, next, subscribed };
+            if subscribed {
+                consumer.subscribe().await;
+            }
+            consumer.take(&mut link, &mut frame, DELIVERED / 4).await;
+            let before = alloc::counts();
+            consumer.take(&mut link, &mut frame, DELIVERED).await;
+            delivered.push(alloc::counts().since(before));
+        }
+        (parts, delivered.try_into().unwrap())
     });
     shard.stop();
     parts
@@ -141,6 +174,55 @@ async fn produce(link: &mut Link, frame: &mut ProduceFrame, count: usize) {
             link.receiver.receive().await.unwrap().unwrap();
         }
         left -= burst;
+    }
+}
+
+/// A consumer at the tail.
+struct Deliveries<'a> {
+    consumer: &'a mut Link,
+    target: Target,
+    next: Offset,
+    subscribed: bool,
+}
+
+impl Deliveries<'_> {
+    async fn subscribe(&mut self) {
+        let head = self.target.head;
+        let ask = Subscribe {
+            topic: head.topic,
+            partition: head.partition,
+            leader_epoch: head.leader_epoch,
+            offset: self.next,
+            credit: CREDIT_BYTES_MAX,
+            bytes_max: 1 << 20,
+        };
+        self.consumer.call(RequestKind::Subscribe, |out| ask.encode(out)).await.unwrap();
+    }
+
+    /// Produces records one by one, and takes each.
+    async fn take(&mut self, link: &mut Link, frame: &mut ProduceFrame, count: usize) {
+        let head = self.target.head;
+        for _ in 0..count {
+            if !self.subscribed {
+                let ask = Fetch {
+                    topic: head.topic,
+                    partition: head.partition,
+                    leader_epoch: head.leader_epoch,
+                    offset: self.next,
+                    wait_ms_max: 10_000,
+                    bytes_min: 1,
+                    bytes_max: 1 << 20,
+                };
+                self.consumer.send(RequestKind::Fetch, |out| ask.encode(out)).await.unwrap();
+            }
+            link.sender.send(frame.next_batch().1).await.unwrap();
+            link.receiver.receive().await.unwrap().unwrap();
+            self.consumer.receiver.receive().await.unwrap().unwrap();
+            let answer = FetchResponse::decode(self.consumer.receiver.body()).unwrap();
+            let (batch, _) = batches(answer.batches).next().unwrap().unwrap();
+            assert_eq!(batch.base_offset, self.next);
+            self.next = Offset(self.next.0 + 1);
+        }
     }
 }
 

@@ -212,6 +212,7 @@ options! {
         /// Memory of one shard for what its clients may send beyond those 64 KiB each.
         window_bytes_max: u64 = "256MiB", Kind::bytes(MIB, 64 * GIB), Broker;
         /// Memory of one shard for requests that are not answered; at the limit they are throttled.
+        /// An eighth as much more is for open subscriptions.
         request_bytes_max: u64 = "256MiB", Kind::bytes(32 * MIB, 64 * GIB), Broker;
         /// Memory of one shard for answers that their clients have not acknowledged; a client that
         /// holds half of what is free waits.

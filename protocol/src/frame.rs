@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  0 u32 length of the frame, header included
-//!  4 u16 kind           6 u8 version      7 u8 flags: bit 0 RESPONSE, bit 1 MOVED
+//!  4 u16 kind           6 u8 version      7 u8 flags: bit 0 RESPONSE, bit 1 MOVED, bit 2 MORE
 //!  8 u32 correlation id
 //! 12 u16 status: error code, 0 in requests
 //! 14 u16 shard: with MOVED the shard that owns the partition, else 0
@@ -21,7 +21,7 @@ use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, RETRY_AFTER_MS_MAX, STR
 pub const PROTOCOL_VERSION_MIN: u8 = 1;
 
 /// The newest protocol version that this code speaks.
-pub const PROTOCOL_VERSION_MAX: u8 = 1;
+pub const PROTOCOL_VERSION_MAX: u8 = 2;
 
 /// The header of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,11 +51,13 @@ impl FrameFlags {
     pub const NONE: FrameFlags = FrameFlags(0);
     /// The frame answers a request.
     pub const RESPONSE: FrameFlags = FrameFlags(1);
-    /// The request was forwarded: its partition is owned by the shard that the header names. The
-    /// response counts.
+    /// The partition is owned by the shard that the header names. The response counts: the request
+    /// was forwarded there, or the status says that it has to be sent there.
     pub const MOVED: FrameFlags = FrameFlags(2);
+    /// More answers to the same request follow. Since version 2.
+    pub const MORE: FrameFlags = FrameFlags(4);
 
-    const KNOWN: u8 = 0b11;
+    const KNOWN: u8 = 0b111;
 
     /// True if all of `flags` are set.
     pub fn contains(self, flags: FrameFlags) -> bool {
@@ -121,7 +123,7 @@ impl fmt::Display for FrameError {
                 write!(f, "a frame of {length} bytes, at most {FRAME_BYTES_MAX} are allowed")
             }
             FrameError::UnknownFlags { flags } => {
-                write!(f, "flags {flags:#04x}, only bits 0 and 1 are allowed")
+                write!(f, "flags {flags:#04x}, only bits 0 to 2 are allowed")
             }
         }
     }
@@ -130,12 +132,12 @@ impl fmt::Display for FrameError {
 impl std::error::Error for FrameError {}
 
 impl FrameHeader {
-    /// The header of a request without a body, in the newest version.
+    /// The header of a request without a body, in the oldest version that knows its kind.
     pub fn request(kind: RequestKind, correlation: CorrelationId) -> FrameHeader {
         FrameHeader {
             length: FRAME_HEADER_BYTES as u32,
             kind: kind as u16,
-            version: PROTOCOL_VERSION_MAX,
+            version: kind.version_min(),
             flags: FrameFlags::NONE,
             correlation,
             status: 0,
@@ -159,6 +161,18 @@ impl FrameHeader {
     #[must_use]
     pub fn moved_to(self, shard: ShardId) -> FrameHeader {
         FrameHeader { flags: self.flags.with(FrameFlags::MOVED), shard, ..self }
+    }
+
+    /// The same in the version that Hello agreed on.
+    #[must_use]
+    pub fn in_version(self, version: u8) -> FrameHeader {
+        FrameHeader { version, ..self }
+    }
+
+    /// The same, telling that more answers follow.
+    #[must_use]
+    pub fn with_more(self) -> FrameHeader {
+        FrameHeader { flags: self.flags.with(FrameFlags::MORE), ..self }
     }
 
     /// The same with the length of a frame whose body has `bytes`.
@@ -250,6 +264,10 @@ pub enum RequestKind {
     Fetch = 17,
     /// Looks up an offset of one partition.
     ListOffsets = 18,
+    /// Sends batches of one partition as they come, for as long as there is credit.
+    Subscribe = 19,
+    /// Gives a subscription more credit, or ends it.
+    Credit = 20,
 }
 
 impl RequestKind {
@@ -264,11 +282,21 @@ impl RequestKind {
         RequestKind::Produce,
         RequestKind::Fetch,
         RequestKind::ListOffsets,
+        RequestKind::Subscribe,
+        RequestKind::Credit,
     ];
 
     /// The kind with this number.
     pub fn from_u16(number: u16) -> Option<RequestKind> {
         RequestKind::ALL.iter().copied().find(|kind| *kind as u16 == number)
+    }
+
+    /// The oldest protocol version that knows this kind.
+    pub fn version_min(self) -> u8 {
+        match self {
+            RequestKind::Subscribe | RequestKind::Credit => 2,
+            _ => PROTOCOL_VERSION_MIN,
+        }
     }
 }
 
@@ -394,8 +422,8 @@ mod tests {
         assert_eq!(FrameHeader::decode(&bytes), Err(error));
         assert_eq!(error.code(), ErrorCode::FrameTooLarge);
         bytes = header.encode();
-        bytes[7] = 4;
-        assert_eq!(FrameHeader::decode(&bytes), Err(FrameError::UnknownFlags { flags: 4 }));
+        bytes[7] = 8;
+        assert_eq!(FrameHeader::decode(&bytes), Err(FrameError::UnknownFlags { flags: 8 }));
     }
 
     #[test]
@@ -428,6 +456,19 @@ mod tests {
     fn every_kind_reads_back_from_its_number_and_no_other_number_is_known() {
         let known: Vec<_> = (0..=u16::MAX).filter_map(RequestKind::from_u16).collect();
         assert_eq!(known, RequestKind::ALL);
+    }
+
+    #[test]
+    fn a_request_is_made_in_a_version_that_knows_it_and_answered_in_its_own() {
+        for kind in RequestKind::ALL {
+            assert!(VersionRange::SUPPORTED.contains(kind.version_min()), "{kind:?}");
+        }
+        let fetch = FrameHeader::request(RequestKind::Fetch, CorrelationId(1));
+        let subscribe = FrameHeader::request(RequestKind::Subscribe, CorrelationId(1));
+        assert_eq!((fetch.version, subscribe.version), (1, 2));
+        let answer = fetch.in_version(2).response(ErrorCode::Ok).with_more();
+        assert_eq!(answer.version, 2);
+        assert!(answer.flags.contains(FrameFlags::RESPONSE.with(FrameFlags::MORE)));
     }
 
     #[test]

@@ -65,11 +65,11 @@ pub use ids::{
 pub use limits::*;
 pub use record::{Record, RecordError, RecordHeader, RecordHeaders, RecordView};
 pub use requests::{
-    Acks, BrokerInfo, CreateTopic, CreateTopicResponse, DeleteTopic, DeleteTopicResponse, Fetch,
-    FetchResponse, FetchResponseHead, FlushMode, Hello, HelloResponse, InitProducer,
+    Acks, BrokerInfo, CreateTopic, CreateTopicResponse, Credit, DeleteTopic, DeleteTopicResponse,
+    Fetch, FetchResponse, FetchResponseHead, FlushMode, Hello, HelloResponse, InitProducer,
     InitProducerResponse, ListOffsets, ListOffsetsResponse, ListTopics, ListTopicsResponse,
     ListedTopic, Metadata, MetadataResponse, OffsetAt, PartitionInfo, Produce, ProduceHead,
-    ProduceResponse, ShardEndpoint, TopicInfo, TopicSelection,
+    ProduceResponse, ShardEndpoint, Subscribe, SubscriptionEnd, TopicInfo, TopicSelection,
 };
 pub use topic_name::{TopicNameError, is_reserved_topic_name, validate_topic_name};
 

@@ -81,6 +81,11 @@ pub const RETRY_AFTER_MS_MAX: u32 = 10_000;
 /// whole.
 pub const FETCH_BYTES_MAX: usize = RECORD_BYTES_MAX;
 
+/// Bytes of credit that one subscription may have. 1 GiB: no client has to ask again while there is
+/// still something on its way. A grant beyond it is refused with `LIMIT_EXCEEDED`, and nothing of it
+/// counts.
+pub const CREDIT_BYTES_MAX: u32 = 1 << 30;
+
 /// Bidirectional streams of one connection. 64: a partition keeps to one stream, so this is how
 /// many partitions of one client cannot hold one another up. QUIC flow control makes a client wait
 /// at the limit.

@@ -196,8 +196,24 @@ proptest! {
     }
 
     #[test]
+    fn subscription_bodies_read_back(
+        topic in topic_id(), numbers: [u32; 4], offset: u64, message in text(), end: bool,
+    ) {
+        reads_back!(Subscribe, Subscribe {
+            topic,
+            partition: PartitionId(numbers[0]),
+            leader_epoch: LeaderEpoch(numbers[1]),
+            offset: Offset(offset),
+            credit: numbers[2],
+            bytes_max: numbers[3],
+        });
+        reads_back!(Credit, if end { Credit::End } else { Credit::More { bytes: numbers[2] } });
+        reads_back!(SubscriptionEnd, SubscriptionEnd { message, offset: Offset(offset) });
+    }
+
+    #[test]
     fn frame_headers_read_back(
-        kind: u16, version: u8, flags in 0u8..4, numbers: (u32, u16, u16), body in 0usize..100,
+        kind: u16, version: u8, flags in 0u8..8, numbers: (u32, u16, u16), body in 0usize..100,
     ) {
         let header = FrameHeader {
             length: 16,
@@ -311,6 +327,9 @@ proptest! {
         let _ = Fetch::decode(&bytes);
         let _ = FetchResponse::decode(&bytes);
         let _ = ListOffsets::decode(&bytes);
+        let _ = Subscribe::decode(&bytes);
+        let _ = SubscriptionEnd::decode(&bytes);
+        let _ = Credit::decode(&bytes);
         let _ = ListOffsetsResponse::decode(&bytes);
         let _ = ErrorBody::decode(&bytes);
         let _ = UnsupportedVersionBody::decode(&bytes);

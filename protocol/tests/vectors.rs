@@ -75,6 +75,11 @@ fn frames_encode_and_decode_to_their_vectors() {
     let config = vec![("retention_ms".to_owned(), "1000".to_owned())];
     let partition = PartitionId(1);
     let leader_epoch = LeaderEpoch(5);
+    let head = FetchResponseHead {
+        high_watermark: Offset(43),
+        log_start_offset: Offset(10),
+        log_end_offset: Offset(43),
+    };
     let list = |at| ListOffsets { topic: TOPIC, partition, leader_epoch, at };
     let info = |partition, shard| PartitionInfo {
         partition: PartitionId(partition),
@@ -245,14 +250,7 @@ fn frames_encode_and_decode_to_their_vectors() {
             "fetch_response",
             response(Kind::Fetch, 14),
             FetchResponse,
-            FetchResponse {
-                head: FetchResponseHead {
-                    high_watermark: Offset(43),
-                    log_start_offset: Offset(10),
-                    log_end_offset: Offset(43),
-                },
-                batches: &one_record(Offset(42), LeaderEpoch(5)),
-            }
+            FetchResponse { head, batches: &one_record(Offset(42), LeaderEpoch(5)) }
         ),
         frame!(
             "list_offsets_request",
@@ -303,6 +301,56 @@ fn frames_encode_and_decode_to_their_vectors() {
             ThrottledBody,
             ThrottledBody { message: "the disk is slow".to_owned(), retry_after_ms: 250 }
         ),
+        frame!(
+            "subscribe_request",
+            request(Kind::Subscribe, 19),
+            Subscribe,
+            Subscribe {
+                topic: TOPIC,
+                partition,
+                leader_epoch,
+                offset: Offset(42),
+                credit: 8 << 20,
+                bytes_max: 1 << 20,
+            }
+        ),
+        frame!(
+            "subscribe_opened",
+            response(Kind::Subscribe, 19).with_more(),
+            FetchResponse,
+            FetchResponse { head, batches: &[] }
+        ),
+        frame!(
+            "subscribe_answer",
+            response(Kind::Subscribe, 19).with_more(),
+            FetchResponse,
+            FetchResponse { head, batches: &one_record(Offset(42), LeaderEpoch(5)) }
+        ),
+        frame!(
+            "subscribe_end",
+            response(Kind::Subscribe, 19),
+            SubscriptionEnd,
+            SubscriptionEnd { message: String::new(), offset: Offset(43) }
+        ),
+        frame!(
+            "subscribe_end_error",
+            request(Kind::Subscribe, 19).response(ErrorCode::UnknownTopicId),
+            SubscriptionEnd,
+            SubscriptionEnd { message: "the topic was deleted".to_owned(), offset: Offset(43) }
+        ),
+        frame!(
+            "subscribe_moved",
+            request(Kind::Subscribe, 20).response(ErrorCode::NotLeader).moved_to(ShardId(1)),
+            ErrorBody,
+            ErrorBody { message: "shard 1 has it".to_owned() }
+        ),
+        frame!(
+            "credit_request",
+            request(Kind::Credit, 19),
+            Credit,
+            Credit::More { bytes: 4 << 20 }
+        ),
+        frame!("credit_end_request", request(Kind::Credit, 19), Credit, Credit::End),
     ];
     let names: Vec<&str> = vectors(FRAMES).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, checked, "every vector is checked");

@@ -128,6 +128,7 @@ impl Wire {
         let correlation = CorrelationId(ticket as u32);
         let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + body.len());
         FrameHeader::request(kind, correlation)
+            .in_version(VersionRange::SUPPORTED.max)
             .encode_frame(&mut frame, |out| out.extend_from_slice(body));
         let now = self.world.now();
         let link = &mut self.links[to];

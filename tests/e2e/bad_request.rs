@@ -35,12 +35,12 @@ fn versions_without_overlap_are_told_the_range() -> Result<()> {
     with_broker(async |dir| {
         let mut raw = Raw::connect(dir).await?;
         let mut frame = Vec::new();
-        raw::hello(2, 9, &mut frame);
+        raw::hello(3, 9, &mut frame);
         let (header, body) = raw.ask_bytes(&frame).await?;
         ensure!(header.error_code() == ErrorCode::UnsupportedVersion, "{}", header.error_code());
         let body = UnsupportedVersionBody::decode(&body)?;
-        ensure!((body.supported.min, body.supported.max) == (1, 1), "{:?}", body.supported);
-        ensure!(body.message.contains('1'), "{:?}", body.message);
+        ensure!((body.supported.min, body.supported.max) == (1, 2), "{:?}", body.supported);
+        ensure!(body.message.contains("1 to 2"), "{:?}", body.message);
         Ok(())
     })
 }

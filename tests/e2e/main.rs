@@ -16,6 +16,7 @@
 //! - `bad_client`, `bad_request`: peers and requests that are refused.
 //! - `hostile`: clients that hold on to what they were given, and strangers without end.
 //! - `flood`: floods from addresses of others, in network namespaces.
+//! - `subscribe`: batches as they come, for as long as there is credit.
 //! - `pressure`: more work than the broker can do.
 //! - `bad_start`: surroundings in which a broker refuses to start, and says why.
 //! - `bad_files`: files of a newer version.
@@ -48,6 +49,8 @@ mod bad_request;
 mod hostile;
 
 mod flood;
+
+mod subscribe;
 
 mod pressure;
 

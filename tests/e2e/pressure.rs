@@ -102,7 +102,8 @@ async fn insist(data_dir: &Path, batches: usize, bytes: usize) -> Result<(Vec<u6
 }
 
 on_each_backend! {
-    /// One of ten consumers reads nothing. The others get all there is, no slower.
+    /// Some of several consumers, of fetches and of subscriptions, read nothing. The others get all
+    /// there is, no slower.
     fn a_consumer_that_stalls_slows_no_other(backend: Backend) -> Result<()> {
         const RECORDS: usize = 6_000;
         let _machine = machine::alone();
@@ -152,6 +153,13 @@ async fn deliver(dir: &Path, from: usize, records: usize, stalled: bool) -> Resu
         let mut raw = Raw::greeted_from(&endpoint, dir, config).await?;
         for _ in 0..64 {
             raw.send(&raw::fetch_frame(&info, 0, 0, 4 << 20)?).await?;
+        }
+        held.push(raw);
+        // And one that has subscribed, with credit for all there will be.
+        let mut raw = Raw::subscriber_with(dir, raw::tenacious_client(dir)?).await?;
+        for number in 0..8 {
+            let ask = raw::subscribe(&info, 0, from as u64, 1 << 30, 4 << 20)?;
+            raw.send(&raw::subscribe_frame(number, &ask)).await?;
         }
         held.push(raw);
     }

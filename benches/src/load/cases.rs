@@ -16,6 +16,7 @@ use super::drive::{self, Period, Producer, Tally};
 use super::machine::Cores;
 use super::meter;
 use super::rounds::{Figure, Sample};
+use super::tail::{self, By};
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
 use super::{bare, device, echo, floor, tls};
 
@@ -47,13 +48,15 @@ enum Kind {
     Slow,
     /// The broker in open loop, at half the rate that [`CLOSED`] reached.
     Open,
+    /// The broker, by one producer and as many consumers at the tail as the shape says.
+    Tail(By),
 }
 
 /// The case whose rate the open loop halves.
 const CLOSED: &str = "produce/8x1KiB";
 
 /// All, in the order of a round. References stand beside what is held against them.
-pub const CASES: [Case; 27] = [
+pub const CASES: [Case; 31] = [
     case("device/ring_4KiB", Kind::Ring, shape(1, 1, 4096, 1)),
     case("device/blocking_4KiB", Kind::Blocking, shape(1, 1, 4096, 1)),
     case("bare/1x1KiB", Kind::Bare, shape(1, 1, KIB, 1)),
@@ -81,6 +84,10 @@ pub const CASES: [Case; 27] = [
     case("produce/1x1KiB_window_256", Kind::Produce, shape(1, 1, KIB, 256)),
     case("produce/1x64KiB_window_8", Kind::Produce, shape(1, 1, 64 * KIB, 8)),
     case("bare/1x64KiB_window_8", Kind::Bare, shape(1, 1, 64 * KIB, 8)),
+    case("consume/tail", Kind::Tail(By::Subscription), shape(1, 1, 64 * KIB, 8)),
+    case("consume/tail_x10", Kind::Tail(By::Subscription), shape(10, 1, 64 * KIB, 8)),
+    case("consume/tail_fetch", Kind::Tail(By::Fetch), shape(1, 1, 64 * KIB, 8)),
+    case("consume/tail_fetch_x10", Kind::Tail(By::Fetch), shape(10, 1, 64 * KIB, 8)),
 ];
 
 const KIB: usize = 1024;
@@ -89,7 +96,7 @@ const fn case(name: &'static str, kind: Kind, shape: Shape) -> Case {
     Case { name, kind, shape }
 }
 
-/// Producers, and what each of them sends.
+/// Producers, or consumers, and what each of them sends or gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) producers: usize,
@@ -206,6 +213,7 @@ impl Bench {
                 let tally = device::blocking(&self.device, core, bytes, period.measured)?;
                 Ok(sample(&tally, shape))
             }
+            Kind::Tail(by) => self.consume(shape, by, period),
             Kind::Bare => self.echo(self.bare, shape, period),
             Kind::Quinn => self.echo(self.quinn, shape, period),
             Kind::Floor => {
@@ -269,6 +277,31 @@ impl Bench {
         if rate.is_some() {
             sample.set(Figure::LateP99Us, tally.late.value_at_quantile(0.99) as f64 / 1e3);
         }
+        Ok(sample)
+    }
+
+    /// One producer, and consumers with a connection each.
+    fn consume(&self, shape: Shape, by: By, period: Period) -> Result<Sample> {
+        let target = *self.targets.first().context("the topic has a partition")?;
+        let before = meter::processes_s(&[self.broker.process()])?;
+        let tally = on_client(self.cores, || {
+            let certs = self.broker.certs();
+            async move {
+                let mut producers = producers(&certs, &[target], shape, true).await?;
+                let producer = producers.pop().context("one producer")?;
+                let endpoint = client_endpoint(&certs)?;
+                let mut links = Vec::with_capacity(shape.producers);
+                for _ in 0..shape.producers {
+                    let connection = wire::connect(&endpoint, target.address).await?;
+                    links.push(Link::to_broker(&connection).await?);
+                }
+                tail::run(producer, links, target, by, period).await
+            }
+        })?;
+        let cpu_s = meter::processes_s(&[self.broker.process()])? - before;
+        let mut sample = sample(&tally, shape);
+        let delivered = tally.answers as f64 * shape.value_bytes as f64;
+        sample.set(Figure::BrokerNsPerByte, cpu_s * 1e9 / delivered);
         Ok(sample)
     }
 

@@ -37,7 +37,7 @@ pub struct Goal {
 }
 
 /// All goals that the load generator can judge.
-pub const GOALS: [Goal; 11] = [
+pub const GOALS: [Goal; 13] = [
     Goal {
         number: "0",
         what: "the bare server, 1 KiB one at a time, p50",
@@ -136,6 +136,26 @@ pub const GOALS: [Goal; 11] = [
         },
     },
     Goal {
+        number: "8",
+        what: "10 subscriptions at the tail, broker CPU per byte delivered, consuming alone",
+        reference: "one subscription",
+        bound: Bound::AtMost(1.1),
+        of_round: |round| {
+            let one = round.consume_ns("consume/tail", 1.0)?;
+            Some(round.consume_ns("consume/tail_x10", 10.0)? / one)
+        },
+    },
+    Goal {
+        number: "-",
+        what: "a subscription at the tail, broker CPU per byte delivered, consuming alone",
+        reference: "a fetch for each answer",
+        bound: Bound::AtMost(1.0),
+        of_round: |round| {
+            let fetch = round.consume_ns("consume/tail_fetch", 1.0)?;
+            Some(round.consume_ns("consume/tail", 1.0)? / fetch)
+        },
+    },
+    Goal {
         number: "-",
         what: "8 producers of 1 KiB, flush 1 ms longer: batches/flush",
         reference: "1",
@@ -165,6 +185,14 @@ impl Round<'_> {
 
     fn mb(&self, case: &str) -> Option<f64> {
         self.get(case, Figure::MbPerS)
+    }
+
+    /// What consuming takes by itself: the broker's time for each byte delivered, less that of
+    /// producing it once for so many consumers.
+    fn consume_ns(&self, case: &str, consumers: f64) -> Option<f64> {
+        let produce_us = self.get("produce/1x64KiB_window_8", Figure::BrokerCpuUs)?;
+        let produce_ns = produce_us * 1e3 / f64::from(64 << 10) / consumers;
+        Some(self.get(case, Figure::BrokerNsPerByte)? - produce_ns)
     }
 
     /// A durable write, by whichever of ring and system call is faster here.
@@ -214,6 +242,8 @@ mod tests {
             Figure::RequestsPerS,
             Figure::MbPerS,
             Figure::BatchesPerFlush,
+            Figure::BrokerCpuUs,
+            Figure::BrokerNsPerByte,
         ] {
             sample.set(figure, value);
         }

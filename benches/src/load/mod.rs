@@ -12,7 +12,7 @@
 //!
 //! In reading order: [`machine`] says where this runs, [`meter`] who used the processors,
 //! [`device`], [`bare`], [`echo`] and [`floor`] are the references, [`broker`] is the executable as a child process,
-//! [`tls`] and [`wire`] are the client, [`drive`] sends in closed and open loop, [`cases`] are the
+//! [`tls`] and [`wire`] are the client, [`drive`] sends in closed and open loop, [`tail`] consumes, [`cases`] are the
 //! questions, [`rounds`] asks them in turn, [`goals`] hold them against one another, and [`report`] prints the answers. [`runtimes`] asks two of
 //! them of brokers on different runtimes.
 
@@ -35,6 +35,8 @@ pub mod tls;
 pub mod wire;
 
 pub mod drive;
+
+pub mod tail;
 
 pub mod cases;
 

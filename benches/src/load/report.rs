@@ -20,7 +20,8 @@ const COLUMNS: [Figure; 6] = [
 ];
 
 /// What only some cases have.
-const NOTES: [Figure; 3] = [Figure::BatchesPerFlush, Figure::BrokerCpuUs, Figure::LateP99Us];
+const NOTES: [Figure; 4] =
+    [Figure::BatchesPerFlush, Figure::BrokerCpuUs, Figure::BrokerNsPerByte, Figure::LateP99Us];
 
 /// How a run was made.
 #[derive(Debug, Clone)]

@@ -46,6 +46,8 @@ pub enum Figure {
     BatchesPerFlush,
     /// Processor time of the broker for each request, all its threads together.
     BrokerCpuUs,
+    /// Processor time of the broker for each byte delivered, in nanoseconds, producing included.
+    BrokerNsPerByte,
     /// Open loop: requests were handed to QUIC at most so late, but for 1 %.
     LateP99Us,
 }
@@ -63,6 +65,7 @@ impl Figure {
             Figure::MaxUs => "max us",
             Figure::BatchesPerFlush => "batches/flush",
             Figure::BrokerCpuUs => "broker cpu us",
+            Figure::BrokerNsPerByte => "broker cpu ns/byte delivered",
             Figure::LateP99Us => "late p99 us",
         }
     }

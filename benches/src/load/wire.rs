@@ -80,11 +80,20 @@ impl Link {
         kind: RequestKind,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Result<&[u8]> {
-        let mut frame = Vec::new();
-        FrameHeader::request(kind, CorrelationId(0)).encode_frame(&mut frame, encode);
-        self.sender.send(&frame).await?;
+        self.send(kind, encode).await?;
         self.receiver.receive().await?.context("the stream ended before the answer")?;
         Ok(&self.receiver.body)
+    }
+
+    /// One request; its answer is taken elsewhere.
+    pub async fn send(
+        &mut self,
+        kind: RequestKind,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<()> {
+        let mut frame = Vec::new();
+        header_of(kind).encode_frame(&mut frame, encode);
+        self.sender.send(&frame).await
     }
 
     /// A new producer id.
@@ -131,6 +140,11 @@ impl LinkSender {
 }
 
 impl LinkReceiver {
+    /// The body of the last answer.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
     /// The next answer's header, or `None` at the end of the stream. An answer that is no success is
     /// an error: a measurement has nothing to hide.
     pub async fn receive(&mut self) -> Result<Option<FrameHeader>> {
@@ -151,6 +165,15 @@ impl LinkReceiver {
                 bail!("the broker answers {}: {}", code.name(), message.unwrap_or_default())
             }
         }
+    }
+}
+
+/// The header of a request. The broker is of the same build, so Hello agrees on the newest version.
+fn header_of(kind: RequestKind) -> FrameHeader {
+    let header = FrameHeader::request(kind, CorrelationId(0));
+    match kind {
+        RequestKind::Hello => header,
+        _ => header.in_version(PROTOCOL_VERSION_MAX),
     }
 }
 
@@ -220,8 +243,8 @@ impl ProduceFrame {
         value_bytes: usize,
     ) -> ProduceFrame {
         let batch = fixtures::batch(record_count, value_bytes);
-        let header = FrameHeader::request(RequestKind::Produce, CorrelationId(0))
-            .with_body_bytes(PRODUCE_HEAD_BYTES + batch.len());
+        let header =
+            header_of(RequestKind::Produce).with_body_bytes(PRODUCE_HEAD_BYTES + batch.len());
         let mut bytes = header.encode().to_vec();
         bytes.extend_from_slice(&target.head.encode());
         bytes.extend_from_slice(&batch);

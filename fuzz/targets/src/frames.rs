@@ -29,8 +29,7 @@ pub fn target(data: &[u8]) {
         header_holds(header);
         let kind = RequestKind::from_u16(header.kind);
         if let Some(kind) = kind {
-            let is_response = header.flags.contains(FrameFlags::RESPONSE);
-            requests::any_body(kind, is_response, header.status, body);
+            requests::any_body(kind, header.flags, header.status, body);
         }
     }
     made_header_reads_back(stream);
@@ -105,7 +104,7 @@ fn made_header_reads_back(bytes: &[u8]) {
         length: 0,
         kind: source.u16(),
         version: source.u8(),
-        flags: FrameFlags::from_bits(source.u8() & 3).expect("two flags are known"),
+        flags: FrameFlags::from_bits(source.u8() & 7).expect("three flags are known"),
         correlation: CorrelationId(source.u32()),
         status: source.u16(),
         shard: ShardId(source.u16()),

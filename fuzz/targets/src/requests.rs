@@ -6,10 +6,11 @@
 use std::fmt::Debug;
 
 use rustmq_protocol::{
-    CreateTopic, CreateTopicResponse, DecodeError, DeleteTopic, DeleteTopicResponse, ErrorBody,
-    ErrorCode, Fetch, FetchResponse, Hello, HelloResponse, InitProducer, InitProducerResponse,
-    ListOffsets, ListOffsetsResponse, ListTopics, ListTopicsResponse, Metadata, MetadataResponse,
-    Produce, ProduceResponse, RequestKind, ThrottledBody, UnsupportedVersionBody, batches,
+    CreateTopic, CreateTopicResponse, Credit, DecodeError, DeleteTopic, DeleteTopicResponse,
+    ErrorBody, ErrorCode, Fetch, FetchResponse, FrameFlags, Hello, HelloResponse, InitProducer,
+    InitProducerResponse, ListOffsets, ListOffsetsResponse, ListTopics, ListTopicsResponse,
+    Metadata, MetadataResponse, Produce, ProduceResponse, RequestKind, Subscribe, SubscriptionEnd,
+    ThrottledBody, UnsupportedVersionBody, batches,
 };
 
 use crate::batch;
@@ -21,8 +22,13 @@ mod made;
 /// and 48. A list is reserved for what the bytes left could hold, inside of another one.
 const ASKED_MAX: Bound = Bound::per_byte(20);
 
-/// How many bodies there are to choose from: requests, responses, errors.
-const BODIES: u8 = 21;
+/// How many bodies there are to choose from: requests and responses of the kinds up to ListOffsets,
+/// errors, and those of subscriptions. What is added goes behind, so that the corpus keeps its meaning.
+const BODIES: u8 = 25;
+
+/// The body of an answer to a subscription, and of its end.
+const SUBSCRIPTION_ANSWER: u8 = 22;
+const SUBSCRIPTION_END: u8 = 23;
 
 /// The chosen body is refused or read, and what was read is encoded as it was; a value that is
 /// made reads back.
@@ -30,16 +36,28 @@ pub fn target(data: &[u8]) {
     let Some((choice, rest)) = data.split_first() else { return };
     let index = choice % 32 % BODIES;
     let kind = RequestKind::ALL[usize::from(index / 2) % RequestKind::ALL.len()];
+    let (response, more) = (FrameFlags::RESPONSE, FrameFlags::RESPONSE.with(FrameFlags::MORE));
     match (*choice < 128, index) {
-        (true, 18) => any_body(kind, true, ErrorCode::Internal as u16, rest),
-        (true, 19) => any_body(kind, true, ErrorCode::UnsupportedVersion as u16, rest),
-        (true, index) => any_body(kind, index % 2 == 1, 0, rest),
+        (true, 18) => any_body(kind, response, ErrorCode::Internal as u16, rest),
+        (true, 19) => any_body(kind, response, ErrorCode::UnsupportedVersion as u16, rest),
+        (true, 20) => any_body(kind, response, ErrorCode::Throttled as u16, rest),
+        (true, 21) => any_body(RequestKind::Subscribe, FrameFlags::NONE, 0, rest),
+        (true, SUBSCRIPTION_ANSWER) => any_body(RequestKind::Subscribe, more, 0, rest),
+        (true, SUBSCRIPTION_END) => any_body(RequestKind::Subscribe, response, 0, rest),
+        (true, 24) => any_body(RequestKind::Credit, FrameFlags::NONE, 0, rest),
+        (true, index) if index % 2 == 1 => any_body(kind, response, 0, rest),
+        (true, _) => any_body(kind, FrameFlags::NONE, 0, rest),
         (false, index) => made::reads_back(index, rest),
     }
 }
 
 /// The body of a frame of this kind, as the peer that gets it reads it.
-pub(crate) fn any_body(kind: RequestKind, is_response: bool, status: u16, body: &[u8]) {
+pub(crate) fn any_body(kind: RequestKind, flags: FrameFlags, status: u16, body: &[u8]) {
+    let is_response = flags.contains(FrameFlags::RESPONSE);
+    let more = flags.contains(FrameFlags::MORE);
+    if is_response && kind == RequestKind::Subscribe && !more {
+        exact(body, SubscriptionEnd::decode, SubscriptionEnd::encode);
+    }
     if is_response && status != ErrorCode::Ok as u16 {
         return error_body(status, body);
     }
@@ -76,16 +94,24 @@ pub(crate) fn any_body(kind: RequestKind, is_response: bool, status: u16, body: 
             exact(body, ProduceResponse::decode, ProduceResponse::encode);
         }
         (RequestKind::Fetch, false) => exact(body, Fetch::decode, Fetch::encode),
-        (RequestKind::Fetch, true) => {
-            exact(body, FetchResponse::decode, FetchResponse::encode);
-            if let Ok(response) = FetchResponse::decode(body) {
-                batches(response.batches).flatten().for_each(|(_, batch)| batch::holds(batch));
-            }
-        }
+        (RequestKind::Fetch, true) => fetched(body),
         (RequestKind::ListOffsets, false) => exact(body, ListOffsets::decode, ListOffsets::encode),
         (RequestKind::ListOffsets, true) => {
             exact(body, ListOffsetsResponse::decode, ListOffsetsResponse::encode);
         }
+        (RequestKind::Subscribe, false) => exact(body, Subscribe::decode, Subscribe::encode),
+        (RequestKind::Subscribe, true) if more => fetched(body),
+        (RequestKind::Credit, false) => exact(body, Credit::decode, Credit::encode),
+        // The end of a subscription is read above; a credit that is taken is not answered.
+        (RequestKind::Subscribe | RequestKind::Credit, true) => {}
+    }
+}
+
+/// Batches that were fetched, or sent to a subscriber.
+fn fetched(body: &[u8]) {
+    exact(body, FetchResponse::decode, FetchResponse::encode);
+    if let Ok(response) = FetchResponse::decode(body) {
+        batches(response.batches).flatten().for_each(|(_, batch)| batch::holds(batch));
     }
 }
 

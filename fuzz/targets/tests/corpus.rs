@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustmq_protocol::{ErrorCode, FRAME_HEADER_BYTES, FrameHeader, RequestKind};
+use rustmq_protocol::{ErrorCode, FRAME_HEADER_BYTES, FrameFlags, FrameHeader, RequestKind};
 
 const FRAMES: &str = include_str!("../../../protocol/vectors/frames.hex");
 const BATCHES: &str = include_str!("../../../protocol/vectors/batches.hex");
@@ -62,11 +62,18 @@ fn corpus() -> PathBuf {
 fn request(frame: &[u8]) -> Vec<u8> {
     let (header, body) = frame.split_first_chunk::<FRAME_HEADER_BYTES>().expect("a whole frame");
     let header = FrameHeader::decode(header).expect("a good header");
-    let place = RequestKind::ALL.iter().position(|kind| *kind as u16 == header.kind);
-    let place = place.expect("a known kind") as u8;
-    let number = match header.error_code() {
-        ErrorCode::Ok => 2 * place + u8::from(header.flags.bits() & 1 != 0),
-        ErrorCode::UnsupportedVersion => 19,
+    let kind = RequestKind::from_u16(header.kind).expect("a known kind");
+    let place = RequestKind::ALL.iter().position(|known| *known == kind);
+    let place = place.expect("all are listed") as u8;
+    let has = |flag| header.flags.contains(flag);
+    let number = match (kind, header.error_code()) {
+        (RequestKind::Subscribe, _) if has(FrameFlags::MORE) => 22,
+        (RequestKind::Subscribe, _) if has(FrameFlags::RESPONSE) => 23,
+        (RequestKind::Subscribe, _) => 21,
+        (RequestKind::Credit, _) => 24,
+        (_, ErrorCode::Ok) => 2 * place + u8::from(has(FrameFlags::RESPONSE)),
+        (_, ErrorCode::UnsupportedVersion) => 19,
+        (_, ErrorCode::Throttled) => 20,
         _ => 18,
     };
     [&[number], body].concat()

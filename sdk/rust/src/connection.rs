@@ -1,6 +1,7 @@
 //! One QUIC connection to one shard, opened by `Hello`.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,13 +13,13 @@ use rustmq_protocol::{
 use tokio::time::timeout;
 
 use crate::error::{ClientError, ConnectError};
-use crate::stream::{Answer, Reply, ReplyTo, Request, RequestStream};
+use crate::stream::{Answer, Reply, ReplyTo, Request, RequestStream, Subscription};
 
 /// Streams for batches on their way in. Partitions share them.
 const PRODUCE_STREAMS: u32 = 16;
 
-/// Streams for long polls. More, as a broker may answer a stream in order: a poll that waits then
-/// holds up those behind it.
+/// Streams for long polls and subscriptions. More, as a broker may answer a stream in order: a poll
+/// that waits then holds up those behind it.
 const FETCH_STREAMS: u32 = 40;
 
 // With the control stream they stay below what a broker allows.
@@ -57,6 +58,8 @@ impl Lane {
 pub(crate) struct Connection {
     quic: quinn::Connection,
     hello: HelloResponse,
+    /// What Hello agreed on, for all streams.
+    version: Arc<AtomicU8>,
     control: RequestStream,
     data: Mutex<Vec<Option<Arc<RequestStream>>>>,
 }
@@ -75,7 +78,8 @@ impl Connection {
         let handshake = |error| OpenError::Connect(ConnectError::Handshake(error));
         let quic = connecting.await.map_err(handshake)?;
         let (send, recv) = quic.open_bi().await.map_err(handshake)?;
-        let control = RequestStream::start(send, recv);
+        let version = Arc::new(AtomicU8::new(VersionRange::SUPPORTED.min));
+        let control = RequestStream::start(send, recv, Arc::clone(&version));
         let hello =
             say_hello(&control, client_name).await.map_err(|error| match quic.close_reason() {
                 // The reason why the broker closed says more than that it did.
@@ -86,7 +90,8 @@ impl Connection {
             })?;
         let streams = (PRODUCE_STREAMS + FETCH_STREAMS) as usize;
         let data = Mutex::new(std::iter::repeat_with(|| None).take(streams).collect());
-        Ok(Connection { quic, hello, control, data })
+        version.store(hello.version, Ordering::Relaxed);
+        Ok(Connection { quic, hello, version, control, data })
     }
 
     /// What the broker said about itself.
@@ -120,6 +125,28 @@ impl Connection {
         self.wait_for(&stream, kind, body, wait).await
     }
 
+    /// Does the broker know subscriptions?
+    pub(crate) fn offers_subscriptions(&self) -> bool {
+        RequestKind::Subscribe.version_min() <= self.hello.version
+    }
+
+    /// Subscribes over a lane, and waits for the first answer, which says whether others follow.
+    pub(crate) async fn subscribe(
+        &self,
+        lane: Lane,
+        body: Vec<u8>,
+        wait: Duration,
+    ) -> Result<(Reply, Subscription), ClientError> {
+        let mut subscription = self.stream(lane).await?.subscribe(body).await;
+        match timeout(wait, subscription.next()).await {
+            Ok(first) => Ok((first?, subscription)),
+            Err(_) => {
+                self.abandon();
+                Err(ClientError::RequestTimeout)
+            }
+        }
+    }
+
     /// The stream of a lane, opened if it is not.
     pub(crate) async fn stream(&self, lane: Lane) -> Result<Arc<RequestStream>, ClientError> {
         let index = lane.index();
@@ -132,7 +159,7 @@ impl Connection {
         if let Some(stream) = self.open_stream(index) {
             return Ok(stream);
         }
-        let stream = Arc::new(RequestStream::start(send, recv));
+        let stream = Arc::new(RequestStream::start(send, recv, Arc::clone(&self.version)));
         let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
         data[index] = Some(Arc::clone(&stream));
         Ok(stream)
@@ -213,7 +240,8 @@ async fn answer(
     head: Vec<u8>,
 ) -> Result<Reply, ClientError> {
     let (reply, answer) = ReplyTo::one();
-    stream.submit(Request { kind, head, payload: Bytes::new(), answered: true, reply }).await;
+    let payload = Bytes::new();
+    stream.submit(Request { kind, subscription: None, head, payload, answered: true, reply }).await;
     match answer.await {
         Ok(Ok(Answer::Frame(reply))) => Ok(reply),
         Ok(Ok(Answer::Written) | Err(_)) | Err(_) => Err(ClientError::ConnectionLost),

@@ -1,15 +1,18 @@
 //! One bidirectional stream: a task that writes requests and a task that reads answers.
 //!
 //! Requests are pipelined. Many small ones that wait together leave in one write. Whatever happens
-//! to the stream, every request gets exactly one answer: the frame, or [`RequestLost`].
+//! to the stream, every request gets exactly one answer: the frame, or [`RequestLost`]. A
+//! subscription gets as many as it has, and one of these two as its last.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use quinn::{RecvStream, SendStream};
 use rustmq_protocol::{
-    CorrelationId, ErrorCode, FRAME_HEADER_BYTES, FrameFlags, FrameHeader, RequestKind, ShardId,
+    CorrelationId, Credit, ErrorCode, FRAME_HEADER_BYTES, FrameFlags, FrameHeader, RequestKind,
+    ShardId,
 };
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
@@ -37,6 +40,8 @@ const READ_ROOM_BYTES_MIN: usize = 4 << 10;
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) kind: RequestKind,
+    /// Of the subscription that it is about; other requests get a number of their own.
+    pub(crate) subscription: Option<CorrelationId>,
     /// The body, up to where the payload begins.
     pub(crate) head: Vec<u8>,
     /// The rest of the body; empty for most kinds.
@@ -102,6 +107,8 @@ enum Destination {
     One(oneshot::Sender<Result<Answer, RequestLost>>),
     // Holds at most as many answers as its owner has requests in flight.
     Many(u64, mpsc::UnboundedSender<(u64, Result<Answer, RequestLost>)>),
+    // Holds at most as many bytes as its owner has granted.
+    Subscription(mpsc::UnboundedSender<Result<Answer, RequestLost>>),
 }
 
 impl ReplyTo {
@@ -119,6 +126,17 @@ impl ReplyTo {
         ReplyTo { destination: Some(Destination::Many(number, sender)), written: false }
     }
 
+    /// Hands on an answer that others follow. False if it is not wanted any more: then no other is
+    /// handed on.
+    fn answer_more(&mut self, reply: Reply) -> bool {
+        let Some(Destination::Subscription(sender)) = &self.destination else { return true };
+        let wanted = sender.send(Ok(Answer::Frame(reply))).is_ok();
+        if !wanted {
+            self.destination = None;
+        }
+        wanted
+    }
+
     fn answer(mut self, answer: Answer) {
         self.send(Ok(answer));
     }
@@ -128,6 +146,7 @@ impl ReplyTo {
         match self.destination.take() {
             Some(Destination::One(sender)) => drop(sender.send(result)),
             Some(Destination::Many(number, sender)) => drop(sender.send((number, result))),
+            Some(Destination::Subscription(sender)) => drop(sender.send(result)),
             None => {}
         }
     }
@@ -148,13 +167,29 @@ pub(crate) struct RequestStream {
 }
 
 impl RequestStream {
-    /// Starts both tasks.
-    pub(crate) fn start(send: SendStream, recv: RecvStream) -> RequestStream {
+    /// Starts both tasks. Requests other than `Hello` have this version.
+    pub(crate) fn start(
+        send: SendStream,
+        recv: RecvStream,
+        version: Arc<AtomicU8>,
+    ) -> RequestStream {
         let (queue, requests) = mpsc::channel(REQUESTS_QUEUED_MAX);
         let waiting = Arc::new(Waiting { replies: Mutex::new(Some(HashMap::new())) });
-        tokio::spawn(write_requests(requests, send, Arc::clone(&waiting)));
-        tokio::spawn(read_answers(recv, Arc::clone(&waiting)));
+        tokio::spawn(write_requests(requests, send, version, Arc::clone(&waiting)));
+        tokio::spawn(read_answers(recv, queue.downgrade(), Arc::clone(&waiting)));
         RequestStream { queue, waiting }
+    }
+
+    /// Subscribes, with this body.
+    pub(crate) async fn subscribe(self: Arc<Self>, body: Vec<u8>) -> Subscription {
+        let (sender, answers) = mpsc::unbounded_channel();
+        let reply =
+            ReplyTo { destination: Some(Destination::Subscription(sender)), written: false };
+        let (kind, payload) = (RequestKind::Subscribe, Bytes::new());
+        let request =
+            Request { kind, subscription: None, head: body, payload, answered: true, reply };
+        self.submit(request).await;
+        Subscription { stream: self, answers, number: None }
     }
 
     /// Hands over a request. The answer goes where the request says, even if the stream is closed.
@@ -165,6 +200,64 @@ impl RequestStream {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.queue.is_closed() || self.waiting.lock().is_none()
+    }
+}
+
+/// A subscription. Dropped before its last answer, it tells the broker that no more is wanted.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    stream: Arc<RequestStream>,
+    answers: mpsc::UnboundedReceiver<Result<Answer, RequestLost>>,
+    /// Known from the first answer until the last.
+    number: Option<CorrelationId>,
+}
+
+impl Subscription {
+    /// The next answer; it says whether others follow.
+    pub(crate) async fn next(&mut self) -> Result<Reply, RequestLost> {
+        match self.answers.recv().await {
+            Some(Ok(Answer::Frame(reply))) => {
+                let more = reply.header.flags.contains(FrameFlags::MORE);
+                self.number = more.then_some(reply.header.correlation);
+                Ok(reply)
+            }
+            other => {
+                self.number = None;
+                Err(match other {
+                    Some(Err(lost)) => lost,
+                    _ => RequestLost { written: true },
+                })
+            }
+        }
+    }
+
+    /// Lets the broker send so many bytes more. Nothing before the first answer.
+    pub(crate) async fn grant(&self, bytes: u32) {
+        if let Some(number) = self.number {
+            self.stream.submit(credit(number, Credit::More { bytes })).await;
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            // If there is no room, or it has no number yet, its next answer finds that nobody waits.
+            drop(self.stream.queue.try_send(credit(number, Credit::End)));
+        }
+    }
+}
+
+fn credit(number: CorrelationId, credit: Credit) -> Request {
+    let mut head = Vec::new();
+    credit.encode(&mut head);
+    Request {
+        kind: RequestKind::Credit,
+        subscription: Some(number),
+        head,
+        payload: Bytes::new(),
+        answered: false,
+        reply: ReplyTo { destination: None, written: false },
     }
 }
 
@@ -189,6 +282,13 @@ impl Waiting {
         self.lock().as_mut()?.remove(&correlation)
     }
 
+    /// Hands on an answer that others follow. False the first time that nobody wants it.
+    fn answer_more(&self, reply: Reply) -> bool {
+        let mut replies = self.lock();
+        let waiter = replies.as_mut().and_then(|all| all.get_mut(&reply.header.correlation));
+        waiter.is_none_or(|waiter| waiter.answer_more(reply))
+    }
+
     fn close(&self) {
         let replies = self.lock().take();
         // Outside the lock: the waiters are woken here.
@@ -199,9 +299,10 @@ impl Waiting {
 async fn write_requests(
     mut requests: mpsc::Receiver<Request>,
     mut send: SendStream,
+    version: Arc<AtomicU8>,
     waiting: Arc<Waiting>,
 ) {
-    let mut correlation = CorrelationId(0);
+    let mut last = CorrelationId(0);
     let mut together = Vec::with_capacity(REQUESTS_PER_WRITE_MAX);
     let mut unanswered = Vec::new();
     let mut chunks = Vec::new();
@@ -209,10 +310,18 @@ async fn write_requests(
     while requests.recv_many(&mut together, REQUESTS_PER_WRITE_MAX).await > 0 {
         for mut request in together.drain(..) {
             request.reply.written = true;
-            correlation = CorrelationId(correlation.0.wrapping_add(1));
+            let correlation = request.subscription.unwrap_or_else(|| {
+                last = CorrelationId(last.0.wrapping_add(1));
+                last
+            });
             let body_bytes = request.head.len() + request.payload.len();
             let header =
                 FrameHeader::request(request.kind, correlation).with_body_bytes(body_bytes);
+            let header = match request.kind {
+                RequestKind::Hello => header,
+                // Whoever asks has the answer to Hello, and with it this value.
+                _ => header.in_version(version.load(Ordering::Relaxed)),
+            };
             small.extend_from_slice(&header.encode());
             small.extend_from_slice(&request.head);
             if request.payload.len() <= PAYLOAD_COPY_BYTES_MAX {
@@ -251,8 +360,12 @@ enum ReadEnd {
     NotAResponse,
 }
 
-async fn read_answers(mut recv: RecvStream, waiting: Arc<Waiting>) {
-    match read_until_end(&mut recv, &waiting).await {
+async fn read_answers(
+    mut recv: RecvStream,
+    queue: mpsc::WeakSender<Request>,
+    waiting: Arc<Waiting>,
+) {
+    match read_until_end(&mut recv, &queue, &waiting).await {
         ReadEnd::Closed(error) => tracing::debug!(%error, "stream from the broker ended"),
         ReadEnd::Malformed(error) => tracing::warn!(%error, "broker sent a malformed frame"),
         ReadEnd::NotAResponse => tracing::warn!("broker sent a frame that is no response"),
@@ -262,7 +375,11 @@ async fn read_answers(mut recv: RecvStream, waiting: Arc<Waiting>) {
     waiting.close();
 }
 
-async fn read_until_end(recv: &mut RecvStream, waiting: &Waiting) -> ReadEnd {
+async fn read_until_end(
+    recv: &mut RecvStream,
+    queue: &mpsc::WeakSender<Request>,
+    waiting: &Waiting,
+) -> ReadEnd {
     let mut buffer = BytesMut::new();
     loop {
         let mut missing = FRAME_HEADER_BYTES;
@@ -281,9 +398,19 @@ async fn read_until_end(recv: &mut RecvStream, waiting: &Waiting) -> ReadEnd {
             }
             let mut frame = buffer.split_to(frame_bytes);
             let body = frame.split_off(FRAME_HEADER_BYTES).freeze();
+            let reply = Reply { header, body };
+            if header.flags.contains(FrameFlags::MORE) {
+                if !waiting.answer_more(reply)
+                    && let Some(queue) = queue.upgrade()
+                {
+                    // If there is no room it is sent until the credit is used up.
+                    drop(queue.try_send(credit(header.correlation, Credit::End)));
+                }
+                continue;
+            }
             // Nobody waits any longer for an answer that came after its time.
-            if let Some(reply) = waiting.remove(header.correlation) {
-                reply.answer(Answer::Frame(Reply { header, body }));
+            if let Some(waiter) = waiting.remove(header.correlation) {
+                waiter.answer(Answer::Frame(reply));
             }
         }
         if buffer.capacity() - buffer.len() < missing.max(READ_ROOM_BYTES_MIN) {

@@ -126,15 +126,87 @@ async fn a_record_refused_for_good_fails_alone() {
 
 #[tokio::test]
 async fn a_leader_change_is_followed_by_producer_and_consumer() {
+    for version in VERSIONS {
+        let broker = Broker::speaking(version);
+        let client = connect(&broker).await;
+        let producer = client.producer(TOPIC).build().await.unwrap();
+        let mut consumer = client.consumer(TOPIC).start(Start::Earliest).build().await.unwrap();
+        for round in 0..5 {
+            producer.send(record(round)).await.unwrap();
+            assert_eq!(receive(&mut consumer, 1).await, [(0, round, round.to_string())]);
+            broker.change_leader();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_subscribes_where_it_can_and_fetches_elsewhere() {
+    for version in VERSIONS {
+        let broker = Broker::speaking(version);
+        let client = connect(&broker).await;
+        let producer = one_by_one(&client).build().await.unwrap();
+        let builder = || {
+            let partitions = Partitions::Some(vec![FIRST]);
+            client.consumer(TOPIC).partitions(partitions).start(Start::Earliest)
+        };
+        let mut consumer = builder().build().await.unwrap();
+        send_all(&producer, 0..100).await;
+        receive(&mut consumer, 100).await;
+        let (subscriptions, fetches) = broker.subscriptions_and_fetches();
+        match version {
+            1 => assert!(subscriptions == 0 && 0 < fetches, "{subscriptions} {fetches}"),
+            _ => assert_eq!((subscriptions, fetches), (1, 0), "no request a batch"),
+        }
+        // Who wants to wait for more bytes fetches.
+        let mut gathering = builder().fetch_bytes_min(2).build().await.unwrap();
+        receive(&mut gathering, 100).await;
+        assert_eq!(broker.subscriptions_and_fetches().0, subscriptions);
+    }
+}
+
+#[tokio::test]
+async fn a_slow_consumer_is_sent_no_more_than_it_may_read_ahead() {
+    let broker = Broker::start();
+    let client = connect(&broker).await;
+    let producer = client.producer(TOPIC).batch_records_max(1).build().await.unwrap();
+    let value = "x".repeat(10_000);
+    for _ in 0..100 {
+        producer.send(ProducerRecord::value(value.clone()).with_partition(FIRST)).await.unwrap();
+    }
+    let partitions = Partitions::Some(vec![FIRST]);
+    // The least there is: two answers of 64 KiB.
+    let builder = client.consumer(TOPIC).partitions(partitions).start(Start::Earliest);
+    let mut consumer = builder.prefetch_bytes_max(1).build().await.unwrap();
+    for offset in 0..100 {
+        let record = consumer.receive().await.unwrap().unwrap();
+        assert_eq!(record.offset, Offset(offset));
+        let sent = broker.sent_bytes();
+        assert!(sent <= (offset + 1) * 10_100 + (128 << 10) + 10_100, "{sent} after {offset}");
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_that_goes_away_ends_its_subscriptions() {
     let broker = Broker::start();
     let client = connect(&broker).await;
     let producer = client.producer(TOPIC).build().await.unwrap();
+    producer.send(record(0)).await.unwrap();
     let mut consumer = client.consumer(TOPIC).start(Start::Earliest).build().await.unwrap();
-    for round in 0..5 {
-        producer.send(record(round)).await.unwrap();
-        assert_eq!(receive(&mut consumer, 1).await, [(0, round, round.to_string())]);
-        broker.change_leader();
+    receive(&mut consumer, 1).await;
+    while broker.subscriptions_open() < PARTITIONS {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    consumer.seek(FIRST, Offset(0)).unwrap();
+    receive(&mut consumer, 1).await;
+    drop(consumer);
+    // Its connection stays: the client has others.
+    let ended = async {
+        while 0 < broker.subscriptions_open() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), ended).await.expect("all are ended");
+    producer.send(record(1)).await.unwrap();
 }
 
 #[tokio::test]
@@ -242,49 +314,61 @@ async fn records_with_one_key_stay_together_and_records_without_use_all_partitio
     assert_eq!(seen, (0..PARTITIONS).collect::<Vec<_>>());
 }
 
+/// Protocol versions: without subscriptions, and with them.
+const VERSIONS: [u8; 2] = [1, 2];
+
 #[tokio::test]
 async fn a_seek_delivers_from_there_and_nothing_that_was_read_ahead() {
-    let broker = Broker::start();
-    let client = connect(&broker).await;
-    let producer = one_by_one(&client).build().await.unwrap();
-    send_all(&producer, 0..100).await;
-    let partitions = Partitions::Some(vec![FIRST]);
-    let mut consumer =
-        client.consumer(TOPIC).partitions(partitions).start(Start::Earliest).build().await.unwrap();
-    for target in [50, 3, 99] {
-        receive(&mut consumer, 1).await;
-        consumer.seek(FIRST, Offset(target)).unwrap();
-        let first = receive(&mut consumer, 1).await;
-        assert_eq!(first, [(0, target, target.to_string())]);
-        assert_eq!(consumer.positions()[&FIRST], Offset(target + 1));
-        if target < 99 {
-            assert!(!consumer.is_at_end());
+    for version in VERSIONS {
+        let broker = Broker::speaking(version);
+        let client = connect(&broker).await;
+        let producer = one_by_one(&client).build().await.unwrap();
+        send_all(&producer, 0..100).await;
+        let partitions = Partitions::Some(vec![FIRST]);
+        let mut consumer = client
+            .consumer(TOPIC)
+            .partitions(partitions)
+            .start(Start::Earliest)
+            .build()
+            .await
+            .unwrap();
+        for target in [50, 3, 99] {
+            receive(&mut consumer, 1).await;
+            consumer.seek(FIRST, Offset(target)).unwrap();
+            let first = receive(&mut consumer, 1).await;
+            assert_eq!(first, [(0, target, target.to_string())]);
+            assert_eq!(consumer.positions()[&FIRST], Offset(target + 1));
+            if target < 99 {
+                assert!(!consumer.is_at_end());
+            }
         }
+        assert!(consumer.is_at_end());
+        assert_eq!(consumer.high_watermarks()[&FIRST], Offset(100));
+        assert!(consumer.seek(PartitionId(1), Offset(0)).is_err());
     }
-    assert!(consumer.is_at_end());
-    assert_eq!(consumer.high_watermarks()[&FIRST], Offset(100));
-    assert!(consumer.seek(PartitionId(1), Offset(0)).is_err());
 }
 
 #[tokio::test]
 async fn an_offset_out_of_range_follows_the_policy() {
-    let broker = Broker::start();
-    let client = connect(&broker).await;
-    let producer = client.producer(TOPIC).build().await.unwrap();
-    producer.send(record(0)).await.unwrap();
-    let consumer = |policy| {
-        let partitions = Partitions::Some(vec![FIRST]);
-        let start = Start::Offset(Offset(77));
-        client.consumer(TOPIC).partitions(partitions).start(start).out_of_range(policy)
-    };
-    let mut failing = consumer(OutOfRange::Fail).build().await.unwrap();
-    let error = failing.receive().await.unwrap().unwrap_err();
-    assert_eq!(error.code(), Some(ErrorCode::OffsetOutOfRange));
-    failing.seek(FIRST, Offset(0)).unwrap();
-    assert_eq!(receive(&mut failing, 1).await, [(0, 0, "0".to_owned())]);
+    for version in VERSIONS {
+        let broker = Broker::speaking(version);
+        let client = connect(&broker).await;
+        let producer = client.producer(TOPIC).build().await.unwrap();
+        producer.send(record(0)).await.unwrap();
+        let consumer = |policy| {
+            let partitions = Partitions::Some(vec![FIRST]);
+            let start = Start::Offset(Offset(77));
+            client.consumer(TOPIC).partitions(partitions).start(start).out_of_range(policy)
+        };
+        let mut failing = consumer(OutOfRange::Fail).build().await.unwrap();
+        let error = failing.receive().await.unwrap().unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::OffsetOutOfRange));
+        failing.seek(FIRST, Offset(0)).unwrap();
+        assert_eq!(receive(&mut failing, 1).await, [(0, 0, "0".to_owned())]);
 
-    let mut earliest = consumer(OutOfRange::Earliest).build().await.unwrap();
-    assert_eq!(receive(&mut earliest, 1).await, [(0, 0, "0".to_owned())]);
+        let mut earliest = consumer(OutOfRange::Earliest).build().await.unwrap();
+        assert_eq!(receive(&mut earliest, 1).await, [(0, 0, "0".to_owned())]);
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use std::time::Instant;
 use quinn_proto::ConnectionHandle;
 use rustmq_config::Network;
 
-use crate::limits::{FINISH_PATIENCE, FINISH_TIMEOUT};
+use crate::limits::{FINISH_PATIENCE, FINISH_TIMEOUT, SUBSCRIPTIONS_PART};
 
 /// Bytes in use of a budget. A handle: clones share it.
 ///
@@ -113,6 +113,8 @@ pub(crate) struct ClientMemory {
     pub(crate) answers: Budget,
     /// Credit of connections beyond the least: what they may send before it is read.
     pub(crate) windows: Budget,
+    /// Open subscriptions: those that wait hold nothing else.
+    pub(crate) subscriptions: Budget,
     /// The connection that may finish its frame although it holds its share of `requests`.
     finishing: Cell<Option<Finishing>>,
     /// Connections that wait for their share of `requests` to grow.
@@ -137,6 +139,7 @@ impl ClientMemory {
             requests: budget(config.request_bytes_max),
             answers: budget(config.answer_bytes_max),
             windows: budget(config.window_bytes_max),
+            subscriptions: budget(config.request_bytes_max / SUBSCRIPTIONS_PART),
             finishing: Cell::new(None),
             starved: RefCell::default(),
         }

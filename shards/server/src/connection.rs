@@ -23,6 +23,7 @@ use crate::limits::{
 use crate::reply::{self, Reply};
 use crate::session::{Request, Session};
 use crate::shard::Shard;
+use crate::subscribe;
 
 /// Where a connection's datagrams go.
 pub(crate) trait Outlet {
@@ -171,7 +172,11 @@ impl Connection {
         while let Some((stream, reply)) = session.take_reply() {
             match self.streams.get_mut(&stream) {
                 Some(state) => state.outgoing.push_back(reply),
-                None => session.handle_sent(reply.len()),
+                None => {
+                    session.handle_sent(reply.len());
+                    // A request that was read before its stream was stopped may have begun one since.
+                    subscribe::forget_stream(&session, stream);
+                }
             }
             self.write_stream(&session, stream);
         }
@@ -180,7 +185,7 @@ impl Connection {
                 stream.unanswered -= 1;
             }
         }
-        self.finish_ended();
+        self.finish_ended(&session);
     }
 
     /// Builds and sends datagrams. Returns true when there may be more to send.
@@ -294,6 +299,9 @@ impl Connection {
             return;
         };
         self.set_assembling(self.assembling_bytes - stream.incoming.len());
+        if let Some(session) = &self.session {
+            subscribe::forget_stream(session, id);
+        }
         // The peer stopped it: whether the reset is still taken does not matter.
         let _ = self.quic.send_stream(id).reset(VarInt::from_u32(0));
         if let Some(session) = &self.session {
@@ -468,8 +476,12 @@ impl Connection {
     }
 
     /// Ends our side of the streams that the peer has ended, once everything is answered.
-    fn finish_ended(&mut self) {
+    fn finish_ended(&mut self, session: &Session) {
         for (id, stream) in &mut self.streams {
+            if stream.ended && 0 < stream.unanswered {
+                // No credit can come any more.
+                subscribe::end_stream(session, *id);
+            }
             let done = stream.unanswered == 0 && stream.outgoing.is_empty();
             if stream.ended && done && !stream.finished {
                 stream.finished = true;

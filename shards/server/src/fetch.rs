@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rustmq_metadata::Operation;
 use rustmq_protocol::limits::{FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX};
 use rustmq_protocol::requests::fetch::FETCH_BYTES;
-use rustmq_protocol::{Fetch, FetchResponseHead, Offset};
+use rustmq_protocol::{Fetch, Offset};
 use rustmq_sys::clock;
 
 use crate::limits::FORWARDED_WAIT_MS_MAX;
@@ -48,7 +48,7 @@ async fn serve(
     ask: &Fetch,
     tag: u32,
 ) -> Result<Response, RequestError> {
-    shard.authorize_partition(request, Operation::Read, tag)?;
+    shard.authorize_partition(request.principal, Operation::Read, tag)?;
     if shard.draining() {
         return Err(RequestError::ShuttingDown);
     }
@@ -130,14 +130,11 @@ async fn wait_for_records(
     Ok(())
 }
 
-fn respond(shard: &Shard, tag: u32, found: Found) -> Result<Response, RequestError> {
+/// What was found, with where the log begins and ends.
+pub(crate) fn respond(shard: &Shard, tag: u32, found: Found) -> Result<Response, RequestError> {
     let partitions = shard.partitions.borrow();
     let partition = partitions.get(tag).ok_or(RequestError::UnknownTopicId)?;
-    let head = FetchResponseHead {
-        high_watermark: partition.engine.high_watermark(),
-        log_start_offset: partition.engine.log_start_offset(),
-        log_end_offset: partition.engine.log_end_offset(),
-    };
+    let head = partition.head();
     shard.metrics.borrow_mut().count_fetched(found.records, found.bytes);
     let mut chunks = found.chunks;
     chunks.insert(0, Bytes::copy_from_slice(&head.encode()));

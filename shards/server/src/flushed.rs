@@ -1,5 +1,7 @@
 //! What changes when a block is durable: its records can be read, and their producers answered.
 
+use std::rc::Rc;
+
 use rustmq_engine::cache::CachedBatch;
 use rustmq_sys::buffer::Slice;
 use rustmq_wal::{BlockBuilder, EntryKind, EntryMeta, SealedBlock};
@@ -7,7 +9,8 @@ use rustmq_wal::{BlockBuilder, EntryKind, EntryMeta, SealedBlock};
 use crate::shard::Shard;
 use crate::wal_writer::WalWriter;
 
-/// Takes note of a durable block: index, hot cache, high watermarks, and fetches that wait.
+/// Takes note of a durable block: index, hot cache, high watermarks, and fetches and
+/// subscriptions that wait.
 pub(crate) fn apply(
     shard: &Shard,
     wal: &WalWriter,
@@ -39,8 +42,10 @@ pub(crate) fn apply(
             continue;
         };
         partition.engine.handle_flushed(entry.end_offset());
-        let arrivals = std::rc::Rc::clone(&partition.arrivals);
+        let arrivals = Rc::clone(&partition.arrivals);
+        let subscribers = Rc::clone(&partition.subscribers);
         drop(partitions);
         arrivals.wake_all();
+        subscribers.wake_all();
     }
 }

@@ -10,6 +10,7 @@ use rustmq_wal::WalId;
 
 use crate::partitions::{LocalPartition, retention_of};
 use crate::replay::{Replayed, ReplayedPartition};
+use crate::reply::RequestError;
 use crate::shard::Shard;
 
 impl Shard {
@@ -67,6 +68,7 @@ impl Shard {
             retention: retention_of(&topic.config),
             damage,
             arrivals: Rc::default(),
+            subscribers: Rc::default(),
         });
     }
 
@@ -93,6 +95,7 @@ impl Shard {
                 if let Some(partition) = removed {
                     self.wal(partition.wal).count_producers(partition.engine.producers().len(), 0);
                     partition.arrivals.wake_all();
+                    partition.subscribers.end_all(&RequestError::UnknownTopicId);
                 }
             }
         }

@@ -2,11 +2,27 @@
 
 use std::time::Duration;
 
-use rustmq_protocol::limits::{FRAME_BYTES_MAX, RETRY_AFTER_MS_MAX};
+use rustmq_protocol::limits::{FRAME_BYTES_MAX, PARTITIONS_PER_TOPIC_MAX, RETRY_AFTER_MS_MAX};
 
 /// Requests of one connection that may be unanswered. Past it the shard stops reading the
 /// connection's streams, so the peer's flow control pushes back.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 1024;
+
+/// Subscriptions of one connection. 10,000: a client reads every partition of the largest topic
+/// through one. Past it a Subscribe is refused with `LIMIT_EXCEEDED`.
+pub const SUBSCRIPTIONS_PER_CONNECTION_MAX: usize = PARTITIONS_PER_TOPIC_MAX as usize;
+
+/// What an open subscription is charged as: its own memory and its places in the lists of its session
+/// and partition.
+pub const SUBSCRIPTION_BYTES: usize = 256;
+
+/// Open subscriptions have memory of their own beside that for requests: one part in so many of it,
+/// by default room for 131,072. A client may hold half of what is free; past it a Subscribe is refused
+/// with `LIMIT_EXCEEDED`, and the client fetches instead.
+pub const SUBSCRIPTIONS_PART: u64 = 8;
+
+/// Subscriptions that are served before others get on, unless their answers take longer than that.
+pub const SUBSCRIPTIONS_PER_SLICE_MAX: usize = 16;
 
 /// Bytes of unfinished frames that one connection may hold. Past it only the stream that has the
 /// most goes on, so one frame of the largest size always completes.

@@ -22,21 +22,23 @@ pub(crate) fn metadata(shard: &Rc<Shard>, request: Request) {
 
 /// Answers `ListTopics`.
 pub(crate) fn list_topics(shard: &Rc<Shard>, request: Request) {
-    let answer = shard.authorize(&request, Operation::Describe, Resource::Cluster).and_then(|()| {
-        let image = shard.image.borrow();
-        let listed = |topic: &Topic| ListedTopic {
-            name: topic.name.clone(),
-            id: topic.id,
-            partitions: topic.partitions.len() as u32,
-        };
-        let response = ListTopicsResponse { topics: image.topics_by_name().map(listed).collect() };
-        bounded(Response::encoded(|out| response.encode(out)))
-    });
+    let answer =
+        shard.authorize(request.principal, Operation::Describe, Resource::Cluster).and_then(|()| {
+            let image = shard.image.borrow();
+            let listed = |topic: &Topic| ListedTopic {
+                name: topic.name.clone(),
+                id: topic.id,
+                partitions: topic.partitions.len() as u32,
+            };
+            let response =
+                ListTopicsResponse { topics: image.topics_by_name().map(listed).collect() };
+            bounded(Response::encoded(|out| response.encode(out)))
+        });
     shard.finish(request, answer);
 }
 
 fn describe(shard: &Rc<Shard>, request: &Request) -> Result<Response, RequestError> {
-    shard.authorize(request, Operation::Describe, Resource::Cluster)?;
+    shard.authorize(request.principal, Operation::Describe, Resource::Cluster)?;
     let ask = Metadata::decode(&request.body.to_vec())?;
     let image = shard.image.borrow();
     let topics = match &ask.topics {

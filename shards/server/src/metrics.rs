@@ -36,7 +36,7 @@ pub enum Stage {
     FetchReceive,
     /// Fetch: waiting for records that are not there yet.
     FetchWait,
-    /// Fetch: finding the batches, from the cache or the disk.
+    /// Fetch: finding the batches, from the cache or the disk. Subscriptions: from the disk.
     FetchRead,
     /// Fetch: from the request's arrival until the answer.
     Fetch,
@@ -89,9 +89,11 @@ pub struct Counters {
     pub records_fetched: u64,
     /// Bytes of their batches.
     pub bytes_fetched: u64,
-    /// Fetches served from memory.
+    /// Those of them that were sent to subscriptions.
+    pub bytes_subscribed: u64,
+    /// Fetches, and answers of subscriptions, served from memory.
     pub cache_hits: u64,
-    /// Fetches that had to read the disk.
+    /// Those that had to read the disk.
     pub cache_misses: u64,
     /// Blocks written to the WAL.
     pub blocks_written: u64,
@@ -107,7 +109,7 @@ pub struct Counters {
     pub segments_freed: u64,
     /// Records dropped by `when_full = "delete_oldest"`.
     pub records_dropped_full: u64,
-    /// Requests refused, by error.
+    /// Requests refused, and subscriptions ended, by error.
     pub refused: BTreeMap<&'static str, u64>,
 }
 
@@ -199,6 +201,8 @@ pub struct Gauges {
     pub window_bytes: u64,
     /// Handshakes that are not over.
     pub handshakes: u64,
+    /// Subscriptions that are open.
+    pub subscriptions: u64,
     /// Requests forwarded and not yet answered.
     pub forwarded: u64,
     /// How long the disk has not answered, if that is too long; else 0.

@@ -41,7 +41,7 @@ async fn find(
     ask: &ListOffsets,
     tag: u32,
 ) -> Result<ListOffsetsResponse, RequestError> {
-    shard.authorize_partition(request, Operation::Describe, tag)?;
+    shard.authorize_partition(request.principal, Operation::Describe, tag)?;
     let (log_start, high_watermark, leader_epoch) = {
         let partitions = shard.partitions.borrow();
         let engine = &partitions.get(tag).ok_or(RequestError::UnknownTopicId)?.engine;

@@ -8,12 +8,13 @@ use rustmq_engine::limits::DAMAGED_RANGES_MAX;
 use rustmq_engine::retention::Policy;
 use rustmq_engine::{FetchError, Partition};
 use rustmq_metadata::TopicConfig;
-use rustmq_protocol::{LeaderEpoch, Offset, TopicPartition};
+use rustmq_protocol::{FetchResponseHead, LeaderEpoch, Offset, TopicPartition};
 use rustmq_wal::{EntryKind, EntryMeta};
 
 use crate::notify::WaitList;
 use crate::replay::Damage;
 use crate::reply::RequestError;
+use crate::subscribe::Subscribers;
 
 /// One partition of this shard: its decisions, and what the shell needs to carry them out.
 pub(crate) struct LocalPartition {
@@ -28,6 +29,8 @@ pub(crate) struct LocalPartition {
     pub(crate) damage: Vec<Damage>,
     /// Fetches that wait for new records.
     pub(crate) arrivals: Rc<WaitList>,
+    /// Subscriptions.
+    pub(crate) subscribers: Rc<Subscribers>,
 }
 
 impl LocalPartition {
@@ -47,6 +50,15 @@ impl LocalPartition {
             partition: format!("{}/{}", self.topic_name, self.engine.id().partition),
             range,
             file: file.unwrap_or_else(|| Rc::from("the WAL")),
+        }
+    }
+
+    /// Where the log begins and ends, as those who read it are told.
+    pub(crate) fn head(&self) -> FetchResponseHead {
+        FetchResponseHead {
+            high_watermark: self.engine.high_watermark(),
+            log_start_offset: self.engine.log_start_offset(),
+            log_end_offset: self.engine.log_end_offset(),
         }
     }
 
@@ -131,6 +143,13 @@ impl Partitions {
     pub(crate) fn wake_all(&self) {
         for (_, partition) in self.iter() {
             partition.arrivals.wake_all();
+        }
+    }
+
+    /// Ends every subscription, and says why.
+    pub(crate) fn end_subscriptions(&self, why: &RequestError) {
+        for (_, partition) in self.iter() {
+            partition.subscribers.end_all(why);
         }
     }
 

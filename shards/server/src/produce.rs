@@ -61,7 +61,7 @@ async fn accept(
     head: &ProduceHead,
     tag: u32,
 ) -> Result<ProduceResponse, RequestError> {
-    shard.authorize_partition(request, Operation::Write, tag)?;
+    shard.authorize_partition(request.principal, Operation::Write, tag)?;
     if shard.draining() {
         return Err(RequestError::ShuttingDown);
     }

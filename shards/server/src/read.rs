@@ -29,6 +29,8 @@ pub(crate) struct Found {
     pub(crate) chunks: Vec<Bytes>,
     pub(crate) bytes: usize,
     pub(crate) records: u64,
+    /// One past the last record.
+    pub(crate) end_offset: Offset,
 }
 
 impl Found {
@@ -37,9 +39,10 @@ impl Found {
         self.chunks.is_empty() || self.bytes + bytes <= bytes_max
     }
 
-    fn push(&mut self, chunk: Bytes, records: u64) {
+    fn push(&mut self, chunk: Bytes, offsets: Range<Offset>) {
         self.bytes += chunk.len();
-        self.records += records;
+        self.records += offsets.end.0 - offsets.start.0;
+        self.end_offset = offsets.end;
         self.chunks.push(chunk);
     }
 }
@@ -52,8 +55,7 @@ pub(crate) async fn batches(
     offset: Offset,
     bytes_max: usize,
 ) -> Result<Found, RequestError> {
-    if let Some(found) = from_cache(shard, tag, offset, bytes_max) {
-        shard.metrics.borrow_mut().counters.cache_hits += 1;
+    if let Some(found) = cached(shard, tag, offset, bytes_max) {
         return Ok(found);
     }
     shard.metrics.borrow_mut().counters.cache_misses += 1;
@@ -67,6 +69,13 @@ pub(crate) async fn batches(
         partition.check_fetch(partition.engine.leader_epoch(), offset)?;
     }
     Err(not_found(shard, tag, offset))
+}
+
+/// The same, if the first of them is in the hot cache.
+pub(crate) fn cached(shard: &Shard, tag: u32, offset: Offset, bytes_max: usize) -> Option<Found> {
+    let found = from_cache(shard, tag, offset, bytes_max)?;
+    shard.metrics.borrow_mut().counters.cache_hits += 1;
+    Some(found)
 }
 
 /// The first record at or after a time, and when it is from.
@@ -126,7 +135,7 @@ fn from_cache(shard: &Shard, tag: u32, offset: Offset, bytes_max: usize) -> Opti
             true => Bytes::copy_from_slice(&batch.bytes),
             false => batch.bytes.clone().into_bytes(),
         };
-        found.push(bytes, batch.end_offset.0 - batch.base_offset.0);
+        found.push(bytes, batch.base_offset..batch.end_offset);
     }
     Some(found)
 }
@@ -182,7 +191,7 @@ async fn from_wal(
             Ok((_, payload)) => {
                 let payload_at = entry_at + ENTRY_HEADER_BYTES;
                 let chunk = bytes.slice(payload_at..payload_at + payload.len());
-                found.push(chunk, u64::from(point.record_count));
+                found.push(chunk, point.base_offset..point.end_offset());
             }
             Err(_) if !found.chunks.is_empty() => break,
             Err(error) if is_live(&wal, &segment) => {

@@ -11,7 +11,7 @@ use rustmq_engine::{AppendError, FetchError};
 use rustmq_metadata::ApplyError;
 use rustmq_metadata::topic_config::ConfigError;
 use rustmq_protocol::frame::{
-    ErrorBody, FrameError, FrameFlags, FrameHeader, PROTOCOL_VERSION_MAX, ThrottledBody,
+    ErrorBody, FrameError, FrameFlags, FrameHeader, PROTOCOL_VERSION_MIN, ThrottledBody,
     UnsupportedVersionBody, VersionRange,
 };
 use rustmq_protocol::limits::FRAME_HEADER_BYTES;
@@ -85,27 +85,9 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    /// Frames an answer. `moved` names the owner when another shard did the work.
-    pub(crate) fn frame(
-        kind: u16,
-        correlation: CorrelationId,
-        response: Response,
-        moved: Option<ShardId>,
-    ) -> Self {
-        let header = FrameHeader {
-            length: 0,
-            kind,
-            version: PROTOCOL_VERSION_MAX,
-            flags: FrameFlags::RESPONSE,
-            correlation,
-            status: response.status as u16,
-            shard: ShardId(0),
-        };
-        let header = match moved {
-            Some(owner) => header.moved_to(owner),
-            None => header,
-        };
-        match response.body {
+    /// Frames the body of an answer.
+    pub(crate) fn frame(header: FrameHeader, body: ResponseBody) -> Self {
+        match body {
             ResponseBody::Small { bytes: body, len } => {
                 let mut bytes = [0; FRAME_HEADER_BYTES + SMALL_BODY_BYTES];
                 let header = header.with_body_bytes(usize::from(len));
@@ -176,8 +158,17 @@ impl AsRef<[u8]> for Charged {
 
 /// The last answer on a stream whose framing is lost: it belongs to no request.
 pub(crate) fn framing_error(error: &FrameError) -> Reply {
+    let header = FrameHeader {
+        length: 0,
+        kind: 0,
+        version: PROTOCOL_VERSION_MIN,
+        flags: FrameFlags::NONE,
+        correlation: CorrelationId(0),
+        status: 0,
+        shard: ShardId(0),
+    };
     let response = message(error.code(), error.to_string());
-    Reply::frame(0, CorrelationId(0), response, None)
+    Reply::frame(header.response(response.status), response.body)
 }
 
 /// Everything that a request can be told other than success.
@@ -187,12 +178,15 @@ pub(crate) enum RequestError {
     TooShort,
     TooLong { bytes_max: usize },
     UnknownRequest { kind: u16 },
+    UnexpectedFlags { flags: u8 },
     HelloRequired,
     UnsupportedVersion { supported: VersionRange },
     NotAuthorized { why: String },
     UnknownTopic { name: String },
     UnknownTopicId,
     UnknownPartition { partitions: u32 },
+    Elsewhere { owner: ShardId },
+    SubscriptionExists,
     InvalidName(TopicNameError),
     InvalidConfig(ConfigError),
     Refused(ApplyError),
@@ -216,12 +210,15 @@ impl RequestError {
         match self {
             Self::Malformed(_) | Self::TooShort | Self::TooLong { .. } => ErrorCode::MalformedFrame,
             Self::UnknownRequest { .. } => ErrorCode::UnknownRequest,
+            Self::UnexpectedFlags { .. } => ErrorCode::MalformedFrame,
             Self::HelloRequired => ErrorCode::HelloRequired,
             Self::UnsupportedVersion { .. } => ErrorCode::UnsupportedVersion,
             Self::NotAuthorized { .. } => ErrorCode::NotAuthorized,
             Self::UnknownTopic { .. } => ErrorCode::UnknownTopic,
             Self::UnknownTopicId => ErrorCode::UnknownTopicId,
             Self::UnknownPartition { .. } => ErrorCode::UnknownPartition,
+            Self::Elsewhere { .. } => ErrorCode::NotLeader,
+            Self::SubscriptionExists => ErrorCode::InvalidRequest,
             Self::InvalidName(_) => ErrorCode::InvalidTopicName,
             Self::InvalidConfig(_) => ErrorCode::InvalidConfig,
             Self::Refused(error) => apply_code(error),
@@ -313,7 +310,12 @@ impl fmt::Display for RequestError {
             Self::Malformed(error) => write!(f, "{error}"),
             Self::TooShort => f.write_str("the body is shorter than its kind requires"),
             Self::TooLong { bytes_max } => write!(f, "the body may have {bytes_max} bytes"),
-            Self::UnknownRequest { kind } => write!(f, "request kind {kind} is not known"),
+            Self::UnknownRequest { kind } => {
+                write!(f, "request kind {kind} is not known in the version agreed by Hello")
+            }
+            Self::UnexpectedFlags { flags } => {
+                write!(f, "flags {flags:#04x}, a request has none")
+            }
             Self::HelloRequired => f.write_str("the first request of a connection must be Hello"),
             Self::UnsupportedVersion { supported } => {
                 write!(
@@ -328,6 +330,12 @@ impl fmt::Display for RequestError {
             Self::UnknownPartition { partitions } => {
                 write!(f, "the topic has {partitions} partitions, counted from 0")
             }
+            Self::Elsewhere { owner } => {
+                write!(f, "shard {owner} of this broker has the partition: subscribe there")
+            }
+            Self::SubscriptionExists => f.write_str(
+                "a subscription on this stream has this correlation id: use another one",
+            ),
             Self::InvalidName(error) => write!(f, "{error}"),
             Self::InvalidConfig(error) => write!(f, "{error}"),
             Self::Refused(error) => write!(f, "{error}"),

@@ -1,7 +1,7 @@
 //! One client: who it is, what it may have in flight, and where its requests go.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +24,8 @@ use crate::mesh::{Answer, Message};
 use crate::notify::WaitList;
 use crate::reply::{Reply, RequestError, Response};
 use crate::shard::Shard;
-use crate::{catalogue, hello, metadata, offsets};
+use crate::subscribe::Subscription;
+use crate::{catalogue, hello, metadata, offsets, subscribe};
 
 /// One admitted client on one connection.
 ///
@@ -53,6 +54,10 @@ pub(crate) struct Session {
     progress_at: Cell<Instant>,
     /// When it was let in.
     admitted_at: Instant,
+    /// What it has subscribed to, by the request that began it.
+    subscriptions: RefCell<BTreeMap<SubscriptionKey, Rc<Subscription>>>,
+    /// Those of them that wait until more answers may be made for it, and ended ones among them.
+    held_back: RefCell<VecDeque<Rc<Subscription>>>,
     drained: WaitList,
     in_flight: Cell<usize>,
     paused: Cell<bool>,
@@ -88,12 +93,25 @@ pub(crate) enum ReplyTo {
 pub(crate) struct ClientReply {
     session: Rc<Session>,
     stream: StreamId,
-    correlation: CorrelationId,
-    kind: u16,
+    header: FrameHeader,
+    /// More answers come than the one that this gives: the stream stays open for them.
+    goes_on: Cell<bool>,
     /// The request's bytes.
     _charge: Charge,
     /// Bytes kept free for the answer.
     reserved: RefCell<Option<Charge>>,
+}
+
+/// The request that began a subscription: its stream, and its number there.
+pub(crate) type SubscriptionKey = (StreamId, CorrelationId);
+
+/// Where the answers of a subscription go. It takes no place in flight, but its stream stays open
+/// until [`Self::finish`].
+pub(crate) struct Subscriber {
+    session: Rc<Session>,
+    stream: StreamId,
+    /// Of the request that began it.
+    header: FrameHeader,
 }
 
 impl Session {
@@ -126,6 +144,8 @@ impl Session {
             acknowledged_bytes: Cell::new(0),
             progress_at: Cell::new(now),
             admitted_at: now,
+            subscriptions: RefCell::default(),
+            held_back: RefCell::default(),
             drained: WaitList::default(),
             in_flight: Cell::new(0),
             paused: Cell::new(false),
@@ -146,8 +166,8 @@ impl Session {
         let reply_to = ReplyTo::Client(ClientReply {
             session: Rc::clone(self),
             stream,
-            correlation: header.correlation,
-            kind: header.kind,
+            header,
+            goes_on: Cell::new(false),
             _charge: self.shard.memory.requests.charge_to(&self.request_bytes, body.len()),
             reserved: RefCell::default(),
         });
@@ -168,6 +188,12 @@ impl Session {
     /// the client's share allows.
     async fn reserve(&self, bytes: usize) -> Charge {
         self.drained.until(|| (self.may_hold_more() || self.ended.get()).then_some(())).await;
+        self.reserve_now(bytes)
+    }
+
+    /// Keeps bytes free for an answer: as many of `bytes` as the client's share allows. The caller
+    /// has asked whether it may hold more.
+    pub(crate) fn reserve_now(&self, bytes: usize) -> Charge {
         let answers = &self.shard.memory.answers;
         let bytes = bytes.min(answers.share().max(ANSWER_BYTES_MIN));
         answers.charge_to(&self.reserved_bytes, bytes)
@@ -179,7 +205,7 @@ impl Session {
     }
 
     /// May answers be made for this client beyond those that it has not acknowledged? One always may.
-    fn may_hold_more(&self) -> bool {
+    pub(crate) fn may_hold_more(&self) -> bool {
         let held =
             self.answer_bytes.load(Ordering::Relaxed) + self.reserved_bytes.load(Ordering::Relaxed);
         self.unsent_bytes.get() < UNSENT_BYTES_MAX
@@ -194,7 +220,7 @@ impl Session {
     /// `bytes` of answers were handed to the transport.
     pub(crate) fn handle_sent(&self, bytes: usize) {
         self.unsent_bytes.set(self.unsent_bytes.get() - bytes);
-        self.drained.wake_all();
+        self.handle_drained();
         self.resume();
     }
 
@@ -204,14 +230,73 @@ impl Session {
         let acknowledged = self.answered_bytes.get() - held as u64;
         if acknowledged != self.acknowledged_bytes.replace(acknowledged) {
             self.progress_at.set(now);
-            self.drained.wake_all();
+            self.handle_drained();
         }
+    }
+
+    /// The client holds less than before: those who wait for that look again.
+    pub(crate) fn handle_drained(&self) {
+        self.drained.wake_all();
+        self.let_one_go();
+    }
+
+    /// Lets the next subscription go on that waits for the client; it lets the next one go in turn.
+    pub(crate) fn let_one_go(&self) {
+        while self.may_hold_more() {
+            let Some(next) = self.held_back.borrow_mut().pop_front() else { return };
+            if next.look_again() {
+                return;
+            }
+        }
+    }
+
+    /// Keeps a subscription until the client holds less.
+    pub(crate) fn hold_back(&self, subscription: Rc<Subscription>) {
+        let mut held_back = self.held_back.borrow_mut();
+        // Those that have ended meanwhile are not counted among the open ones.
+        if 2 * (self.subscriptions.borrow().len() + 1) < held_back.len() {
+            held_back.retain(|held| !held.is_ended());
+        }
+        held_back.push_back(subscription);
+    }
+
+    /// How many subscriptions are open.
+    pub(crate) fn subscription_count(&self) -> usize {
+        self.subscriptions.borrow().len()
+    }
+
+    /// The subscription that a request began.
+    pub(crate) fn subscription(&self, key: SubscriptionKey) -> Option<Rc<Subscription>> {
+        self.subscriptions.borrow().get(&key).cloned()
+    }
+
+    /// A subscription is open.
+    pub(crate) fn add_subscription(&self, key: SubscriptionKey, subscription: Rc<Subscription>) {
+        let before = self.subscriptions.borrow_mut().insert(key, subscription);
+        assert!(before.is_none(), "one subscription for each request");
+    }
+
+    /// A subscription has ended.
+    pub(crate) fn remove_subscription(&self, key: SubscriptionKey) {
+        self.subscriptions.borrow_mut().remove(&key);
+    }
+
+    /// The subscriptions that a stream carries.
+    pub(crate) fn subscriptions_of(&self, stream: StreamId) -> Vec<Rc<Subscription>> {
+        let range = (stream, CorrelationId(0))..=(stream, CorrelationId(u32::MAX));
+        let subscriptions = self.subscriptions.borrow();
+        subscriptions.range(range).map(|(_, subscription)| Rc::clone(subscription)).collect()
     }
 
     /// Since when the client has not acknowledged anything of what it was sent; `None` if all is
     /// acknowledged.
     pub(crate) fn unread_since(&self) -> Option<Instant> {
         (0 < self.answer_bytes.load(Ordering::Relaxed)).then(|| self.progress_at.get())
+    }
+
+    /// The shard that it is connected to.
+    pub(crate) fn shard(&self) -> &Shard {
+        &self.shard
     }
 
     /// When the client was let in.
@@ -268,6 +353,11 @@ impl Session {
         self.ended.set(true);
         self.outbox.borrow_mut().clear();
         self.done.borrow_mut().clear();
+        let subscriptions = self.subscriptions.take();
+        for subscription in subscriptions.values() {
+            subscription.forget();
+        }
+        self.held_back.borrow_mut().clear();
         self.drained.wake_all();
         self.shard.session_ended.set(true);
     }
@@ -280,6 +370,25 @@ impl Session {
     /// Hello agreed on a version.
     pub(crate) fn set_version(&self, version: u8) {
         self.version.set(Some(version));
+    }
+
+    /// A request was answered, or gets no answer.
+    fn finish_request(&self, stream: StreamId) {
+        if !self.ended.get() {
+            self.done.borrow_mut().push_back(stream);
+            self.wake();
+        }
+    }
+
+    /// Sends an answer, for which the client is charged.
+    fn answer(&self, stream: StreamId, header: FrameHeader, response: Response) {
+        let mut reply = Reply::frame(header, response.body);
+        if self.answer_bytes.load(Ordering::Relaxed) == 0 {
+            // From now on there is something to acknowledge.
+            self.progress_at.set(clock::now());
+        }
+        reply.charge(|bytes| self.charge_answer(bytes));
+        self.send(stream, reply);
     }
 
     fn resume(&self) {
@@ -299,14 +408,12 @@ impl Session {
 impl ClientReply {
     /// Answers the client. `moved` names the owner when another shard did the work.
     pub(crate) fn send(&self, response: Response, moved: Option<ShardId>) {
-        let session = &self.session;
-        let mut reply = Reply::frame(self.kind, self.correlation, response, moved);
-        if session.answer_bytes.load(Ordering::Relaxed) == 0 {
-            // From now on there is something to acknowledge.
-            session.progress_at.set(clock::now());
-        }
-        reply.charge(|bytes| session.charge_answer(bytes));
-        session.send(self.stream, reply);
+        let header = self.header.response(response.status);
+        let header = match moved {
+            Some(owner) => header.moved_to(owner),
+            None => header,
+        };
+        self.session.answer(self.stream, header, response);
     }
 
     /// The session of the client.
@@ -314,10 +421,47 @@ impl ClientReply {
         &self.session
     }
 
+    /// What the subscription that this request begins, or speaks of, is known by.
+    pub(crate) fn subscription_key(&self) -> SubscriptionKey {
+        (self.stream, self.header.correlation)
+    }
+
+    /// Turns the request into where the answers of a subscription go.
+    pub(crate) fn into_subscriber(self) -> Subscriber {
+        self.goes_on.set(true);
+        let session = Rc::clone(&self.session);
+        Subscriber { session, stream: self.stream, header: self.header }
+    }
+
     fn give_back(&self) {
         if self.reserved.take().is_some() {
-            self.session.drained.wake_all();
+            self.session.handle_drained();
         }
+    }
+}
+
+impl Subscriber {
+    /// Sends an answer that others will follow.
+    pub(crate) fn send(&self, response: Response) {
+        let header = self.header.response(response.status).with_more();
+        self.session.answer(self.stream, header, response);
+    }
+
+    /// Sends the last answer.
+    pub(crate) fn finish(&self, response: Response) {
+        let header = self.header.response(response.status);
+        self.session.answer(self.stream, header, response);
+        self.session.finish_request(self.stream);
+    }
+
+    /// The session of the client.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// What the subscription is known by.
+    pub(crate) fn key(&self) -> SubscriptionKey {
+        (self.stream, self.header.correlation)
     }
 }
 
@@ -327,9 +471,8 @@ impl Drop for ClientReply {
         let session = &self.session;
         session.in_flight.set(session.in_flight.get() - 1);
         wake_starved(&session.shard);
-        if !session.ended.get() {
-            session.done.borrow_mut().push_back(self.stream);
-            session.wake();
+        if !self.goes_on.get() {
+            session.finish_request(self.stream);
         }
         session.resume();
     }
@@ -401,7 +544,12 @@ impl Request {
     /// Refuses the request.
     pub(crate) fn refuse(self, shard: &Shard, error: &RequestError) {
         shard.metrics.borrow_mut().count_refused(error.code());
-        self.answer(shard, error.response());
+        match (&self.reply_to, error) {
+            (ReplyTo::Client(client), RequestError::Elsewhere { owner }) => {
+                client.send(error.response(), Some(*owner));
+            }
+            _ => self.answer(shard, error.response()),
+        }
     }
 }
 
@@ -416,6 +564,8 @@ pub(crate) fn dispatch(shard: &Rc<Shard>, request: Request) {
         RequestKind::Produce => (shard.spawn_produce)(Rc::clone(shard), request),
         RequestKind::Fetch => (shard.spawn_fetch)(Rc::clone(shard), request),
         RequestKind::ListOffsets => offsets::spawn(shard, request),
+        RequestKind::Subscribe => subscribe::subscribe(shard, request),
+        RequestKind::Credit => subscribe::credit(shard, request),
         RequestKind::Metadata => metadata::metadata(shard, request),
         RequestKind::ListTopics => metadata::list_topics(shard, request),
         RequestKind::CreateTopic | RequestKind::DeleteTopic | RequestKind::InitProducer => {
@@ -429,8 +579,8 @@ fn check(shard: &Shard, request: &Request) -> Result<RequestKind, RequestError> 
     let header = &request.header;
     let kind = RequestKind::from_u16(header.kind)
         .ok_or(RequestError::UnknownRequest { kind: header.kind })?;
-    if header.flags.contains(FrameFlags::RESPONSE) {
-        return Err(RequestError::UnknownRequest { kind: header.kind });
+    if header.flags != FrameFlags::NONE {
+        return Err(RequestError::UnexpectedFlags { flags: header.flags.bits() });
     }
     let ReplyTo::Client(client) = &request.reply_to else {
         return Ok(kind);
@@ -444,9 +594,14 @@ fn check(shard: &Shard, request: &Request) -> Result<RequestKind, RequestError> 
     }
     match client.session().version() {
         None if kind != RequestKind::Hello => Err(RequestError::HelloRequired),
+        // Hello has the same layout in every version, and always the first in its header.
+        _ if kind == RequestKind::Hello => Ok(kind),
         Some(version) if version != header.version => Err(RequestError::UnsupportedVersion {
             supported: VersionRange { min: version, max: version },
         }),
+        Some(version) if version < kind.version_min() => {
+            Err(RequestError::UnknownRequest { kind: header.kind })
+        }
         _ => Ok(kind),
     }
 }

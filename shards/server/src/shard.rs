@@ -22,7 +22,7 @@ use rustmq_wal::{
     BLOCK_ALIGN, BlockBuilder, BlockFlags, DIRECTORY_CAPACITY_MIN, FlushPolicy, GroupCommit, WalId,
 };
 
-use crate::budget::ClientMemory;
+use crate::budget::{Charge, ClientMemory};
 use crate::catalogue::{self, Catalogue};
 use crate::endpoint::Endpoint;
 use crate::error::ShardError;
@@ -34,6 +34,7 @@ use crate::recover::{self, WalSetup};
 use crate::reply::{RequestError, Response, SMALL_BODY_BYTES};
 use crate::segments::{Policy, SegmentFiles};
 use crate::session::Request;
+use crate::subscribe::{self, Subscription, Subscriptions};
 use crate::wal_writer::{Ticket, WalWriter, write_loop};
 use crate::{fetch, housekeeping, produce, tls};
 
@@ -125,6 +126,8 @@ pub(crate) struct Shard {
     pub(crate) drain: Notify,
     pub(crate) spawn_produce: SpawnRequest,
     pub(crate) spawn_fetch: SpawnRequest,
+    pub(crate) spawn_catch_up: SpawnCatchUp,
+    pub(crate) subscriptions: Subscriptions,
     wals: RefCell<Vec<Rc<WalWriter>>>,
     principals: RefCell<Principals>,
     scratch: RefCell<Vec<u8>>,
@@ -142,6 +145,9 @@ pub(crate) struct Shard {
 
 /// Starts a request's task in recycled memory.
 pub(crate) type SpawnRequest = Box<dyn Fn(Rc<Shard>, Request)>;
+
+/// Starts the task that reads for a subscription, in recycled memory.
+pub(crate) type SpawnCatchUp = Box<dyn Fn(Rc<Shard>, Rc<Subscription>, Charge)>;
 
 /// A place for one value that a task waits for.
 pub(crate) struct Slot<T> {
@@ -225,6 +231,7 @@ async fn serve(shard: &Rc<Shard>) -> Result<(), ShardError> {
         Catalogue::serve(shard);
     }
     Endpoint::start(shard);
+    runtime::spawn(Class::Fetch, subscribe::serve_loop(Rc::clone(shard)));
     housekeeping::start(shard);
     shard.mesh.send_control(Message::Serving { shard: shard.id });
     let ended = shard.until_drained();
@@ -254,6 +261,7 @@ impl Shard {
     ) -> Self {
         let produce_pool = TaskPool::new(Class::Foreground);
         let fetch_pool = TaskPool::new(Class::Fetch);
+        let catch_up_pool = TaskPool::new(Class::Fetch);
         Self {
             id,
             endpoint: tls::endpoint(&node, &config, id, sockets),
@@ -274,6 +282,10 @@ impl Shard {
             spawn_fetch: Box::new(move |shard, request| {
                 fetch_pool.spawn(fetch::fetch(shard, request));
             }),
+            spawn_catch_up: Box::new(move |shard, subscription, reserved| {
+                catch_up_pool.spawn(subscribe::catch_up(shard, subscription, reserved));
+            }),
+            subscriptions: Subscriptions::default(),
             wals: RefCell::default(),
             principals: RefCell::new(Principals::new()),
             scratch: RefCell::new(Vec::with_capacity(SMALL_BODY_BYTES)),
@@ -397,6 +409,7 @@ impl Shard {
         self.drain.notified().await;
         self.draining.set(true);
         self.partitions.borrow().wake_all();
+        self.partitions.borrow().end_subscriptions(&RequestError::ShuttingDown);
         let wals = self.wals.borrow().clone();
         for wal in &wals {
             wal.close();
@@ -489,30 +502,30 @@ impl Shard {
         }
     }
 
-    /// May the request's principal do this?
+    /// May this principal do this?
     pub(crate) fn authorize(
         &self,
-        request: &Request,
+        principal: PrincipalId,
         operation: Operation,
         resource: Resource<'_>,
     ) -> Result<(), RequestError> {
-        let decision = authorize(&self.principals.borrow(), request.principal, operation, resource);
+        let decision = authorize(&self.principals.borrow(), principal, operation, resource);
         match decision.is_allowed() {
             true => Ok(()),
             false => Err(RequestError::NotAuthorized { why: decision.to_string() }),
         }
     }
 
-    /// May the request's principal do this to the topic of a partition that lives here?
+    /// May this principal do this to the topic of a partition that lives here?
     pub(crate) fn authorize_partition(
         &self,
-        request: &Request,
+        principal: PrincipalId,
         operation: Operation,
         tag: u32,
     ) -> Result<(), RequestError> {
         let partitions = self.partitions.borrow();
         let partition = partitions.get(tag).ok_or(RequestError::UnknownTopicId)?;
-        self.authorize(request, operation, Resource::Topic(&partition.topic_name))
+        self.authorize(principal, operation, Resource::Topic(&partition.topic_name))
     }
 
     /// The number of the principal that a certificate names.
@@ -555,6 +568,7 @@ impl Shard {
             answer_bytes: self.memory.answers.used() as u64,
             window_bytes: self.memory.windows.used() as u64,
             handshakes: self.endpoint.handshakes() as u64,
+            subscriptions: self.subscriptions.open() as u64,
             forwarded: self.mesh.forwarded() as u64,
             stalled_ms: wals.iter().map(|wal| wal.files.stalled_ms()).max().unwrap_or_default(),
             lost_files: wals.iter().map(|wal| wal.files.lost_files() as u64).sum::<u64>()

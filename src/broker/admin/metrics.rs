@@ -63,11 +63,15 @@ series! {
         shard => shard.counters.records_fetched as f64;
     "rustmq_consumed_bytes_total" "counter" "Bytes of the batches sent to consumers.",
         shard => shard.counters.bytes_fetched as f64;
-    "rustmq_cache_hits_total" "counter" "Fetches served from memory.",
+    "rustmq_subscriptions" "gauge" "Subscriptions that are open.",
+        shard => shard.gauges.subscriptions as f64;
+    "rustmq_subscription_bytes_total" "counter" "Bytes of the batches sent to subscriptions.",
+        shard => shard.counters.bytes_subscribed as f64;
+    "rustmq_cache_hits_total" "counter" "Fetches, and answers of subscriptions, served from memory.",
         shard => shard.counters.cache_hits as f64;
-    "rustmq_cache_misses_total" "counter" "Fetches that read the disk.",
+    "rustmq_cache_misses_total" "counter" "Those that read the disk.",
         shard => shard.counters.cache_misses as f64;
-    "rustmq_cache_hit_ratio" "gauge" "Fetches served from memory, of all since the start.",
+    "rustmq_cache_hit_ratio" "gauge" "Hits, of both since the start.",
         shard => hit_ratio(shard.counters.cache_hits, shard.counters.cache_misses);
     "rustmq_cache_bytes" "gauge" "Bytes that the hot cache holds.",
         shard => shard.gauges.cache_bytes as f64;
@@ -151,8 +155,10 @@ series! {
         shard => shard.runtime.running.as_secs_f64();
 }
 
-const REFUSED: (&str, &str) =
-    ("rustmq_requests_refused_total", "Requests refused, by the error's name.");
+const REFUSED: (&str, &str) = (
+    "rustmq_requests_refused_total",
+    "Requests refused, and subscriptions that an error ended, by its name.",
+);
 const LATENCY: (&str, &str) =
     ("rustmq_stage_latency_seconds", "Time in a part of a request's way.");
 

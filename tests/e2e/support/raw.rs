@@ -13,9 +13,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustmq_client::TopicInfo;
 use rustmq_protocol::{
-    Acks, BatchBuilder, CorrelationId, ErrorBody, ErrorCode, Fetch, FrameHeader, Hello,
+    Acks, BatchBuilder, CorrelationId, Credit, ErrorBody, ErrorCode, Fetch, FrameHeader, Hello,
     HelloResponse, InitProducerResponse, Offset, Produce, ProduceHead, ProducerEpoch, ProducerId,
-    ProducerStamp, Record, RequestKind, TimestampMs,
+    ProducerStamp, Record, RequestKind, Subscribe, TimestampMs,
 };
 use tokio::time::timeout;
 
@@ -141,7 +141,7 @@ impl Raw {
         config: ClientConfig,
     ) -> Result<Raw> {
         let mut raw = Raw::connect_from(endpoint, address, config).await?;
-        raw.say_hello().await?;
+        raw.say_hello(1).await?;
         Ok(raw)
     }
 
@@ -165,16 +165,28 @@ impl Raw {
     /// Connects and says hello.
     pub(crate) async fn greeted(data_dir: &Path) -> Result<Raw> {
         let mut raw = Raw::connect(data_dir).await?;
-        raw.say_hello().await?;
+        raw.say_hello(1).await?;
         Ok(raw)
     }
 
-    async fn say_hello(&mut self) -> Result<()> {
+    /// Connects, with these settings, and agrees on the version of subscriptions.
+    pub(crate) async fn subscriber_with(data_dir: &Path, config: ClientConfig) -> Result<Raw> {
+        let mut raw = Raw::connect_with(data_dir, config).await?;
+        raw.say_hello(RequestKind::Subscribe.version_min()).await?;
+        Ok(raw)
+    }
+
+    /// Connects and agrees on the version of subscriptions.
+    pub(crate) async fn subscriber(data_dir: &Path) -> Result<Raw> {
+        Raw::subscriber_with(data_dir, good_client(data_dir)?).await
+    }
+
+    async fn say_hello(&mut self, version: u8) -> Result<()> {
         let mut frame = Vec::new();
-        hello(1, 1, &mut frame);
+        hello(version, version, &mut frame);
         let (header, body) = self.ask_bytes(&frame).await?;
         ensure!(header.error_code() == ErrorCode::Ok, "hello: {header:?}");
-        HelloResponse::decode(&body)?;
+        ensure!(HelloResponse::decode(&body)?.version == version, "another version");
         Ok(())
     }
 
@@ -231,6 +243,11 @@ impl Raw {
     pub(crate) async fn until_finished(mut self) -> Result<()> {
         self.send.finish()?;
         self.until_ended().await
+    }
+
+    /// Tells the broker that no answer is wanted on this stream any more.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        Ok(self.receive.stop(0_u32.into())?)
     }
 
     /// Waits until the broker ends the stream or the connection.
@@ -312,6 +329,36 @@ pub(crate) fn fetch_frame(
     FrameHeader::request(RequestKind::Fetch, CorrelationId(2))
         .encode_frame(&mut frame, |out| fetch.encode(out));
     Ok(frame)
+}
+
+/// The request of a subscription, with this credit, in answers of up to `bytes_max`.
+pub(crate) fn subscribe(
+    topic: &TopicInfo,
+    partition: u32,
+    offset: u64,
+    credit: u32,
+    bytes_max: u32,
+) -> Result<Subscribe> {
+    let info = topic.partitions.get(partition as usize).context("the partition")?;
+    let (topic, partition, leader_epoch) = (topic.id, info.partition, info.leader_epoch);
+    let offset = Offset(offset);
+    Ok(Subscribe { topic, partition, leader_epoch, offset, credit, bytes_max })
+}
+
+/// The frame that opens a subscription under this number.
+pub(crate) fn subscribe_frame(correlation: u32, subscribe: &Subscribe) -> Vec<u8> {
+    let mut frame = Vec::new();
+    FrameHeader::request(RequestKind::Subscribe, CorrelationId(correlation))
+        .encode_frame(&mut frame, |out| subscribe.encode(out));
+    frame
+}
+
+/// The frame that says how the subscription of this number goes on.
+pub(crate) fn credit_frame(correlation: u32, credit: Credit) -> Vec<u8> {
+    let mut frame = Vec::new();
+    FrameHeader::request(RequestKind::Credit, CorrelationId(correlation))
+        .encode_frame(&mut frame, |out| credit.encode(out));
+    frame
 }
 
 /// A topic as its broker describes it.

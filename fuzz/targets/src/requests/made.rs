@@ -3,13 +3,14 @@
 use std::fmt::Debug;
 
 use rustmq_protocol::{
-    Acks, BrokerId, BrokerInfo, CreateTopic, CreateTopicResponse, DecodeError, DeleteTopic,
+    Acks, BrokerId, BrokerInfo, CreateTopic, CreateTopicResponse, Credit, DecodeError, DeleteTopic,
     DeleteTopicResponse, ErrorBody, ErrorCode, Fetch, FetchResponse, FetchResponseHead, FlushMode,
     Hello, HelloResponse, InitProducer, InitProducerResponse, LeaderEpoch, ListOffsets,
     ListOffsetsResponse, ListTopics, ListTopicsResponse, ListedTopic, Metadata, MetadataResponse,
     Offset, OffsetAt, PartitionId, PartitionInfo, Produce, ProduceHead, ProduceResponse,
-    ProducerEpoch, ProducerId, RETRY_AFTER_MS_MAX, ShardEndpoint, ShardId, ThrottledBody,
-    TimestampMs, TopicId, TopicInfo, TopicSelection, UnsupportedVersionBody, VersionRange,
+    ProducerEpoch, ProducerId, RETRY_AFTER_MS_MAX, ShardEndpoint, ShardId, Subscribe,
+    SubscriptionEnd, ThrottledBody, TimestampMs, TopicId, TopicInfo, TopicSelection,
+    UnsupportedVersionBody, VersionRange,
 };
 
 use crate::source::Source;
@@ -67,6 +68,21 @@ pub(super) fn reads_back(body: u8, bytes: &[u8]) {
             },
             ThrottledBody::encode,
             ThrottledBody::decode,
+        ),
+        21 => same(&subscribe(source), Subscribe::encode, Subscribe::decode),
+        22 => fetch_response(source),
+        23 => same(
+            &SubscriptionEnd { message: source.text(), offset: Offset(source.u64()) },
+            SubscriptionEnd::encode,
+            SubscriptionEnd::decode,
+        ),
+        24 => same(
+            &match source.u8() % 4 {
+                0 => Credit::End,
+                _ => Credit::More { bytes: source.u32() },
+            },
+            Credit::encode,
+            Credit::decode,
         ),
         _ => same(
             &unsupported_version(source),
@@ -197,6 +213,17 @@ fn fetch(source: &mut Source<'_>) -> Fetch {
         offset: Offset(source.u64()),
         wait_ms_max: source.u32(),
         bytes_min: source.u32(),
+        bytes_max: source.u32(),
+    }
+}
+
+fn subscribe(source: &mut Source<'_>) -> Subscribe {
+    Subscribe {
+        topic: topic_id(source),
+        partition: PartitionId(source.u32()),
+        leader_epoch: LeaderEpoch(source.u32()),
+        offset: Offset(source.u64()),
+        credit: source.u32(),
         bytes_max: source.u32(),
     }
 }

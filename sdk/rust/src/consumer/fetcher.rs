@@ -1,26 +1,35 @@
-//! The task that reads one partition ahead of the consumer.
+//! The task that reads one partition ahead of the consumer: through a subscription where the leader
+//! offers one, else fetch by fetch.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustmq_protocol::{
-    ErrorCode, Fetch, FetchResponse, Offset, OffsetAt, PartitionId, RequestKind, TopicId, batches,
-    records, verify_crc,
+    ErrorCode, FETCH_BYTES_MAX, Fetch, FetchResponse, FrameFlags, Offset, OffsetAt, PartitionId,
+    RequestKind, Subscribe, TopicId, batches, records, verify_crc,
 };
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 
+use super::ahead::{Ahead, Granted, Unread};
 use super::{OutOfRange, Start};
 use crate::backoff::Backoff;
 use crate::client::look_up_offset;
 use crate::cluster::{Cluster, Route};
 use crate::config::RouteMode;
-use crate::connection::Lane;
+use crate::connection::{Connection, Lane};
 use crate::error::ClientError;
+use crate::stream::{Reply, Subscription};
 
-/// Responses of one partition on their way to the consumer. Two: one is read while the next is
-/// fetched.
-const RESPONSES_AHEAD_MAX: usize = 2;
+/// Answers up to here are copied out of the buffer that they were read into, which they would keep
+/// from being freed: it has room for 64 KiB, and they may wait for their consumer for long.
+const COPY_BYTES_MAX: usize = 16 << 10;
+
+/// Bytes of one answer of a subscription, where more are read ahead. 1 MiB: a subscription has the
+/// next one on its way anyway, and partitions that share a stream take turns.
+const ANSWER_BYTES_MAX: u32 = 1 << 20;
+
+const _: () = assert!(ANSWER_BYTES_MAX as usize <= FETCH_BYTES_MAX);
 
 /// What all partitions of a consumer have in common.
 #[derive(Debug)]
@@ -93,8 +102,8 @@ pub(super) struct Batches {
     pub(super) bytes: Bytes,
     /// Records before it are not wanted.
     pub(super) from: Offset,
-    /// Given back when the consumer has read them.
-    pub(super) _ahead: OwnedSemaphorePermit,
+    /// Makes room when the consumer has read them.
+    pub(super) _unread: Unread,
 }
 
 /// Reads the partition until the consumer is dropped or an error cannot be retried.
@@ -105,8 +114,9 @@ pub(super) async fn read_ahead(
     fetched: mpsc::UnboundedSender<Fetched>,
 ) {
     let backoff = settings.cluster.new_backoff();
-    let mut fetcher = Fetcher { settings, state, backoff, stale: None };
-    let ahead = Arc::new(Semaphore::new(RESPONSES_AHEAD_MAX));
+    // One response is read while the next is on its way.
+    let ahead = Ahead::new(settings.bytes_max.saturating_mul(2));
+    let mut fetcher = Fetcher { settings, state, backoff, ahead, stale: None, may_subscribe: true };
     loop {
         let Place { seeks, start, .. } = *fetcher.state.lock();
         let sought = {
@@ -123,7 +133,7 @@ pub(super) async fn read_ahead(
             biased;
             () = fetched.closed() => return,
             () = sought => {}
-            error = fetcher.read_from(start, seeks, &ahead, deliver) => {
+            error = fetcher.read_from(start, seeks, deliver) => {
                 if let Some(error) = error
                     && fetched.send(Fetched { index, seeks, content: Err(error) }).is_err()
                 {
@@ -143,8 +153,20 @@ struct Fetcher {
     settings: Arc<FetchSettings>,
     state: Arc<PartitionState>,
     backoff: Backoff,
+    ahead: Arc<Ahead>,
     /// Version of the metadata that led nowhere.
     stale: Option<u64>,
+    /// False once the leader had no place for another subscription.
+    may_subscribe: bool,
+}
+
+/// Whether it makes sense to go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Delivered {
+    /// The consumer is there.
+    Taken,
+    /// The consumer is gone.
+    ToNobody,
 }
 
 impl Fetcher {
@@ -153,53 +175,37 @@ impl Fetcher {
         &mut self,
         start: Start,
         seeks: u64,
-        ahead: &Arc<Semaphore>,
         deliver: impl Fn(Result<Batches, ClientError>) -> bool,
     ) -> Option<ClientError> {
         let mut offset = None;
         loop {
-            // The semaphore is never closed.
-            let permit = Arc::clone(ahead).acquire_owned().await.ok()?;
-            let result = match offset {
-                Some(offset) => self.fetch(offset).await,
+            let error = match &mut offset {
                 None => match self.resolve(start).await {
                     Ok(found) => {
                         self.note_position(seeks, found);
                         offset = Some(found);
                         continue;
                     }
-                    Err(error) => Err(error),
+                    Err(error) => error,
+                },
+                Some(next) => match self.read(next, &deliver).await {
+                    Ok(Delivered::Taken) => continue,
+                    Ok(Delivered::ToNobody) => return None,
+                    Err(error) => error,
                 },
             };
-            let bytes = match result {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    match self.after_error(error).await {
-                        AfterError::Again => {}
-                        AfterError::From(start) => match self.resolve(start).await {
-                            Ok(found) => {
-                                self.note_position(seeks, found);
-                                offset = Some(found);
-                            }
-                            // The next fetch meets the same error again and comes back here.
-                            Err(error) if error.is_retriable() => {}
-                            Err(error) => return Some(error),
-                        },
-                        AfterError::Fail(error) => return Some(error),
+            match self.after_error(error).await {
+                AfterError::Again => {}
+                AfterError::From(start) => match self.resolve(start).await {
+                    Ok(found) => {
+                        self.note_position(seeks, found);
+                        offset = Some(found);
                     }
-                    continue;
-                }
-            };
-            let Some(from) = offset else { continue };
-            match check(&bytes, from, self.state.partition) {
-                Ok(None) => {}
-                Ok(Some(next)) => {
-                    offset = Some(next);
-                    if !deliver(Ok(Batches { bytes, from, _ahead: permit })) {
-                        return None;
-                    }
-                }
-                Err(error) => return Some(error),
+                    // The next fetch meets the same error again and comes back here.
+                    Err(error) if error.is_retriable() => {}
+                    Err(error) => return Some(error),
+                },
+                AfterError::Fail(error) => return Some(error),
             }
         }
     }
@@ -222,43 +228,145 @@ impl Fetcher {
         }
     }
 
-    /// One fetch; the batches of the answer.
-    async fn fetch(&mut self, offset: Offset) -> Result<Bytes, ClientError> {
+    /// Reads on at `next`, which moves with what is delivered: one fetch, or a subscription until it
+    /// ends.
+    async fn read(
+        &mut self,
+        next: &mut Offset,
+        deliver: &impl Fn(Result<Batches, ClientError>) -> bool,
+    ) -> Result<Delivered, ClientError> {
         let settings = &*self.settings;
-        let cluster = &settings.cluster;
+        let cluster = Arc::clone(&settings.cluster);
         let route = cluster.route(&settings.topic_name, self.state.partition, self.stale).await?;
         // Should anything fail from here on, this metadata counts as stale.
         self.stale = Some(route.version);
-        let Route { topic, partition, leader_epoch, .. } = route;
-        if topic != settings.topic {
+        if route.topic != settings.topic {
             let message = format!("topic {} was created anew", settings.topic_name);
             return Err(ClientError::broker(ErrorCode::UnknownTopicId, message));
         }
+        let connection = cluster.connection(&route).await?;
+        match self.subscribes(&connection, &route) {
+            true => self.follow(&connection, route, next, deliver).await,
+            false => self.fetch(&connection, route, next, deliver).await,
+        }
+    }
+
+    /// A subscription sends what there is at once, and only the leader's shard has any.
+    fn subscribes(&self, connection: &Connection, route: &Route) -> bool {
+        let hello = connection.hello();
+        self.may_subscribe
+            && self.settings.bytes_min <= 1
+            && connection.offers_subscriptions()
+            && (hello.broker_id, hello.shard) == (route.leader, route.shard)
+    }
+
+    /// Takes the answers of a subscription until it ends. However it does, the metadata is looked at
+    /// again before the next.
+    async fn follow(
+        &mut self,
+        connection: &Connection,
+        route: Route,
+        next: &mut Offset,
+        deliver: &impl Fn(Result<Batches, ClientError>) -> bool,
+    ) -> Result<Delivered, ClientError> {
+        let Route { topic, partition, leader_epoch, .. } = route;
+        let mut granted = Granted::new(&self.ahead);
+        let request = Subscribe {
+            topic,
+            partition,
+            leader_epoch,
+            offset: *next,
+            credit: granted.take_room(),
+            bytes_max: self.settings.bytes_max.min(ANSWER_BYTES_MAX),
+        };
+        let mut body = Vec::new();
+        request.encode(&mut body);
+        let patience = self.settings.cluster.config().request_timeout;
+        let lane = Lane::Fetch(topic, partition);
+        let (mut reply, mut subscription) = connection.subscribe(lane, body, patience).await?;
+        if reply.header.error_code() == ErrorCode::LimitExceeded {
+            tracing::debug!(topic = %self.settings.topic_name, partition = partition.0,
+                "no place for a subscription: it is fetched");
+            self.may_subscribe = false;
+            return Ok(Delivered::Taken);
+        }
+        loop {
+            let more = reply.header.flags.contains(FrameFlags::MORE);
+            let body = reply.into_body()?;
+            if !more {
+                // Nobody here has asked for that.
+                return Err(ClientError::ConnectionLost);
+            }
+            let response = FetchResponse::decode(&body)?;
+            let unread = granted.arrived(response.batches.len());
+            if self.deliver(&body, &response, unread, next, deliver)? == Delivered::ToNobody {
+                return Ok(Delivered::ToNobody);
+            }
+            reply = next_reply(&mut subscription, &mut granted, &self.ahead).await?;
+        }
+    }
+
+    /// One fetch.
+    async fn fetch(
+        &mut self,
+        connection: &Connection,
+        route: Route,
+        next: &mut Offset,
+        deliver: &impl Fn(Result<Batches, ClientError>) -> bool,
+    ) -> Result<Delivered, ClientError> {
+        let Route { topic, partition, leader_epoch, .. } = route;
+        self.ahead.half_free().await;
         let request = Fetch {
             topic,
             partition,
             leader_epoch,
-            offset,
-            wait_ms_max: settings.wait.as_millis() as u32,
-            bytes_min: settings.bytes_min,
-            bytes_max: settings.bytes_max,
+            offset: *next,
+            wait_ms_max: self.settings.wait.as_millis() as u32,
+            bytes_min: self.settings.bytes_min,
+            bytes_max: self.settings.bytes_max,
         };
         let mut body = Vec::new();
         request.encode(&mut body);
-        let connection = cluster.connection(&route).await?;
-        let patience = settings.wait + cluster.config().request_timeout;
+        let config = self.settings.cluster.config();
+        let patience = self.settings.wait + config.request_timeout;
         let lane = Lane::Fetch(topic, partition);
         let reply = connection.request(lane, RequestKind::Fetch, body, patience).await?;
         let moved = reply.moved_to().is_some_and(|shard| shard != route.shard)
-            && cluster.config().route == RouteMode::Owner;
+            && config.route == RouteMode::Owner;
         let body = reply.into_body()?;
         let response = FetchResponse::decode(&body)?;
-        self.state.lock().high_watermark = Some(response.head.high_watermark);
-        self.backoff.reset();
+        let unread = self.ahead.unread(response.batches.len());
+        let delivered = self.deliver(&body, &response, unread, next, deliver)?;
         if !moved {
             self.stale = None;
         }
-        Ok(body.slice_ref(response.batches))
+        Ok(delivered)
+    }
+
+    /// Checks what came, and hands it to the consumer.
+    fn deliver(
+        &mut self,
+        body: &Bytes,
+        response: &FetchResponse<'_>,
+        unread: Unread,
+        next: &mut Offset,
+        deliver: &impl Fn(Result<Batches, ClientError>) -> bool,
+    ) -> Result<Delivered, ClientError> {
+        self.state.lock().high_watermark = Some(response.head.high_watermark);
+        self.backoff.reset();
+        let from = *next;
+        let Some(end) = check(response.batches, from, self.state.partition)? else {
+            return Ok(Delivered::Taken);
+        };
+        *next = end;
+        let bytes = match response.batches.len() <= COPY_BYTES_MAX {
+            true => Bytes::copy_from_slice(response.batches),
+            false => body.slice_ref(response.batches),
+        };
+        Ok(match deliver(Ok(Batches { bytes, from, _unread: unread })) {
+            true => Delivered::Taken,
+            false => Delivered::ToNobody,
+        })
     }
 
     async fn after_error(&mut self, error: ClientError) -> AfterError {
@@ -290,6 +398,24 @@ enum AfterError {
     Again,
     From(Start),
     Fail(ClientError),
+}
+
+/// The next answer of a subscription. Meanwhile it is granted what the consumer has made room for.
+async fn next_reply(
+    subscription: &mut Subscription,
+    granted: &mut Granted,
+    ahead: &Ahead,
+) -> Result<Reply, ClientError> {
+    loop {
+        tokio::select! {
+            biased;
+            reply = subscription.next() => return Ok(reply?),
+            () = ahead.half_free() => {
+                let room = granted.take_room();
+                subscription.grant(room).await;
+            }
+        }
+    }
 }
 
 /// Checks the batches of an answer; the offset behind them, or none if there is no batch.

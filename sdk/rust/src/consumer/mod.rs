@@ -1,9 +1,11 @@
 //! Records from a topic.
 //!
-//! One task per partition (`fetcher`) keeps a long poll at the leader and reads ahead, up to a
-//! bound in bytes. The consumer takes what has arrived, partition by partition as it came, and
-//! skips records before the offset asked for.
+//! One task per partition (`fetcher`) subscribes at the leader, or keeps a long poll there if the
+//! leader does not know subscriptions, and reads ahead, up to a bound in bytes (`ahead`). The
+//! consumer takes what has arrived, partition by partition as it came, and skips records before the
+//! offset asked for.
 
+mod ahead;
 mod fetcher;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -129,13 +131,14 @@ impl ConsumerBuilder {
     }
 
     /// How long the broker holds a fetch while there is nothing new. Default 500 ms, at most a
-    /// minute.
+    /// minute. Of no meaning where the partition is subscribed to.
     #[must_use]
     pub fn fetch_wait(self, wait: Duration) -> ConsumerBuilder {
         ConsumerBuilder { wait, ..self }
     }
 
-    /// Bytes that end the wait. Default 1.
+    /// Bytes that end the wait. Default 1. With more than that every partition is fetched, as a
+    /// subscription waits for nothing.
     #[must_use]
     pub fn fetch_bytes_min(self, bytes_min: u32) -> ConsumerBuilder {
         ConsumerBuilder { bytes_min, ..self }

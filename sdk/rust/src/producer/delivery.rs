@@ -147,6 +147,7 @@ impl Delivery {
             timeout_ms: partition.cluster.config().request_timeout.as_millis() as u32,
         };
         let request = Request {
+            subscription: None,
             kind: RequestKind::Produce,
             head: head.encode().to_vec(),
             payload: batch,

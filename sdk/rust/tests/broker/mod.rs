@@ -1,10 +1,14 @@
 //! A broker in memory with one topic on loopback: enough to drive the client through faults at
 //! will.
 
+mod subscription;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use subscription::Subscription;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -42,6 +46,10 @@ struct State {
     leader_epoch: u32,
     faults: VecDeque<Fault>,
     metadata_requests: u32,
+    subscriptions: u32,
+    subscriptions_open: u32,
+    sent_bytes: u64,
+    fetches: u32,
 }
 
 /// What is remembered of a producer in a partition: the next sequence, and first sequence and
@@ -61,12 +69,24 @@ pub(crate) struct Broker {
 
 struct Shared {
     state: Mutex<State>,
+    /// Something was appended, or leadership has changed.
     appended: Notify,
     port: u16,
+    /// The newest protocol version that it speaks.
+    version_max: u8,
 }
 
+/// The way back of a stream, for everybody who answers on it.
+type Answers = Arc<tokio::sync::Mutex<quinn::SendStream>>;
+
 impl Broker {
+    /// One that knows subscriptions.
     pub(crate) fn start() -> Broker {
+        Broker::speaking(2)
+    }
+
+    /// One that speaks protocol versions up to this one.
+    pub(crate) fn speaking(version_max: u8) -> Broker {
         let mut params = CertificateParams::new(vec![]).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = || KeyPair::generate().expect("a key");
@@ -110,6 +130,7 @@ impl Broker {
             state: Mutex::new(State { leader_epoch: 1, ..State::default() }),
             appended: Notify::new(),
             port: endpoint.local_addr().expect("an address").port(),
+            version_max,
         });
         tokio::spawn(accept(endpoint.clone(), Arc::clone(&state)));
         Broker { endpoint, tls, state }
@@ -131,6 +152,23 @@ impl Broker {
     /// Leadership changes: older leader epochs are fenced.
     pub(crate) fn change_leader(&self) {
         self.state.lock().leader_epoch += 1;
+        self.state.appended.notify_waiters();
+    }
+
+    /// Subscriptions that were opened, and fetches, so far.
+    pub(crate) fn subscriptions_and_fetches(&self) -> (u32, u32) {
+        let state = self.state.lock();
+        (state.subscriptions, state.fetches)
+    }
+
+    /// Bytes of batches that were sent to subscriptions.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.state.lock().sent_bytes
+    }
+
+    /// Subscriptions that are open.
+    pub(crate) fn subscriptions_open(&self) -> u32 {
+        self.state.lock().subscriptions_open
     }
 
     pub(crate) fn metadata_requests(&self) -> u32 {
@@ -178,10 +216,12 @@ async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>) {
 /// Answers the requests of one stream, one after the other.
 async fn serve(
     connection: quinn::Connection,
-    mut send: quinn::SendStream,
+    send: quinn::SendStream,
     mut recv: quinn::RecvStream,
     shared: Arc<Shared>,
 ) {
+    let send: Answers = Arc::new(tokio::sync::Mutex::new(send));
+    let mut subscriptions: HashMap<CorrelationId, Arc<Subscription>> = HashMap::new();
     loop {
         let mut header = [0; FRAME_HEADER_BYTES];
         if recv.read_exact(&mut header).await.is_err() {
@@ -192,15 +232,32 @@ async fn serve(
         if recv.read_exact(&mut body).await.is_err() {
             return;
         }
+        match RequestKind::from_u16(header.kind) {
+            Some(RequestKind::Subscribe) => {
+                let opened = Subscription::open(&shared, &send, header, &body);
+                subscriptions.insert(header.correlation, opened);
+                continue;
+            }
+            Some(RequestKind::Credit) => {
+                let credit = Credit::decode(&body).expect("a body");
+                subscriptions[&header.correlation].credit(credit);
+                continue;
+            }
+            _ => {}
+        }
         let Some((header, answer)) = answer(&connection, &shared, header, &body).await else {
             continue;
         };
-        let mut frame = Vec::new();
-        header.encode_frame(&mut frame, |out| out.extend_from_slice(&answer));
-        if send.write_all(&frame).await.is_err() {
+        if write(&send, header, &answer).await.is_err() {
             return;
         }
     }
+}
+
+async fn write(send: &Answers, header: FrameHeader, body: &[u8]) -> Result<(), quinn::WriteError> {
+    let mut frame = Vec::new();
+    header.encode_frame(&mut frame, |out| out.extend_from_slice(body));
+    send.lock().await.write_all(&frame).await
 }
 
 /// The header and body of the answer, or none if there is to be no answer.
@@ -214,7 +271,9 @@ async fn answer(
     let ok = header.response(ErrorCode::Ok);
     let result = match RequestKind::from_u16(header.kind).expect("a known kind") {
         RequestKind::Hello => {
-            hello().encode(&mut out);
+            let asked = Hello::decode(body).expect("a body").versions();
+            let own = VersionRange { min: 1, max: shared.version_max };
+            hello(own.newest_common(asked).expect("a version")).encode(&mut out);
             Ok(ok)
         }
         RequestKind::Metadata => {
@@ -254,6 +313,7 @@ async fn answer(
         }
         RequestKind::Fetch => {
             let request = Fetch::decode(body).expect("a body");
+            shared.lock().fetches += 1;
             fetch(shared, &request, &mut out).await.map(|()| ok)
         }
         RequestKind::ListOffsets => {
@@ -280,9 +340,9 @@ async fn answer(
     })
 }
 
-fn hello() -> HelloResponse {
+fn hello(version: u8) -> HelloResponse {
     HelloResponse {
-        version: 1,
+        version,
         cluster_id: [1; 16],
         broker_id: BrokerId(1),
         shard: ShardId(0),

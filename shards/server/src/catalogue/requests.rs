@@ -48,12 +48,12 @@ async fn serve(
     match RequestKind::from_u16(request.header.kind) {
         Some(RequestKind::CreateTopic) => {
             let ask = CreateTopic::decode(&body)?;
-            shard.authorize(request, Operation::Create, Resource::Topic(&ask.name))?;
+            shard.authorize(request.principal, Operation::Create, Resource::Topic(&ask.name))?;
             create_topic(catalogue, shard, ask).await
         }
         Some(RequestKind::DeleteTopic) => {
             let ask = DeleteTopic::decode(&body)?;
-            shard.authorize(request, Operation::Delete, Resource::Topic(&ask.name))?;
+            shard.authorize(request.principal, Operation::Delete, Resource::Topic(&ask.name))?;
             delete_topic(catalogue, shard, ask).await
         }
         Some(RequestKind::InitProducer) => {
