@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use quinn::Endpoint;
 use rustmq_client::{PartitionId, Partitions, Start};
-use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp, ThrottledBody};
+use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp, ThrottledBody, TopicInfo};
 
 use crate::support::broker::{Backend, Broker, Node, on_each_backend};
 use crate::support::cli::Cli;
@@ -47,10 +47,11 @@ on_each_backend! {
         let before = broker.memory()?;
         let dir = node.data_dir().to_owned();
         let (offsets, throttled) = client::runtime()?.block_on(async {
+            let info = raw::topic(&dir, "big").await?;
             let mut clients = tokio::task::JoinSet::new();
             for _ in 0..CLIENTS {
-                let dir = dir.clone();
-                clients.spawn(async move { insist(&dir, BATCHES, BATCH_BYTES).await });
+                let (dir, info) = (dir.clone(), info.clone());
+                clients.spawn(async move { insist(&dir, &info, BATCHES, BATCH_BYTES).await });
             }
             let (mut offsets, mut throttled) = (BTreeSet::new(), 0);
             while let Some(done) = clients.join_next().await {
@@ -78,11 +79,15 @@ on_each_backend! {
 
 /// Sends a batch until it is acknowledged, as often as told; gives the offsets and how often it was
 /// told to come again.
-async fn insist(data_dir: &Path, batches: usize, bytes: usize) -> Result<(Vec<u64>, usize)> {
-    let info = raw::topic(data_dir, "big").await?;
+async fn insist(
+    data_dir: &Path,
+    info: &TopicInfo,
+    batches: usize,
+    bytes: usize,
+) -> Result<(Vec<u64>, usize)> {
     let mut raw = Raw::greeted(data_dir).await?;
     let value = "x".repeat(bytes);
-    let frame = raw::produce_frame(&info, 0, &raw::batch_of(&value))?;
+    let frame = raw::produce_frame(info, 0, &raw::batch_of(&value))?;
     let (mut offsets, mut throttled) = (Vec::new(), 0);
     while offsets.len() < batches {
         let (header, body) = raw.ask_bytes(&frame).await?;
