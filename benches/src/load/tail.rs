@@ -53,9 +53,14 @@ struct State {
     sent: Vec<Instant>,
     /// How many batches each consumer has.
     received: Vec<usize>,
-    /// No more are sent.
-    ended: bool,
     tally: Tally,
+}
+
+impl State {
+    /// Does every consumer have every batch?
+    fn is_delivered(&self) -> bool {
+        self.received.iter().all(|received| *received == self.sent.len())
+    }
 }
 
 impl Shared {
@@ -79,27 +84,31 @@ pub async fn run(
     let state = State {
         sent: Vec::new(),
         received: vec![0; consumers.len()],
-        ended: false,
         tally: Tally { elapsed: period.measured, ..Tally::new() },
     };
     let shared = Shared { state: Mutex::new(state), moved: Notify::new(), base, begin };
     let shared = std::sync::Arc::new(shared);
-    let mut tasks = JoinSet::new();
+    let mut consuming = JoinSet::new();
     for (index, link) in consumers.into_iter().enumerate() {
         let shared = std::sync::Arc::clone(&shared);
-        tasks.spawn(async move {
+        consuming.spawn(async move {
             match by {
                 By::Subscription => follow(link, &target, index, &shared).await,
                 By::Fetch => fetch(link, &target, index, &shared).await,
             }
         });
     }
-    {
-        let shared = std::sync::Arc::clone(&shared);
-        tasks.spawn(async move { produce(producer, begin + period.measured, &shared).await });
-    }
-    while let Some(ended) = tasks.join_next().await {
-        ended.context("a task panicked")??;
+    let delivered = async {
+        produce(producer, begin + period.measured, &shared).await?;
+        while !shared.lock().is_delivered() {
+            shared.moved.notified().await;
+        }
+        anyhow::Ok(())
+    };
+    // A consumer ends with an error, or when all is delivered and nobody waits for it.
+    tokio::select! {
+        delivered = delivered => delivered?,
+        Some(ended) = consuming.join_next() => ended.context("a consumer panicked")??,
     }
     let tally = shared.lock().tally.clone();
     Ok(tally)
@@ -142,16 +151,14 @@ async fn produce(producer: Producer, end: Instant, shared: &Shared) -> Result<()
                 false => waited.await,
             }
         }
-        shared.lock().ended = true;
         sender.finish()
     };
     tokio::try_join!(acknowledged, write)?;
     Ok(())
 }
 
-/// Counts the batches of an answer; the offset behind the last. False once all that were sent are
-/// there and none will follow.
-fn take(shared: &Shared, index: usize, body: &[u8], next: &mut Offset) -> Result<bool> {
+/// Counts the batches of an answer; `next` becomes the offset behind the last.
+fn take(shared: &Shared, index: usize, body: &[u8], next: &mut Offset) -> Result<()> {
     let response = FetchResponse::decode(body)?;
     let now = Instant::now();
     let mut state = shared.lock();
@@ -168,7 +175,7 @@ fn take(shared: &Shared, index: usize, body: &[u8], next: &mut Offset) -> Result
         state.received[index] = number + 1;
     }
     shared.moved.notify_one();
-    Ok(!(state.ended && state.received[index] == state.sent.len()))
+    Ok(())
 }
 
 async fn follow(mut link: Link, target: &Target, index: usize, shared: &Shared) -> Result<()> {
@@ -189,9 +196,7 @@ async fn follow(mut link: Link, target: &Target, index: usize, shared: &Shared) 
         ensure!(header.error_code() == ErrorCode::Ok, "{}", header.error_code());
         let body = link.receiver.body();
         used += body.len();
-        if !take(shared, index, body, &mut next)? {
-            return Ok(());
-        }
+        take(shared, index, body, &mut next)?;
         if CREDIT_BYTES as usize / 2 <= used {
             let more = Credit::More { bytes: used as u32 };
             link.send(RequestKind::Credit, |out| more.encode(out)).await?;
@@ -214,8 +219,6 @@ async fn fetch(mut link: Link, target: &Target, index: usize, shared: &Shared) -
             bytes_max: ANSWER_BYTES,
         };
         let body = link.call(RequestKind::Fetch, |out| ask.encode(out)).await?;
-        if !take(shared, index, body, &mut next)? {
-            return Ok(());
-        }
+        take(shared, index, body, &mut next)?;
     }
 }
