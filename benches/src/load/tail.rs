@@ -1,6 +1,6 @@
 //! Consumers at the end of a partition: by subscription, or fetch by fetch.
 //!
-//! A producer stays at most [`BATCHES_AHEAD_MAX`] batches before the slowest consumer, so that all of
+//! A producer stays at most 16 batches before the slowest consumer, so that all of
 //! them are at the tail, whatever the client's core can take. A latency is from when a batch was handed
 //! to QUIC until a consumer has it.
 
