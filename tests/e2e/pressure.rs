@@ -31,7 +31,7 @@ on_each_backend! {
     /// Many large requests at once on a slow disk: some are told to come again, and after what pause.
     fn requests_beyond_the_memory_are_throttled_with_a_pause(backend: Backend) -> Result<()> {
         const CLIENTS: usize = 40;
-        const BATCHES: usize = 3;
+        const BATCHES: usize = 2;
         const BATCH_BYTES: usize = 1_900_000;
         let _machine = machine::shared();
         let node = Node::new(backend)?
@@ -41,17 +41,21 @@ on_each_backend! {
             .set("topics.record_bytes_max", "2MiB")
             .set("network.request_bytes_max", 32 * MIB)
             .set("network.window_bytes_max", 32 * MIB)
-            .set("test.flush_delay_us", 20_000);
+            .set("test.flush_delay_us", 100_000);
         let broker = node.start()?;
         Cli::new(node.data_dir()).create_topic("big", 1)?;
         let before = broker.memory()?;
         let dir = node.data_dir().to_owned();
         let (offsets, throttled) = client::runtime()?.block_on(async {
             let info = raw::topic(&dir, "big").await?;
-            let mut clients = tokio::task::JoinSet::new();
+            let mut connected = Vec::new();
             for _ in 0..CLIENTS {
-                let (dir, info) = (dir.clone(), info.clone());
-                clients.spawn(async move { insist(&dir, &info, BATCHES, BATCH_BYTES).await });
+                connected.push(Raw::greeted(&dir).await?);
+            }
+            let mut clients = tokio::task::JoinSet::new();
+            for raw in connected {
+                let info = info.clone();
+                clients.spawn(async move { insist(raw, &info, BATCHES, BATCH_BYTES).await });
             }
             let (mut offsets, mut throttled) = (BTreeSet::new(), 0);
             while let Some(done) = clients.join_next().await {
@@ -80,12 +84,11 @@ on_each_backend! {
 /// Sends a batch until it is acknowledged, as often as told; gives the offsets and how often it was
 /// told to come again.
 async fn insist(
-    data_dir: &Path,
+    mut raw: Raw,
     info: &TopicInfo,
     batches: usize,
     bytes: usize,
 ) -> Result<(Vec<u64>, usize)> {
-    let mut raw = Raw::greeted(data_dir).await?;
     let value = "x".repeat(bytes);
     let frame = raw::produce_frame(info, 0, &raw::batch_of(&value))?;
     let (mut offsets, mut throttled) = (Vec::new(), 0);
