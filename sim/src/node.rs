@@ -15,7 +15,7 @@ use rustmq_protocol::{BrokerId, CorrelationId, ErrorCode, ShardEndpoint, ShardId
 use rustmq_server::mesh::{self, Forwarded, MeshPort, Message};
 use rustmq_server::reply::{Response, ResponseBody};
 use rustmq_server::{Body, Node as NodeSetup, NodeKeys, ShardError, ShardSetup, life};
-use rustmq_sys::runtime::{Backend, FlushPlan, Polling, RuntimeConfig};
+use rustmq_sys::runtime::{Backend, RuntimeConfig};
 use rustmq_sys::sim::World;
 use rustmq_sys::sim::host::Host;
 use rustmq_sys::sim::network::Conditions;
@@ -86,14 +86,7 @@ impl Node {
             keys: NodeKeys { reset: key(1), token: key(2), connection_id: 3 },
         });
         let shards = ports.into_iter().zip(0..).map(|(port, id)| {
-            let runtime = RuntimeConfig {
-                backend: Backend::Epoll,
-                core: None,
-                polling: Polling::Sleep,
-                flush_plan: FlushPlan::WriteFlush,
-                flush_delay: None,
-                ring_entries: 64,
-            };
+            let runtime = RuntimeConfig::new(Backend::Epoll);
             let setup = ShardSetup {
                 id: ShardId(id),
                 node: Arc::clone(&node),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustmq_sys::buffer::{ALIGN, BufferPool};
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::fs;
-use rustmq_sys::runtime::{self, Backend, Class, FlushPlan, Polling, RuntimeConfig, TaskPool};
+use rustmq_sys::runtime::{self, Backend, Class, RuntimeConfig, TaskPool};
 
 struct Counting;
 
@@ -46,14 +46,7 @@ fn a_steady_state_allocates_nothing() {
         backends.push(Backend::Uring);
     }
     for backend in backends {
-        let config = RuntimeConfig {
-            backend,
-            core: None,
-            polling: Polling::Sleep,
-            flush_plan: FlushPlan::WriteFlush,
-            flush_delay: None,
-            ring_entries: 64,
-        };
+        let config = RuntimeConfig::new(backend);
         let doorbell = Doorbell::new().expect("an eventfd");
         runtime::run(config, doorbell, steady_state()).expect("the runtime starts");
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustmq_sys::buffer::{ALIGN, BufferPool};
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::fs;
-use rustmq_sys::runtime::{self, Backend, FlushPlan, Polling, RuntimeConfig};
+use rustmq_sys::runtime::{self, Backend, RuntimeConfig};
 
 const RUNS: usize = 40;
 
@@ -25,14 +25,7 @@ fn a_runtime_leaves_no_thread_and_but_one_descriptor_of_glommios() {
     let pool = BufferPool::new(1 << 20, 64 << 10);
     let run = |number: usize| {
         let backend = Backend::Glommio;
-        let config = RuntimeConfig {
-            backend,
-            core: None,
-            polling: Polling::Sleep,
-            flush_plan: FlushPlan::WriteFlush,
-            flush_delay: None,
-            ring_entries: 64,
-        };
+        let config = RuntimeConfig::new(backend);
         let path = folder.path().join(number.to_string());
         runtime::run(config, Doorbell::new().expect("an eventfd"), async {
             let file = fs::create(path, 8 * ALIGN as u64).await.expect("created");

@@ -22,14 +22,7 @@ use rustmq_sys::udp::{DatagramMeta, ReceiveBuffers, Transmit, UdpSocket};
 use rustmq_sys::{clock, fs};
 
 fn config(backend: Backend) -> RuntimeConfig {
-    RuntimeConfig {
-        backend,
-        core: None,
-        polling: Polling::Sleep,
-        flush_plan: FlushPlan::WriteFlush,
-        flush_delay: None,
-        ring_entries: 64,
-    }
+    RuntimeConfig::new(backend)
 }
 
 fn backends() -> Vec<Backend> {

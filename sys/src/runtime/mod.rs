@@ -118,6 +118,20 @@ pub struct RuntimeConfig {
     pub ring_entries: u32,
 }
 
+impl RuntimeConfig {
+    /// Where no core is the thread's own: it is not pinned and sleeps. Room for 64 submissions.
+    pub fn new(backend: Backend) -> Self {
+        Self {
+            backend,
+            core: None,
+            polling: Polling::Sleep,
+            flush_plan: FlushPlan::WriteFlush,
+            flush_delay: None,
+            ring_entries: 64,
+        }
+    }
+}
+
 /// What a runtime has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -197,8 +211,8 @@ fn next_id() -> u64 {
 #[cfg(feature = "sim")]
 pub(crate) mod hosted {
     use super::{
-        Backend, CURRENT, Doorbell, Driver, FlushPlan, Polling, Rc, Reactor, RuntimeConfig, clock,
-        next_id, try_with_reactor,
+        Backend, CURRENT, Doorbell, Driver, Rc, Reactor, RuntimeConfig, clock, next_id,
+        try_with_reactor,
     };
 
     /// A runtime that runs while [`within`] it.
@@ -208,14 +222,7 @@ pub(crate) mod hosted {
     ) -> Rc<Reactor> {
         let id = next_id();
         let driver = driver(id);
-        let config = RuntimeConfig {
-            backend: Backend::Epoll,
-            core: None,
-            polling: Polling::Sleep,
-            flush_plan: FlushPlan::WriteFlush,
-            flush_delay: None,
-            ring_entries: 0,
-        };
+        let config = RuntimeConfig::new(Backend::Epoll);
         Rc::new(Reactor::new(id, driver, doorbell, &config))
     }
 

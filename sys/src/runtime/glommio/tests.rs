@@ -10,21 +10,14 @@ use std::thread;
 
 use super::*;
 use crate::buffer::{ALIGN, BufferPool};
-use crate::runtime::{Backend, FlushPlan, Polling};
+use crate::runtime::Backend;
 
 /// Preempt timers that have often run out before the first task, on a host that is quick, slow, or
 /// busy with other things. Where one always has, no task runs at all, and the next is tried.
 const PREEMPT_US: [u64; 5] = [50, 100, 200, 500, 1000];
 
 fn config() -> RuntimeConfig {
-    RuntimeConfig {
-        backend: Backend::Glommio,
-        core: None,
-        polling: Polling::Sleep,
-        flush_plan: FlushPlan::WriteFlush,
-        flush_delay: None,
-        ring_entries: 64,
-    }
+    RuntimeConfig::new(Backend::Glommio)
 }
 
 /// Whether a test can run, and its control shows what it has to; else it is named.
