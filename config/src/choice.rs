@@ -83,6 +83,9 @@ choices! {
 
     /// How io_uring makes a block durable.
     FlushPlan {
+        /// One write through the device's cache where each shard has a core of its own, otherwise a
+        /// write and a linked flush.
+        Auto = "auto",
         /// A write and a linked flush.
         WriteFlush = "write_flush",
         /// One write through the device's cache.

@@ -11,7 +11,6 @@
 mod files;
 
 mod logging;
-mod polling;
 
 mod certificates;
 mod identity;
@@ -19,6 +18,8 @@ mod tls;
 
 mod backend;
 mod cores;
+mod flush_plan;
+mod polling;
 mod sockets;
 
 mod shards;
@@ -42,12 +43,11 @@ use rustmq_server::mesh::{self, MeshPort};
 use rustmq_server::{Node, ShardSetup};
 use rustmq_sys::cpu;
 use rustmq_sys::lock::DirLock;
-use rustmq_sys::runtime::{self, FlushPlan, RuntimeConfig};
+use rustmq_sys::runtime::{self, RuntimeConfig};
 use tracing::{info, warn};
 
 use crate::cli::dev::DevArgs;
 use admin::Admin;
-use backend::Choice;
 use control::Control;
 use cores::CorePlan;
 use screen::Screen;
@@ -78,6 +78,8 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
     }
     let backend = backend::choose(config.runtime.backend, runtime::probe)?;
     let polling = polling::choose(config.runtime.poll, &plan)?;
+    let flush_plan =
+        flush_plan::choose(config.wal.flush_plan, &plan, backend.backend, cpu::probe_give_way);
     let sockets = Sockets::bind(&config, plan.shard_count())?;
     if let Bootstrap::FirstShard { why } = &sockets.bootstrap {
         warn!(
@@ -103,7 +105,18 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
     let mut ports = mesh::build(plan.shards.len() + 1).context("building the mesh")?;
     let control_port = ports.pop().context("the mesh has a port for the control thread")?;
     let parts = zip(ports, sockets.by_shard);
-    let setups = setups(&config, node, &plan, &backend, &polling, parts);
+    let runtime_config = RuntimeConfig {
+        backend: backend.backend,
+        core: None,
+        polling: polling.polling,
+        flush_plan: flush_plan.plan,
+        flush_delay: match config.test.flush_delay_us {
+            0 => None,
+            micros => Some(Duration::from_micros(micros)),
+        },
+        ring_entries: RING_ENTRIES,
+    };
+    let setups = setups(&config, node, &plan, &runtime_config, parts);
 
     let screen = Screen {
         config: &config,
@@ -112,6 +125,7 @@ pub(crate) fn run(args: &DevArgs) -> Result<()> {
         shards: &endpoints,
         backend: &backend,
         polling: &polling,
+        flush_plan: &flush_plan,
         cores: &plan,
         admin: &admin_address,
     };
@@ -187,19 +201,10 @@ fn setups(
     config: &Arc<BrokerConfig>,
     node: Node,
     plan: &CorePlan,
-    backend: &Choice,
-    polling: &polling::Choice,
+    runtime_config: &RuntimeConfig,
     parts: impl Iterator<Item = (MeshPort, Vec<rustmq_sys::udp::UdpSocket>)>,
 ) -> Vec<ShardSetup> {
     let node = Arc::new(node);
-    let flush_delay = match config.test.flush_delay_us {
-        0 => None,
-        micros => Some(Duration::from_micros(micros)),
-    };
-    let flush_plan = match config.wal.flush_plan {
-        rustmq_config::FlushPlan::WriteFlush => FlushPlan::WriteFlush,
-        rustmq_config::FlushPlan::WriteThrough => FlushPlan::WriteThrough,
-    };
     let numbered = (0..).map(ShardId).zip(zip(&plan.shards, parts));
     numbered
         .map(|(id, (core, (port, sockets)))| ShardSetup {
@@ -208,14 +213,7 @@ fn setups(
             config: Arc::clone(config),
             sockets,
             port,
-            runtime: RuntimeConfig {
-                backend: backend.backend,
-                core: *core,
-                polling: polling.polling,
-                flush_plan,
-                flush_delay,
-                ring_entries: RING_ENTRIES,
-            },
+            runtime: RuntimeConfig { core: *core, ..runtime_config.clone() },
         })
         .collect()
 }

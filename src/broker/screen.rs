@@ -7,6 +7,7 @@ use rustmq_protocol::ShardEndpoint;
 
 use super::backend::Choice;
 use super::cores::CorePlan;
+use super::flush_plan;
 use super::polling;
 use super::sockets::Bootstrap;
 
@@ -19,6 +20,7 @@ pub(super) struct Screen<'a> {
     pub(super) shards: &'a [ShardEndpoint],
     pub(super) backend: &'a Choice,
     pub(super) polling: &'a polling::Choice,
+    pub(super) flush_plan: &'a flush_plan::Choice,
     pub(super) cores: &'a CorePlan,
     /// Where operators look.
     pub(super) admin: &'a str,
@@ -47,6 +49,7 @@ impl fmt::Display for Screen<'_> {
                 self.config.wal.flush_interval_ms
             )?,
         }
+        writeln!(f, "               {}", self.flush_plan)?;
         writeln!(f, "  admin        http://{}/metrics, /readyz, /livez", self.admin)?;
         writeln!(f, "  certificates {}", shown.join("certs").display())?;
         writeln!(f)?;
@@ -119,6 +122,12 @@ mod tests {
                 shards: &shards(&[9192, 9193]),
                 backend: &Choice { backend: Backend::Epoll, why: "io_uring is denied".to_owned() },
                 polling: &polling::choose(config.runtime.poll, &plan).unwrap(),
+                flush_plan: &flush_plan::choose(
+                    config.wal.flush_plan,
+                    &plan,
+                    Backend::Epoll,
+                    || Ok(()),
+                ),
                 cores: &plan,
                 admin: "127.0.0.1:9642",
             };
@@ -131,6 +140,7 @@ mod tests {
                 "served by every shard",
                 "2, on ports 9192-9193",
                 "epoll: io_uring is denied",
+                "write_through: the way of epoll",
                 "http://127.0.0.1:9642/metrics",
                 "rustmq produce hello --data-dir '/var/a b'",
             ] {

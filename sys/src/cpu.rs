@@ -1,6 +1,7 @@
 //! Which cores this process may use, and pinning threads to them.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 use std::{fs, io, mem};
 
 use core_affinity::CoreId;
@@ -55,6 +56,64 @@ pub(crate) fn cores_without(core: usize) -> Option<libc::cpu_set_t> {
         unsafe { libc::CPU_SET(core, &mut set) };
     }
     Some(set)
+}
+
+/// 100 ms: the longest time slice that the scheduler grants a thread that asks for one (Linux 6.12,
+/// `kernel/sched/syscalls.c`).
+const SLICE_LONG: Duration = Duration::from_millis(100);
+
+/// Lets every thread that wakes up on this core run at once, before the calling one goes on.
+///
+/// Linux lets a running thread finish its time slice before one that has woken up gets its turn, unless
+/// that one's slice is the shorter (`PREEMPT_SHORT` of `kernel/sched/features.h`). A thread that hardly
+/// sleeps keeps the kernel's own threads waiting up to a tick, 4 ms: with them the completion of its own
+/// writes. So it asks for the longest slice there is. Fails if the kernel has no such slices, before
+/// Linux 6.12.
+pub fn give_way_to_wakeups() -> io::Result<()> {
+    set_slice(SLICE_LONG)?;
+    if slice()? == SLICE_LONG {
+        return Ok(());
+    }
+    let message = "the scheduler takes no time slices from threads; Linux 6.12 or later does";
+    Err(io::Error::new(io::ErrorKind::Unsupported, message))
+}
+
+/// Whether [`give_way_to_wakeups`] works here; if not, why not.
+pub fn probe_give_way() -> io::Result<()> {
+    let probe = std::thread::Builder::new().spawn(give_way_to_wakeups)?;
+    probe.join().unwrap_or_else(|_| Err(io::Error::other("the probing thread panicked")))
+}
+
+/// Gives the calling thread the time slice of others again: threads inherit it.
+pub(crate) fn take_turns() {
+    // A kernel without such slices has not given it one.
+    let _ = set_slice(Duration::ZERO);
+}
+
+/// Asks for a time slice; zero: the one that all have.
+fn set_slice(slice: Duration) -> io::Result<()> {
+    let mut attributes = attributes()?;
+    attributes.sched_runtime = slice.as_nanos() as u64;
+    // SAFETY: reads one struct of the size that it says.
+    let result = unsafe {
+        libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0_u32)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn slice() -> io::Result<Duration> {
+    attributes().map(|attributes| Duration::from_nanos(attributes.sched_runtime))
+}
+
+fn attributes() -> io::Result<libc::sched_attr> {
+    const BYTES: u32 = size_of::<libc::sched_attr>() as u32;
+    // SAFETY: integers alone, for which all zeroes is a value.
+    let mut attributes: libc::sched_attr = unsafe { mem::zeroed() };
+    // SAFETY: writes at most the bytes that it is told.
+    let result = unsafe {
+        libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, BYTES, 0_u32)
+    };
+    if result == 0 { Ok(attributes) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Where a core sits.
@@ -113,6 +172,21 @@ mod tests {
             if cores.len() > 1 {
                 assert!(!current_mask().contains(&core));
             }
+        })
+        .join()
+        .expect("the thread ends");
+    }
+
+    #[test]
+    fn who_gives_way_keeps_the_longest_slice_to_itself() {
+        std::thread::spawn(|| {
+            let before = slice().expect("the slice can be read");
+            match give_way_to_wakeups() {
+                Ok(()) => assert_eq!(slice().expect("read"), SLICE_LONG),
+                Err(error) => assert!(error.to_string().contains("6.12"), "{error}"),
+            }
+            take_turns();
+            assert_eq!(slice().expect("read"), before);
         })
         .join()
         .expect("the thread ends");

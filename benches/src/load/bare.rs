@@ -4,12 +4,15 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::future::{Future, pending, poll_fn};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
+use std::task::Poll;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use bytes::{Bytes, BytesMut};
@@ -22,7 +25,7 @@ use rustmq_protocol::requests::produce::PRODUCE_RESPONSE_BYTES;
 use rustmq_protocol::{ErrorCode, FRAME_HEADER_BYTES, FrameHeader};
 use rustmq_sys::clock;
 use rustmq_sys::doorbell::Doorbell;
-use rustmq_sys::runtime::{self, Backend, Class, FlushPlan, Polling, RuntimeConfig};
+use rustmq_sys::runtime::{self, RuntimeConfig};
 use rustmq_sys::udp::{self, ReceiveBuffers, UdpSocket};
 
 use super::tls;
@@ -34,7 +37,7 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const RECEIVE_BYTES: usize = 8 << 20;
 
 /// The broker's defaults.
-const STREAM_WINDOW_BYTES: u32 = 512 << 10;
+const STREAM_WINDOW_BYTES: u32 = 1024 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 const SEND_WINDOW_BYTES: u64 = 8 << 20;
 const STREAMS_MAX: u32 = 64;
@@ -43,31 +46,17 @@ const STREAMS_MAX: u32 = 64;
 const TRAIN_BYTES_MAX: usize = 65_507;
 
 /// Starts the server on a thread of its own that ends with the process, and says where it listens.
-pub fn start(
-    certs: &Path,
-    backend: Backend,
-    core: Option<usize>,
-    polling: Polling,
-) -> Result<SocketAddr> {
+pub fn start(certs: &Path, runtime: RuntimeConfig) -> Result<SocketAddr> {
     let config = server_config(certs)?;
     let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)), SOCKET_BUFFER_BYTES)?;
     let address = socket.local_addr()?;
     let (report, ended) = mpsc::sync_channel(1);
     thread::Builder::new().name("bare-echo".to_owned()).spawn(move || {
-        let setup = RuntimeConfig {
-            backend,
-            core,
-            polling,
-            flush_plan: FlushPlan::WriteFlush,
-            flush_delay: None,
-            ring_entries: 256,
-        };
         let doorbell = Doorbell::new().expect("an eventfd");
-        let ran = runtime::run(setup, doorbell, async {
+        let ran = runtime::run(runtime, doorbell, async {
             let server = Rc::new(RefCell::new(Server::new(config, socket)));
             drop(report.send(Ok(())));
-            runtime::spawn(Class::Foreground, serve_timers(Rc::clone(&server)));
-            serve_socket(server).await;
+            serve(server).await;
         });
         // Only a start that fails comes here.
         drop(report.send(ran));
@@ -102,6 +91,8 @@ struct Server {
 
 struct Peer {
     quic: Connection,
+    /// When its timers are due.
+    deadline: Option<Instant>,
     streams: BTreeMap<StreamId, Frames>,
     dirty: bool,
 }
@@ -117,11 +108,12 @@ struct Frames {
 
 type Shared = Rc<RefCell<Server>>;
 
-async fn serve_socket(server: Shared) {
+async fn serve(server: Shared) {
     let socket = Rc::clone(&server.borrow().socket);
     let mut buffers = ReceiveBuffers::new(RECEIVE_BYTES);
     loop {
-        socket.readable().await;
+        let deadline = server.borrow().deadline();
+        readable_or_at(&socket, deadline).await;
         let mut server = server.borrow_mut();
         let now = clock::refresh();
         let received = socket.recv_trains(&mut buffers, |meta, mut train| {
@@ -132,18 +124,25 @@ async fn serve_socket(server: Shared) {
         });
         // What cannot be read is lost, and QUIC sends it again.
         drop(received);
+        server.expire(now);
         server.drive(now);
     }
 }
 
-async fn serve_timers(server: Shared) {
-    loop {
-        // Loss is rare here: looking once a millisecond is exact enough for timers.
-        runtime::sleep(Duration::from_millis(1)).await;
-        let mut server = server.borrow_mut();
-        server.expire(clock::now());
-        server.drive(clock::now());
-    }
+/// Waits until there are datagrams, or until this moment.
+async fn readable_or_at(socket: &UdpSocket, at: Option<Instant>) {
+    let mut readable = pin!(socket.readable());
+    let mut timer = pin!(async {
+        match at {
+            Some(at) => runtime::sleep_until(at).await,
+            None => pending().await,
+        }
+    });
+    poll_fn(|context| match readable.as_mut().poll(context) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => timer.as_mut().poll(context),
+    })
+    .await;
 }
 
 impl Server {
@@ -175,7 +174,8 @@ impl Server {
                 self.buffer.clear();
                 if let Ok((handle, quic)) = self.quic.accept(incoming, now, &mut self.buffer, None)
                 {
-                    let mut peer = Peer { quic, streams: BTreeMap::new(), dirty: false };
+                    let (streams, deadline) = (BTreeMap::new(), None);
+                    let mut peer = Peer { quic, deadline, streams, dirty: false };
                     mark(&mut self.dirty, handle, &mut peer);
                     self.connections.insert(handle, peer);
                 }
@@ -185,9 +185,13 @@ impl Server {
         }
     }
 
+    fn deadline(&self) -> Option<Instant> {
+        self.connections.values().filter_map(|peer| peer.deadline).min()
+    }
+
     fn expire(&mut self, now: Instant) {
         for (handle, peer) in &mut self.connections {
-            if peer.quic.poll_timeout().is_some_and(|at| at <= now) {
+            if peer.deadline.is_some_and(|at| at <= now) {
                 peer.quic.handle_timeout(now);
                 mark(&mut self.dirty, *handle, peer);
             }
@@ -225,6 +229,7 @@ impl Server {
                     src_ip: transmit.src_ip,
                 }));
             }
+            peer.deadline = peer.quic.poll_timeout();
             if drained {
                 self.connections.remove(&handle);
             }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use quinn::Endpoint;
 use rustmq_config::Poll;
 use rustmq_protocol::ProducerStamp;
-use rustmq_sys::runtime::{Backend, Polling};
+use rustmq_sys::runtime::{FlushPlan, Polling};
 use tokio::runtime;
 
 use super::broker::Broker;
@@ -32,8 +32,11 @@ pub struct Case {
 /// Whom it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// The device: durable writes, one after another, through the shards' runtime.
-    Ring,
+    /// The device: durable writes, one after another, through the shards' runtime, by a write through
+    /// the device's cache as shards do it, or by a write and a linked flush.
+    Ring(FlushPlan),
+    /// The same where the thread always has something else to do.
+    BusyRing(FlushPlan),
     /// The device: the same by a blocking system call.
     Blocking,
     /// QUIC alone, on what the shards run on.
@@ -56,8 +59,11 @@ enum Kind {
 const CLOSED: &str = "produce/8x1KiB";
 
 /// All, in the order of a round. References stand beside what is held against them.
-pub const CASES: [Case; 31] = [
-    case("device/ring_4KiB", Kind::Ring, shape(1, 1, 4096, 1)),
+pub const CASES: [Case; 34] = [
+    case("device/ring_4KiB", Kind::Ring(THROUGH), shape(1, 1, 4096, 1)),
+    case("device/linked_4KiB", Kind::Ring(LINKED), shape(1, 1, 4096, 1)),
+    case("device/busy_ring_4KiB", Kind::BusyRing(THROUGH), shape(1, 1, 4096, 1)),
+    case("device/busy_linked_4KiB", Kind::BusyRing(LINKED), shape(1, 1, 4096, 1)),
     case("device/blocking_4KiB", Kind::Blocking, shape(1, 1, 4096, 1)),
     case("bare/1x1KiB", Kind::Bare, shape(1, 1, KIB, 1)),
     case("quinn/1x1KiB", Kind::Quinn, shape(1, 1, KIB, 1)),
@@ -67,11 +73,11 @@ pub const CASES: [Case; 31] = [
     case(CLOSED, Kind::Produce, shape(8, 1, KIB, 1)),
     case("slow_flush/8x1KiB", Kind::Slow, shape(8, 1, KIB, 1)),
     case("open_loop/8x1KiB", Kind::Open, shape(8, 1, KIB, 1)),
-    case("device/ring_88KiB", Kind::Ring, shape(1, 1, 88 * KIB, 1)),
+    case("device/ring_88KiB", Kind::Ring(THROUGH), shape(1, 1, 88 * KIB, 1)),
     case("device/blocking_88KiB", Kind::Blocking, shape(1, 1, 88 * KIB, 1)),
     case("bare/8x10x1KiB", Kind::Bare, shape(8, 10, KIB, 1)),
     case("produce/8x10x1KiB", Kind::Produce, shape(8, 10, KIB, 1)),
-    case("device/ring_1MiB", Kind::Ring, shape(1, 1, 1024 * KIB, 1)),
+    case("device/ring_1MiB", Kind::Ring(THROUGH), shape(1, 1, 1024 * KIB, 1)),
     case("device/blocking_1MiB", Kind::Blocking, shape(1, 1, 1024 * KIB, 1)),
     case("bare/2x64KiB_window_8", Kind::Bare, shape(2, 1, 64 * KIB, 8)),
     case("quinn/2x64KiB_window_8", Kind::Quinn, shape(2, 1, 64 * KIB, 8)),
@@ -91,6 +97,8 @@ pub const CASES: [Case; 31] = [
 ];
 
 const KIB: usize = 1024;
+const THROUGH: FlushPlan = FlushPlan::WriteThrough;
+const LINKED: FlushPlan = FlushPlan::WriteFlush;
 
 const fn case(name: &'static str, kind: Kind, shape: Shape) -> Case {
     Case { name, kind, shape }
@@ -168,11 +176,12 @@ impl Bench {
             Poll::Sleep => Polling::Sleep,
             Poll::Busy => Polling::Busy,
         };
-        let bare = bare::start(&broker.certs(), Backend::Uring, cores.server, polling)?;
+        let runtime = device::runtime_config(cores.server, polling, THROUGH);
+        let bare = bare::start(&broker.certs(), runtime.clone())?;
         let quinn = echo::start(&broker.certs(), cores.server)?;
         let floor_file = dir.join("floor");
         device::prepare(&floor_file)?;
-        let floor = floor::start(&floor_file, cores.server, polling)?;
+        let floor = floor::start(&floor_file, runtime)?;
         let targets = create_topic(&broker, cores)?;
         let slow_targets = create_topic(&slow_broker, cores)?;
         let closed_loop_rate = None;
@@ -203,11 +212,8 @@ impl Bench {
     pub fn run(&mut self, case: Case, period: Period) -> Result<Sample> {
         let Case { kind, shape, .. } = case;
         match kind {
-            Kind::Ring => {
-                let (core, bytes) = (self.cores.server, shape.value_bytes);
-                let tally = device::ring(&self.device, core, self.polling, bytes, period.measured)?;
-                Ok(sample(&tally, shape))
-            }
+            Kind::Ring(plan) => self.ring(plan, false, shape, period),
+            Kind::BusyRing(plan) => self.ring(plan, true, shape, period),
             Kind::Blocking => {
                 let (core, bytes) = (self.cores.server, shape.value_bytes);
                 let tally = device::blocking(&self.device, core, bytes, period.measured)?;
@@ -233,6 +239,13 @@ impl Bench {
                 Ok(sample)
             }
         }
+    }
+
+    fn ring(&self, plan: FlushPlan, busy: bool, shape: Shape, period: Period) -> Result<Sample> {
+        let runtime = device::runtime_config(self.cores.server, self.polling, plan);
+        let bytes = shape.value_bytes;
+        let tally = device::ring(&self.device, runtime, busy, bytes, period.measured)?;
+        Ok(sample(&tally, shape))
     }
 
     fn echo(&self, address: SocketAddr, shape: Shape, period: Period) -> Result<Sample> {

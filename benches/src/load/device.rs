@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use rustmq_sys::buffer::{BufferPool, Slice};
 use rustmq_sys::doorbell::Doorbell;
-use rustmq_sys::runtime::{self, Backend, FlushPlan, Polling, RuntimeConfig};
+use rustmq_sys::runtime::{self, Backend, Class, FlushPlan, Polling, RuntimeConfig};
 use rustmq_sys::{cpu, fs};
 
 use super::drive::Tally;
@@ -18,6 +18,19 @@ pub(super) const FILE_BYTES: u64 = 64 << 20;
 
 /// Bytes of each write that fills the file.
 const FILL_BYTES: usize = 1 << 20;
+
+/// 30 µs: what a turn of a busy shard takes.
+const TURN: Duration = Duration::from_micros(30);
+
+/// The runtime of a shard on this core.
+pub fn runtime_config(
+    core: Option<usize>,
+    polling: Polling,
+    flush_plan: FlushPlan,
+) -> RuntimeConfig {
+    let backend = Backend::Uring;
+    RuntimeConfig { core, polling, flush_plan, ring_entries: 256, ..RuntimeConfig::new(backend) }
+}
 
 /// Makes the file and writes all of it, so that no write of the measurement allocates.
 pub fn prepare(path: &Path) -> Result<()> {
@@ -54,25 +67,21 @@ pub fn blocking(path: &Path, core: Option<usize>, bytes: usize, time: Duration) 
     })
 }
 
-/// The same through the runtime that the shards run on: a write linked to a flush.
+/// The same through io_uring, as the shards do it: on a thread that waits for it, or on one that always
+/// has something else to do.
 pub fn ring(
     path: &Path,
-    core: Option<usize>,
-    polling: Polling,
+    runtime: RuntimeConfig,
+    is_busy: bool,
     bytes: usize,
     time: Duration,
 ) -> Result<Tally> {
-    on_core(core, || {
-        let config = RuntimeConfig {
-            backend: Backend::Uring,
-            core,
-            polling,
-            flush_plan: FlushPlan::WriteFlush,
-            flush_delay: None,
-            ring_entries: 256,
-        };
+    on_core(runtime.core, || {
         let path = path.to_owned();
-        runtime::run(config, Doorbell::new()?, async move {
+        runtime::run(runtime, Doorbell::new()?, async move {
+            if is_busy {
+                runtime::spawn(Class::Fetch, work());
+            }
             let block = block(bytes)?;
             let file = fs::open(path).await?;
             let mut tally = Tally::new();
@@ -88,6 +97,17 @@ pub fn ring(
         })
         .context("io_uring")?
     })
+}
+
+/// Other work of a shard, without an end: a turn of it after the other.
+async fn work() {
+    loop {
+        let begun = Instant::now();
+        while begun.elapsed() < TURN {
+            std::hint::spin_loop();
+        }
+        runtime::yield_now().await;
+    }
 }
 
 /// Where the next write goes, so that it ends before the file does.

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use rustmq_sys::buffer::{ALIGN, Buffer, BufferPool};
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::file::File;
-use rustmq_sys::runtime::{self, Backend, FlushPlan, Polling, RuntimeConfig};
+use rustmq_sys::runtime::{self, FlushPlan, Polling, RuntimeConfig};
 use rustmq_sys::udp::{ReceiveBuffers, Transmit, UdpSocket};
 use rustmq_sys::{clock, fs};
 
@@ -41,14 +41,14 @@ const RECEIVE_BYTES: usize = 8 << 20;
 
 /// Starts the server on a thread of its own that ends with the process, and says where it listens.
 /// `file` was made by [`device::prepare`].
-pub fn start(file: &Path, core: Option<usize>, polling: Polling) -> Result<SocketAddr> {
+pub fn start(file: &Path, runtime: RuntimeConfig) -> Result<SocketAddr> {
     let socket = bind()?;
     let address = socket.local_addr()?;
     let (report, ended) = mpsc::sync_channel(1);
     let file: PathBuf = file.to_owned();
     thread::Builder::new().name("floor".to_owned()).spawn(move || {
         let doorbell = Doorbell::new().expect("an eventfd");
-        let ran = runtime::run(config(core, polling), doorbell, async {
+        let ran = runtime::run(runtime, doorbell, async {
             let file = fs::open(file).await?;
             drop(report.send(Ok(())));
             serve(socket, file).await
@@ -67,20 +67,9 @@ pub fn drive(
     period: Period,
 ) -> Result<Tally> {
     device::on_core(core, || {
-        runtime::run(config(core, Polling::Sleep), Doorbell::new()?, send(server, window, period))?
+        let runtime = device::runtime_config(core, Polling::Sleep, FlushPlan::WriteThrough);
+        runtime::run(runtime, Doorbell::new()?, send(server, window, period))?
     })
-}
-
-fn config(core: Option<usize>, polling: Polling) -> RuntimeConfig {
-    let backend = Backend::Uring;
-    RuntimeConfig {
-        backend,
-        core,
-        polling,
-        flush_plan: FlushPlan::WriteFlush,
-        flush_delay: None,
-        ring_entries: 256,
-    }
 }
 
 fn bind() -> std::io::Result<UdpSocket> {

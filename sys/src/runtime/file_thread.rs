@@ -48,6 +48,7 @@ impl FileThread {
         let doorbell = Doorbell::new()?;
         let bell = doorbell.bell();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            cpu::take_turns();
             if let Some(core) = core {
                 cpu::keep_current_off(core);
             }

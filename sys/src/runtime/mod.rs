@@ -92,11 +92,12 @@ fn probe_glommio() -> Result<(), String> {
 /// thread, glommio writes and then flushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FlushPlan {
-    /// A write, and a flush linked to it: right for every device.
+    /// A write, and a flush linked to it, which a thread of the ring's does on another core.
     #[default]
     WriteFlush,
-    /// One write that goes through the device's cache (`RWF_DSYNC`). The kernel does the same as above
-    /// where the cache is volatile and the device has no forced unit access, only slower.
+    /// One write that goes through the device's cache (`RWF_DSYNC`): where the cache is volatile and
+    /// the device has no forced unit access, the kernel flushes when the write is done, on the core that
+    /// is told so. A thread that is pinned lets it; see [`cpu::give_way_to_wakeups`].
     WriteThrough,
 }
 
@@ -182,6 +183,10 @@ pub fn run<T>(
     assert!(try_with_reactor(|_| ()).is_none(), "a runtime runs inside of a runtime");
     if let Some(core) = config.core {
         cpu::pin_current(core)?;
+        if config.flush_plan == FlushPlan::WriteThrough {
+            // A kernel that cannot is slower while the shard is busy, and nothing else.
+            let _ = cpu::give_way_to_wakeups();
+        }
     }
     let driver: Box<dyn Driver> = match config.backend {
         Backend::Uring => Box::new(uring::Uring::new(&config, &doorbell)?),
