@@ -95,9 +95,7 @@ fn set_slice(slice: Duration) -> io::Result<()> {
     let mut attributes = attributes()?;
     attributes.sched_runtime = slice.as_nanos() as u64;
     // SAFETY: reads one struct of the size that it says.
-    let result = unsafe {
-        libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0_u32)
-    };
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0_u32) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -110,9 +108,8 @@ fn attributes() -> io::Result<libc::sched_attr> {
     // SAFETY: integers alone, for which all zeroes is a value.
     let mut attributes: libc::sched_attr = unsafe { mem::zeroed() };
     // SAFETY: writes at most the bytes that it is told.
-    let result = unsafe {
-        libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, BYTES, 0_u32)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, BYTES, 0_u32) };
     if result == 0 { Ok(attributes) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use quinn::Endpoint;
 use rustmq_config::Poll;
 use rustmq_protocol::ProducerStamp;
-use rustmq_sys::runtime::{FlushPlan, Polling};
+use rustmq_sys::runtime::{FlushPlan, Polling, RuntimeConfig};
 use tokio::runtime;
 
 use super::broker::Broker;
@@ -18,7 +18,7 @@ use super::meter;
 use super::rounds::{Figure, Sample};
 use super::tail::{self, By};
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
-use super::{bare, device, echo, floor, tls};
+use super::{bare, client, device, echo, floor, tls};
 
 /// One question.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -250,14 +250,12 @@ impl Bench {
 
     fn echo(&self, address: SocketAddr, shape: Shape, period: Period) -> Result<Sample> {
         let targets = vec![Target::echo(address); shape.producers];
-        let tally = on_client(self.cores, || {
-            let certs = self.broker.certs();
-            let targets = &targets;
-            async move {
-                let producers = producers(&certs, targets, shape, false).await?;
-                drive::closed_loop(producers, shape.window, period).await
-            }
-        })?;
+        let frames = targets.into_iter().map(|target| {
+            let frame = ProduceFrame::new(&target, NO_BROKER, shape.records, shape.value_bytes);
+            client::Producer { target, frame, says_hello: false }
+        });
+        let (certs, runtime) = (self.broker.certs(), client_runtime(self.cores, self.polling));
+        let tally = client::closed_loop(&certs, runtime, frames.collect(), shape.window, period)?;
         Ok(sample(&tally, shape))
     }
 
@@ -272,16 +270,19 @@ impl Bench {
         let flushed = "rustmq_wal_flushed_blocks_total";
         let before = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
         let core = self.cores.client;
-        let tally = on_client(self.cores, || {
-            let certs = broker.certs();
-            async move {
-                let producers = producers(&certs, targets, shape, true).await?;
-                match rate {
-                    Some(rate) => drive::open_loop(producers, rate, period, core).await,
-                    None => drive::closed_loop(producers, shape.window, period).await,
-                }
+        let tally = match rate {
+            None => {
+                let runtime = client_runtime(self.cores, self.polling);
+                closed_loop(broker, targets, shape, period, self.cores, runtime)?
             }
-        })?;
+            Some(rate) => on_client(self.cores, || {
+                let certs = broker.certs();
+                async move {
+                    let producers = producers(&certs, targets, shape).await?;
+                    drive::open_loop(producers, rate, period, core).await
+                }
+            })?,
+        };
         let after = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
         let mut sample = sample(&tally, shape);
         let answers = tally.answers as f64;
@@ -300,7 +301,7 @@ impl Bench {
         let tally = on_client(self.cores, || {
             let certs = self.broker.certs();
             async move {
-                let mut producers = producers(&certs, &[target], shape, true).await?;
+                let mut producers = producers(&certs, &[target], shape).await?;
                 let producer = producers.pop().context("one producer")?;
                 let endpoint = client_endpoint(&certs)?;
                 let mut links = Vec::with_capacity(shape.producers);
@@ -347,10 +348,46 @@ pub(super) fn produce(
     period: Period,
     cores: Cores,
 ) -> Result<Tally> {
+    let runtime = client_runtime(cores, Polling::Sleep);
+    closed_loop(broker, targets, shape, period, cores, runtime)
+}
+
+fn closed_loop(
+    broker: &Broker,
+    targets: &[Target],
+    shape: Shape,
+    period: Period,
+    cores: Cores,
+    runtime: RuntimeConfig,
+) -> Result<Tally> {
+    let stamps = match shape.window <= IDEMPOTENT_WINDOW {
+        true => init_producers(broker, shape.producers, cores)?,
+        false => vec![ProducerStamp::NONE; shape.producers],
+    };
+    let producers = stamps.into_iter().zip(targets).map(|(stamp, target)| {
+        let frame = ProduceFrame::new(target, stamp, shape.records, shape.value_bytes);
+        client::Producer { target: *target, frame, says_hello: true }
+    });
+    client::closed_loop(&broker.certs(), runtime, producers.collect(), shape.window, period)
+}
+
+/// Ids of new producers.
+fn init_producers(broker: &Broker, count: usize, cores: Cores) -> Result<Vec<ProducerStamp>> {
     on_client(cores, || async {
-        let producers = producers(&broker.certs(), targets, shape, true).await?;
-        drive::closed_loop(producers, shape.window, period).await
+        let endpoint = client_endpoint(&broker.certs())?;
+        let connection = wire::connect(&endpoint, broker.address()).await?;
+        let mut link = Link::to_broker(&connection).await?;
+        let mut stamps = Vec::with_capacity(count);
+        for _ in 0..count {
+            stamps.push(link.init_producer().await?);
+        }
+        Ok(stamps)
     })
+}
+
+/// The client of closed loops waits as the broker's shard does.
+fn client_runtime(cores: Cores, polling: Polling) -> RuntimeConfig {
+    device::runtime_config(cores.client, polling, FlushPlan::WriteThrough)
 }
 
 /// Runs a client on its own thread and core.
@@ -376,27 +413,13 @@ pub(super) fn create_topic(broker: &Broker, cores: Cores) -> Result<Vec<Target>>
 }
 
 /// Producers with a connection, a stream and a partition each.
-async fn producers(
-    certs: &Path,
-    targets: &[Target],
-    shape: Shape,
-    broker: bool,
-) -> Result<Vec<Producer>> {
+async fn producers(certs: &Path, targets: &[Target], shape: Shape) -> Result<Vec<Producer>> {
     let endpoint = client_endpoint(certs)?;
     let mut producers = Vec::with_capacity(shape.producers);
     for target in targets.iter().take(shape.producers) {
         let connection = wire::connect(&endpoint, target.address).await?;
-        let (link, stamp) = match broker {
-            true => {
-                let mut link = Link::to_broker(&connection).await?;
-                let stamp = match shape.window <= IDEMPOTENT_WINDOW {
-                    true => link.init_producer().await?,
-                    false => ProducerStamp::NONE,
-                };
-                (link, stamp)
-            }
-            false => (Link::open(&connection).await?, NO_BROKER),
-        };
+        let mut link = Link::to_broker(&connection).await?;
+        let stamp = link.init_producer().await?;
         let frame = ProduceFrame::new(target, stamp, shape.records, shape.value_bytes);
         producers.push(Producer { link, frame });
     }

@@ -1,5 +1,4 @@
-//! Sending: in closed loop, where the next request waits for an answer, and in open loop, where
-//! requests are due at fixed times whatever the broker does.
+//! Sending in open loop, where requests are due at fixed times whatever the broker does.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -47,7 +46,8 @@ impl Tally {
         self.answers += 1;
     }
 
-    fn merge(&mut self, other: &Tally) -> Result<()> {
+    /// Adds what another connection saw in the same time.
+    pub fn merge(&mut self, other: &Tally) -> Result<()> {
         self.latency.add(&other.latency)?;
         self.late.add(&other.late)?;
         self.answers += other.answers;
@@ -87,21 +87,6 @@ pub struct Period {
     pub measured: Duration,
 }
 
-/// Every producer keeps `window` requests in flight.
-pub async fn closed_loop(producers: Vec<Producer>, window: usize, period: Period) -> Result<Tally> {
-    let begin = Instant::now() + period.warm_up;
-    let end = begin + period.measured;
-    let mut tasks = JoinSet::new();
-    for producer in producers {
-        if window == 1 {
-            tasks.spawn(one_by_one(producer, begin, end));
-        } else {
-            tasks.spawn(windowed(producer, window, begin, end));
-        }
-    }
-    gather(tasks, period.measured).await
-}
-
 /// All producers together are due to send `rate_per_s` requests, at even distances. A latency counts
 /// from when its request was due. `core` is where the thread that keeps the time runs.
 pub async fn open_loop(
@@ -138,24 +123,6 @@ async fn gather(mut tasks: JoinSet<Result<Tally>>, elapsed: Duration) -> Result<
     Ok(all)
 }
 
-async fn one_by_one(producer: Producer, begin: Instant, end: Instant) -> Result<Tally> {
-    let Producer { mut link, mut frame } = producer;
-    let mut tally = Tally::new();
-    loop {
-        let sent = Instant::now();
-        if end <= sent {
-            link.sender.finish()?;
-            return Ok(tally);
-        }
-        link.sender.send(frame.next_batch().1).await?;
-        link.receiver.receive().await?.context("the stream ended")?;
-        match begin <= sent {
-            true => tally.record(sent.elapsed()),
-            false => tally.answers += 1,
-        }
-    }
-}
-
 /// Requests that are not answered yet, and since when. Both halves of a stream run in one task, so
 /// the lock is always free; it is there because a task may move between threads.
 #[derive(Default)]
@@ -165,31 +132,6 @@ impl InFlight {
     fn lock(&self) -> MutexGuard<'_, VecDeque<(CorrelationId, Instant)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn windowed(
-    producer: Producer,
-    window: usize,
-    begin: Instant,
-    end: Instant,
-) -> Result<Tally> {
-    let Producer { link, mut frame } = producer;
-    let Link { mut sender, receiver } = link;
-    let places = Semaphore::new(window);
-    let in_flight = InFlight::default();
-    let write = async {
-        loop {
-            places.acquire().await?.forget();
-            let sent = Instant::now();
-            if end <= sent {
-                return sender.finish();
-            }
-            send(&mut sender, &mut frame, &in_flight, sent).await?;
-        }
-    };
-    let read = read_answers(receiver, &places, &in_flight, begin);
-    let ((), tally) = tokio::try_join!(write, read)?;
-    Ok(tally)
 }
 
 async fn on_time(

@@ -12,7 +12,7 @@
 //!
 //! In reading order: [`machine`] says where this runs, [`meter`] who used the processors,
 //! [`device`], [`bare`], [`echo`] and [`floor`] are the references, [`broker`] is the executable as a child process,
-//! [`tls`] and [`wire`] are the client, [`drive`] sends in closed and open loop, [`tail`] consumes, [`cases`] are the
+//! [`tls`], [`wire`] and [`quic`] are what a client needs, [`client`] sends in closed and [`drive`] in open loop, [`tail`] consumes, [`cases`] are the
 //! questions, [`rounds`] asks them in turn, [`goals`] hold them against one another, and [`report`] prints the answers. [`runtimes`] asks two of
 //! them of brokers on different runtimes.
 
@@ -21,6 +21,8 @@ pub mod machine;
 pub mod meter;
 
 pub mod device;
+
+pub mod quic;
 
 pub mod echo;
 
@@ -35,6 +37,8 @@ pub mod tls;
 pub mod wire;
 
 pub mod drive;
+
+pub mod client;
 
 pub mod tail;
 

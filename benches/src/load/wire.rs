@@ -64,12 +64,7 @@ impl Link {
     /// Opens a stream and says hello to a broker: from then on it takes requests.
     pub async fn to_broker(connection: &Connection) -> Result<Link> {
         let mut link = Link::open(connection).await?;
-        let hello = Hello {
-            version_min: PROTOCOL_VERSION_MIN,
-            version_max: PROTOCOL_VERSION_MAX,
-            client_name: "load".to_owned(),
-        };
-        let body = link.call(RequestKind::Hello, |out| hello.encode(out)).await?;
+        let body = link.call(RequestKind::Hello, |out| hello().encode(out)).await?;
         HelloResponse::decode(body)?;
         Ok(link)
     }
@@ -177,6 +172,21 @@ fn header_of(kind: RequestKind) -> FrameHeader {
     }
 }
 
+fn hello() -> Hello {
+    Hello {
+        version_min: PROTOCOL_VERSION_MIN,
+        version_max: PROTOCOL_VERSION_MAX,
+        client_name: "load".to_owned(),
+    }
+}
+
+/// What a broker is sent first.
+pub fn hello_frame() -> Vec<u8> {
+    let mut frame = Vec::new();
+    header_of(RequestKind::Hello).encode_frame(&mut frame, |out| hello().encode(out));
+    frame
+}
+
 /// Where batches go.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
@@ -262,6 +272,11 @@ impl ProduceFrame {
             self.producer.base_sequence = Sequence(sequence.wrapping_add(self.record_count));
         }
         (self.header.correlation, &self.bytes)
+    }
+
+    /// The batch that [`next_batch`](Self::next_batch) gave last, with its header.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Records of each batch.
