@@ -216,6 +216,7 @@ impl Run {
             self.cut(broker)?;
             self.tally.during_start += 1;
         }
+        self.node.change_flush_plan(&mut self.random);
         self.broker = Some(self.node.start()?);
         Ok(())
     }

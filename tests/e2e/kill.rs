@@ -131,6 +131,7 @@ impl Run {
             broker.kill_running()?;
             self.kills += 1;
         }
+        self.node.change_flush_plan(&mut self.random);
         self.broker = Some(self.node.start()?);
         Ok(())
     }

@@ -27,6 +27,8 @@ pub(super) struct Facts {
     /// Flushes that the disk counted during the measured writes.
     pub(super) flushes: Option<u64>,
     pub(super) wake_up: Option<Percentiles>,
+    /// The kernel's threads run before a shard that is busy, or why they do not.
+    pub(super) gives_way: Result<(), String>,
 }
 
 impl Facts {
@@ -50,6 +52,7 @@ impl Facts {
             durable_write,
             flushes,
             wake_up: probe::wake_up(WAKE_UPS).ok(),
+            gives_way: cpu::probe_give_way().map_err(|error| error.to_string()),
         })
     }
 
@@ -79,6 +82,7 @@ impl Facts {
             "flushes_counted": self.flushes,
             "wake_up_p50_us": self.wake_up.map(|wake_up| us(wake_up.p50)),
             "wake_up_p99_us": self.wake_up.map(|wake_up| us(wake_up.p99)),
+            "time_slices": self.gives_way.is_ok(),
         })
     }
 }
@@ -118,6 +122,7 @@ pub(super) fn good() -> Facts {
         durable_write: Some(time(95)),
         flushes: Some(DURABLE_WRITES as u64),
         wake_up: Some(time(5)),
+        gives_way: Ok(()),
     }
 }
 

@@ -72,7 +72,7 @@ pub(super) fn of(facts: &Facts) -> Vec<Finding> {
     findings.extend([glommio(facts), memlock(facts)]);
     findings.extend(udp_buffers(facts));
     findings.extend([gso(facts), gro(facts), file_system(facts), direct(facts), space(facts)]);
-    findings.extend([device(facts), durable_write(facts), wake_up(facts)]);
+    findings.extend([device(facts), durable_write(facts), wake_up(facts), time_slices(facts)]);
     findings
 }
 
@@ -83,14 +83,15 @@ pub(super) fn plan(facts: &Facts) -> String {
         Ok(()) => "io_uring, because the kernel allows it".to_owned(),
         Err(why) => format!("epoll, because io_uring cannot be used: {why}"),
     };
-    let flush = match &facts.host.uring {
-        Ok(()) => "a write and a linked flush",
-        Err(_) => "one write with RWF_DSYNC on a thread beside the shard",
+    let flush = match (&facts.host.uring, &facts.gives_way) {
+        (Ok(()), Ok(())) if usize::from(shards) < facts.cores => "one write through its cache",
+        (Ok(()), _) => "a write and a linked flush",
+        (Err(_), _) => "one write through its cache, on a thread beside the shard,",
     };
     let cores = facts.cores;
     format!(
         "`rustmq dev` runs {shards} shard(s) on {cores} core(s) with {backend}.\n\
-             Each block of records becomes durable by {flush} before it is acknowledged."
+             Each block of records reaches the disk by {flush} before it is acknowledged."
     )
 }
 
@@ -267,6 +268,17 @@ fn durable_write(facts: &Facts) -> Finding {
         );
     }
     ok("durable write", fact)
+}
+
+fn time_slices(facts: &Facts) -> Finding {
+    match &facts.gives_way {
+        Ok(()) => ok("time slices", "what wakes up runs before a shard that is busy".to_owned()),
+        Err(why) => note(
+            "time slices",
+            why.clone(),
+            "a flush is linked to each write instead, which takes more wake-ups",
+        ),
+    }
 }
 
 fn wake_up(facts: &Facts) -> Finding {

@@ -4,10 +4,10 @@
 //! for our next turn, and a kernel polling thread costs a core. One `io_uring_enter` a turn submits
 //! everything and waits, with the next timer as its timeout.
 //!
-//! A durable write is a write linked to an `fdatasync`: the kernel starts the flush when the write
-//! has succeeded in full, and only the flush reports. If the write fails or is short, it reports
-//! itself, and the kernel drops the flush without a word: one report for the pair in every case.
-//! Where the device has no volatile cache one write with `RWF_DSYNC` is all, see [`FlushPlan`].
+//! A durable write is one write with `RWF_DSYNC`, or a write linked to an `fdatasync`; see [`FlushPlan`].
+//! Of the linked ones the kernel starts the flush when the write has succeeded in full, and only the
+//! flush reports. If the write fails or is short, it reports itself, and the kernel drops the flush
+//! without a word: one report for the pair in every case.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};

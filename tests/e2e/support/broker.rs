@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use super::process::{Process, wait_until};
+use super::random::Random;
 use super::{machine, ports};
 
 /// The interface to the kernel that a broker runs on.
@@ -131,6 +132,17 @@ impl Node {
     pub(crate) fn set(mut self, name: &str, value: impl ToString) -> Node {
         self.sets.push((name.to_owned(), value.to_string()));
         self
+    }
+
+    /// Its next lives have one more option.
+    pub(crate) fn change(&mut self, name: &str, value: impl ToString) {
+        self.sets.push((name.to_owned(), value.to_string()));
+    }
+
+    /// Its next lives make blocks durable by the one plan or the other, whichever comes up.
+    pub(crate) fn change_flush_plan(&mut self, random: &mut Random) {
+        let plans = ["write_flush", "write_through"];
+        self.change("wal.flush_plan", plans[random.below(plans.len() as u64) as usize]);
     }
 
     /// The same with this many shards.
