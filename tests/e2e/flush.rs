@@ -18,6 +18,9 @@ use crate::support::{machine, without_flushes};
 /// Records sent, each acknowledged before the next.
 const RECORDS: u64 = 300;
 
+/// The ways in which io_uring makes a block durable; the other runtimes have one.
+const PLANS: [&str; 2] = ["write_flush", "write_through"];
+
 /// Room for the catalogue and a log of 16 MiB.
 const FILE_SYSTEM_BYTES: u64 = 128 << 20;
 
@@ -33,7 +36,10 @@ on_each_backend! {
             machine::skip(&format!("flush on the disk, {}", backend.name()), &why);
             return Ok(());
         }
-        measure(&machine::executable(), backend, dir.path(), &device)?.check()
+        for plan in PLANS {
+            measure(&machine::executable(), backend, plan, dir.path(), &device)?.check()?;
+        }
+        Ok(())
     }
 }
 
@@ -48,7 +54,11 @@ on_each_backend! {
             return Ok(());
         };
         let device = Device::below(&file_system.path())?;
-        measure(&machine::executable(), backend, &file_system.path(), &device)?.check()
+        for plan in PLANS {
+            let dir = file_system.path();
+            measure(&machine::executable(), backend, plan, &dir, &device)?.check()?;
+        }
+        Ok(())
     }
 }
 
@@ -60,12 +70,35 @@ on_each_backend! {
         let Some(executable) = without_flushes::executable(&name)? else { return Ok(()) };
         let Some(file_system) = file_system(&name) else { return Ok(()) };
         let device = Device::below(&file_system.path())?;
-        let measured = measure(&executable, backend, &file_system.path(), &device)?;
-        // Everything else is as it should be: it is the flushes that are missed.
-        ensure!(RECORDS <= measured.blocks, "{measured:?}: the load itself failed");
-        ensure!(measured.check().is_err(), "{measured:?} passes without a single flush");
+        for plan in PLANS {
+            let measured = measure(&executable, backend, plan, &file_system.path(), &device)?;
+            // Everything else is as it should be: it is the flushes that are missed.
+            ensure!(RECORDS <= measured.blocks, "{measured:?}: the load itself failed");
+            ensure!(measured.check().is_err(), "{measured:?} passes without a single flush");
+        }
         Ok(())
     }
+}
+
+#[test]
+fn a_shard_with_a_core_of_its_own_writes_through() -> Result<()> {
+    let _machine = machine::shared();
+    let cores = u16::try_from(std::thread::available_parallelism()?.get())?;
+    if cores < 2 || !Backend::Uring.runs("flush, a core of its own") {
+        machine::skip("flush, a core of its own", "it takes io_uring and two cores");
+        return Ok(());
+    }
+    let said = |shards, wanted: &str| -> Result<()> {
+        let node = Node::new(Backend::Uring)?.shards(shards).set("wal.capacity_bytes", "64MiB");
+        let broker = node.start()?;
+        ensure!(broker.output().contains(wanted), "{}", broker.output());
+        broker.stop()
+    };
+    match rustmq_sys::cpu::probe_give_way() {
+        Ok(()) => said(1, "write_through: each shard has a core of its own")?,
+        Err(error) => said(1, &format!("write_flush: {error}"))?,
+    }
+    said(cores, "write_flush: shards share their cores")
 }
 
 /// What a load of acknowledged records did.
@@ -90,8 +123,17 @@ impl Measured {
     }
 }
 
-fn measure(executable: &Path, backend: Backend, dir: &Path, device: &Device) -> Result<Measured> {
-    let node = Node::new(backend)?.of_build(executable).in_dir(&dir.join("data"));
+fn measure(
+    executable: &Path,
+    backend: Backend,
+    plan: &str,
+    dir: &Path,
+    device: &Device,
+) -> Result<Measured> {
+    let node = Node::new(backend)?
+        .of_build(executable)
+        .in_dir(&dir.join(plan))
+        .set("wal.flush_plan", plan);
     let broker = node.start()?;
     let (blocks, flushes) = client::runtime()?.block_on(async {
         let client = client::connect(node.data_dir()).await?;
