@@ -8,6 +8,7 @@
 //!
 //! A [`Buffer`] is written by one owner; [`Buffer::split_to`] turns its front into a [`Slice`], which
 //! nobody can change any more: it goes to the disk and to consumers at the same time without a copy.
+//! [`Buffer::cut`] makes two exclusive ones of one, for reads side by side.
 //! Memory is allocated when first needed, never above the budget, zeroed once, and then reused as it
 //! is: a reused buffer holds old bytes, and whoever writes less than a block pads it.
 //! At the limit [`BufferPool::try_get`] says no, and the caller pushes back on its clients.
@@ -85,7 +86,7 @@ unsafe impl Sync for Memory {}
 unsafe impl Send for BlockRef {}
 // SAFETY: as above; `&BlockRef` can only count up.
 unsafe impl Sync for BlockRef {}
-// SAFETY: a buffer's range is nobody else's.
+// SAFETY: a buffer's range is nobody else's, also when several are cut from one block.
 unsafe impl Send for Buffer {}
 // SAFETY: `&Buffer` only reads, and writing needs `&mut Buffer`.
 unsafe impl Sync for Buffer {}
@@ -272,6 +273,22 @@ impl Buffer {
         slice
     }
 
+    /// Cuts the first `bytes` off as a buffer of their own, so that both may be written at once; this
+    /// one keeps the rest. The memory comes back when neither is left.
+    ///
+    /// # Panics
+    /// As [`split_to`](Self::split_to).
+    #[must_use]
+    pub fn cut(&mut self, bytes: usize) -> Self {
+        assert!(bytes.is_multiple_of(ALIGN), "cuts at whole blocks of {ALIGN}, not at {bytes}");
+        assert!(bytes <= self.bytes, "cuts {bytes} bytes off {}", self.bytes);
+        let front = Self { block: self.block.clone(), start: self.start, bytes };
+        // SAFETY: within the block, or one past its end.
+        self.start = unsafe { self.start.add(bytes) };
+        self.bytes -= bytes;
+        front
+    }
+
     /// Where the memory begins, for the kernel to write to.
     pub(crate) fn memory(&self) -> *mut u8 {
         self.start.as_ptr()
@@ -447,6 +464,24 @@ mod tests {
         drop(pool);
         buffer.fill(3);
         assert_eq!(buffer.freeze()[ALIGN - 1], 3);
+    }
+
+    #[test]
+    fn buffers_cut_from_one_are_written_apart_and_give_it_back_together() {
+        let pool = BufferPool::new(4 * ALIGN, 4 * ALIGN);
+        let mut rest = pool.try_get(1).expect("within the budget");
+        let mut front = rest.cut(ALIGN);
+        let mut middle = rest.cut(2 * ALIGN);
+        front.fill(1);
+        middle.fill(2);
+        rest.fill(3);
+        assert_eq!((front.len(), middle.len(), rest.len()), (ALIGN, 2 * ALIGN, ALIGN));
+        let front = front.freeze();
+        drop((rest, middle));
+        assert!(front.iter().all(|byte| *byte == 1));
+        assert_eq!(pool.used_bytes(), 4 * ALIGN, "the first is still in hands");
+        drop(front);
+        assert_eq!(pool.used_bytes(), 0);
     }
 
     #[test]

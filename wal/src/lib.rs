@@ -20,6 +20,7 @@
 //! - [`chain`]: which place a block gets.
 //! - [`segment`]: the header of a segment file.
 //! - [`index`], [`footer`]: where in a segment a partition's entries are.
+//! - [`read_plan`]: which parts of a segment bring them to a consumer.
 //! - [`segments`]: which files there are, which comes next, which may be freed.
 //! - [`checkpoint`]: what a segment repeats of the ones before it.
 //! - [`scan`], [`recovery`]: what a start finds, and what it may believe.
@@ -46,6 +47,8 @@ pub mod segment;
 pub mod index;
 
 pub mod footer;
+
+pub mod read_plan;
 
 pub mod segments;
 

@@ -14,7 +14,7 @@ use std::time::Instant;
 use quinn_proto::ConnectionHandle;
 use rustmq_config::Network;
 
-use crate::limits::{FINISH_PATIENCE, FINISH_TIMEOUT, SUBSCRIPTIONS_PART};
+use crate::limits::{FINISH_PATIENCE, FINISH_TIMEOUT, READ_AHEAD_BYTES_MAX, SUBSCRIPTIONS_PART};
 
 /// Bytes in use of a budget. A handle: clones share it.
 ///
@@ -113,6 +113,8 @@ pub(crate) struct ClientMemory {
     pub(crate) answers: Budget,
     /// Credit of connections beyond the least: what they may send before it is read.
     pub(crate) windows: Budget,
+    /// Read from the disk for subscriptions, and not sent yet.
+    pub(crate) read_ahead: Budget,
     /// Open subscriptions: those that wait hold nothing else.
     pub(crate) subscriptions: Budget,
     /// The connection that may finish its frame although it holds its share of `requests`.
@@ -139,6 +141,7 @@ impl ClientMemory {
             requests: budget(config.request_bytes_max),
             answers: budget(config.answer_bytes_max),
             windows: budget(config.window_bytes_max),
+            read_ahead: Budget::new(READ_AHEAD_BYTES_MAX),
             subscriptions: budget(config.request_bytes_max / SUBSCRIPTIONS_PART),
             finishing: Cell::new(None),
             starved: RefCell::default(),

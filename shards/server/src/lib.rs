@@ -42,6 +42,7 @@ mod flushed;
 pub mod reply;
 
 mod fetch;
+mod read_ahead;
 mod subscribe;
 
 mod read;

@@ -28,6 +28,14 @@ pub const SUBSCRIPTIONS_PER_SLICE_MAX: usize = 16;
 /// most goes on, so one frame of the largest size always completes.
 pub const ASSEMBLING_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes that are read ahead at once for a subscription: as many as an answer of the clients that we
+/// have, and one buffer of the memory for reading. It is charged as this, however little comes.
+pub const READ_AHEAD_BYTES: usize = 1 << 20;
+
+/// Memory of a shard for what is read ahead, within that for reading: a quarter of it. A client may
+/// hold half of what is free; without it the disk is read when an answer is due.
+pub const READ_AHEAD_BYTES_MAX: usize = 16 << 20;
+
 /// Bytes of an unfinished frame that never wait for memory: a request other than a large batch.
 pub const SMALL_FRAME_BYTES: usize = 4096;
 

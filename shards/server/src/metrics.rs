@@ -93,7 +93,7 @@ pub struct Counters {
     pub bytes_subscribed: u64,
     /// Fetches, and answers of subscriptions, served from memory.
     pub cache_hits: u64,
-    /// Those that had to read the disk.
+    /// Reads of the disk for them, when they were due or ahead.
     pub cache_misses: u64,
     /// Blocks written to the WAL.
     pub blocks_written: u64,
@@ -103,6 +103,8 @@ pub struct Counters {
     pub entries_written: u64,
     /// Bytes written to the WAL's blocks.
     pub wal_bytes_written: u64,
+    /// Bytes read from the WAL for consumers, footers included.
+    pub wal_bytes_read: u64,
     /// Segments sealed.
     pub segments_sealed: u64,
     /// Segments freed for another use.
@@ -197,6 +199,8 @@ pub struct Gauges {
     pub request_bytes: u64,
     /// Bytes of answers that their clients have not acknowledged.
     pub answer_bytes: u64,
+    /// Bytes of memory for what is read ahead.
+    pub read_ahead_bytes: u64,
     /// Bytes of credit given to connections beyond the least.
     pub window_bytes: u64,
     /// Handshakes that are not over.

@@ -71,6 +71,23 @@ impl WaitList {
     }
 }
 
+/// The values of all these futures, which go on side by side, in their order.
+pub(crate) async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut running: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|cx| {
+        let mut done = true;
+        for (future, value) in running.iter_mut().filter(|(_, value)| value.is_none()) {
+            match future.as_mut().poll(cx) {
+                Poll::Ready(ready) => *value = Some(ready),
+                Poll::Pending => done = false,
+            }
+        }
+        if done { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    running.into_iter().filter_map(|(_, value)| value).collect()
+}
+
 /// `Some` of the future's value, or `None` when `deadline` comes first.
 pub(crate) async fn before<T>(deadline: Instant, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use rustmq_protocol::{Offset, TimestampMs, TopicPartition, records};
 use rustmq_wal::index::{find_timestamp, points_from};
+use rustmq_wal::read_plan::{Want, plan};
 use rustmq_wal::segments::LiveSegment;
 use rustmq_wal::{ENTRY_HEADER_BYTES, EntryExpect, IndexPoint, decode_entry};
 
@@ -16,12 +17,9 @@ use crate::reply::RequestError;
 use crate::shard::Shard;
 use crate::wal_writer::WalWriter;
 
-/// Bytes of other partitions that one read may carry along rather than end early: 64 KiB more cost
-/// an NVMe device less than another request.
-const GAP_BYTES_MAX: u32 = 64 * 1024;
-
-/// Bytes that one read spans at most, but for a single larger batch: an eighth of the memory for reads.
-const SPAN_BYTES_MAX: u32 = 8 << 20;
+/// Bytes of memory that one answer is read to at most, but for a single larger batch: an eighth of
+/// the memory for reads.
+const READ_BYTES_MAX: usize = 8 << 20;
 
 /// Batches that were found, as they go to the consumer.
 #[derive(Default)]
@@ -35,16 +33,28 @@ pub(crate) struct Found {
 
 impl Found {
     /// May one more batch be added? The first always may, whatever its size.
-    fn takes(&self, bytes: usize, bytes_max: usize) -> bool {
+    pub(crate) fn takes(&self, bytes: usize, bytes_max: usize) -> bool {
         self.chunks.is_empty() || self.bytes + bytes <= bytes_max
     }
 
-    fn push(&mut self, chunk: Bytes, offsets: Range<Offset>) {
-        self.bytes += chunk.len();
-        self.records += offsets.end.0 - offsets.start.0;
-        self.end_offset = offsets.end;
-        self.chunks.push(chunk);
+    /// Adds a batch.
+    pub(crate) fn push(&mut self, batch: Batch) {
+        self.bytes += batch.bytes.len();
+        self.records += batch.offsets.end.0 - batch.offsets.start.0;
+        self.end_offset = batch.offsets.end;
+        self.chunks.push(batch.bytes);
     }
+
+    /// Is there none?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+}
+
+/// One batch that was read, and its offsets.
+pub(crate) struct Batch {
+    pub(crate) bytes: Bytes,
+    pub(crate) offsets: Range<Offset>,
 }
 
 /// The batches from the one that holds `offset` on, `bytes_max` of them or one batch. The caller has
@@ -60,7 +70,9 @@ pub(crate) async fn batches(
     }
     shard.metrics.borrow_mut().counters.cache_misses += 1;
     for _ in 0..READ_RETRIES_MAX {
-        if let Some(found) = from_wal(shard, tag, offset, bytes_max).await? {
+        if let Some(batches) = from_wal(shard, tag, offset, bytes_max).await? {
+            let mut found = Found::default();
+            batches.into_iter().for_each(|batch| found.push(batch));
             return Ok(found);
         }
         // The segment was recycled meanwhile: what is asked for may be gone, and that is said.
@@ -71,7 +83,19 @@ pub(crate) async fn batches(
     Err(not_found(shard, tag, offset))
 }
 
-/// The same, if the first of them is in the hot cache.
+/// What will be asked for next, from the disk, for a consumer that is not there yet. Empty if it
+/// cannot be read now: why is said once the consumer asks for it.
+pub(crate) async fn ahead(
+    shard: &Rc<Shard>,
+    tag: u32,
+    offset: Offset,
+    bytes_max: usize,
+) -> Vec<Batch> {
+    shard.metrics.borrow_mut().counters.cache_misses += 1;
+    from_wal(shard, tag, offset, bytes_max).await.ok().flatten().unwrap_or_default()
+}
+
+/// The same as [`batches`], if the first of them is in the hot cache.
 pub(crate) fn cached(shard: &Shard, tag: u32, offset: Offset, bytes_max: usize) -> Option<Found> {
     let found = from_cache(shard, tag, offset, bytes_max)?;
     shard.metrics.borrow_mut().counters.cache_hits += 1;
@@ -135,18 +159,18 @@ fn from_cache(shard: &Shard, tag: u32, offset: Offset, bytes_max: usize) -> Opti
             true => Bytes::copy_from_slice(&batch.bytes),
             false => batch.bytes.clone().into_bytes(),
         };
-        found.push(bytes, batch.base_offset..batch.end_offset);
+        found.push(Batch { bytes, offsets: batch.base_offset..batch.end_offset });
     }
     Some(found)
 }
 
-/// One read of one segment. `None`: the segment is not what it was when the read was planned.
+/// Reads one segment once. `None`: the segment is not what it was when the read was planned.
 async fn from_wal(
     shard: &Rc<Shard>,
     tag: u32,
     offset: Offset,
     bytes_max: usize,
-) -> Result<Option<Found>, RequestError> {
+) -> Result<Option<Vec<Batch>>, RequestError> {
     let wal = shard.wal_of(tag)?;
     let (id, high_watermark) = {
         let partitions = shard.partitions.borrow();
@@ -161,68 +185,48 @@ async fn from_wal(
             None => return Ok(None),
         }
     };
+    let memory_bytes_max = bytes_max.min(READ_BYTES_MAX).max(wal.files.read_buffer_bytes());
+    let want = Want { until: high_watermark, bytes_max, memory_bytes_max };
     let pick = |points: &[IndexPoint]| {
-        one_read(points_from(points, offset), high_watermark, bytes_max).to_vec()
+        let points = points_from(points, offset);
+        let pieces = plan(points, &want);
+        let count = pieces.last().map_or(0, |piece| piece.points.end);
+        (points[..count].to_vec(), pieces)
     };
-    let run = wal.files.pick_points(segment.header.sequence, id, pick).await.map_err(unreadable)?;
-    let Some(run) = run else { return Ok(None) };
-    let (Some(first), Some(last)) = (run.first(), run.last()) else {
-        return Ok(None);
-    };
+    let picked = wal.files.pick_points(segment.header.sequence, id, pick).await;
+    let Some((points, pieces)) = picked.map_err(unreadable)? else { return Ok(None) };
+    let Some(first) = points.first() else { return Ok(None) };
     if offset < first.base_offset {
         // A hole: what was there is damaged, and that is said rather than stepped over.
         let range = offset..first.base_offset;
         let file = wal.files.dir().join(segment.header.slot.file_name());
         return Err(mark_damaged(shard, tag, range, &file));
     }
-    let range = u64::from(first.position)..u64::from(last.position) + u64::from(last.length);
-    let start = range.start;
-    let read = wal.files.read(segment.header.slot, range).await;
-    let (bytes, at) = read.map_err(unreadable)?;
-    let mut found = Found::default();
-    for point in &run {
-        let entry_at = at + (u64::from(point.position) - start) as usize;
-        let expect = EntryExpect {
-            generation: segment.header.generation,
-            partition: id,
-            base_offset: point.base_offset,
-        };
-        match decode_entry(&bytes[entry_at..], &expect) {
-            Ok((_, payload)) => {
-                let payload_at = entry_at + ENTRY_HEADER_BYTES;
-                let chunk = bytes.slice(payload_at..payload_at + payload.len());
-                found.push(chunk, point.base_offset..point.end_offset());
+    let read = wal.files.read(segment.header.slot, &pieces).await.map_err(unreadable)?;
+    let mut batches = Vec::with_capacity(points.len());
+    for (piece, bytes) in pieces.iter().zip(&read) {
+        for point in &points[piece.points.clone()] {
+            let entry_at = (u64::from(point.position) - piece.pages.start) as usize;
+            let expect = EntryExpect {
+                generation: segment.header.generation,
+                partition: id,
+                base_offset: point.base_offset,
+            };
+            match decode_entry(&bytes[entry_at..], &expect) {
+                Ok((_, payload)) => {
+                    let payload_at = entry_at + ENTRY_HEADER_BYTES;
+                    let bytes = bytes.slice(payload_at..payload_at + payload.len());
+                    batches.push(Batch { bytes, offsets: point.base_offset..point.end_offset() });
+                }
+                Err(_) if !batches.is_empty() => return Ok(Some(batches)),
+                Err(error) if is_live(&wal, &segment) => {
+                    return Err(damaged(shard, tag, id, point, &segment, &wal, error));
+                }
+                Err(_) => return Ok(None),
             }
-            Err(_) if !found.chunks.is_empty() => break,
-            Err(error) if is_live(&wal, &segment) => {
-                return Err(damaged(shard, tag, id, point, &segment, &wal, error));
-            }
-            Err(_) => return Ok(None),
         }
     }
-    Ok(Some(found))
-}
-
-/// The points that one read serves: close together, and no more than were asked for.
-fn one_read(points: &[IndexPoint], until: Offset, bytes_max: usize) -> &[IndexPoint] {
-    let mut bytes = 0;
-    let mut count = 0;
-    let mut end = None;
-    for point in points {
-        let near = end.is_none_or(|end: u32| point.position.saturating_sub(end) <= GAP_BYTES_MAX);
-        let span = (point.position + point.length).saturating_sub(points[0].position);
-        let narrow = span <= SPAN_BYTES_MAX;
-        let joins = count == 0 || points[count - 1].end_offset() == point.base_offset;
-        bytes += point.length as usize;
-        if until < point.end_offset()
-            || count != 0 && (bytes_max < bytes || !near || !narrow || !joins)
-        {
-            break;
-        }
-        end = Some(point.position + point.length);
-        count += 1;
-    }
-    &points[..count]
+    Ok(Some(batches))
 }
 
 fn is_live(wal: &WalWriter, segment: &LiveSegment) -> bool {

@@ -10,12 +10,14 @@ use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
 use rustmq_sys::runtime;
+use rustmq_wal::read_plan::Piece;
 use rustmq_wal::{
     FOOTER_TRAILER_BYTES, SEGMENT_HEADER_BYTES, SegmentEnd, SegmentHeader, SegmentIndex, Slot,
     WalId, encode_footer, footer_bytes,
 };
 
 use crate::limits::{ZERO_CHUNK_BYTES, ZERO_PAUSE_MS};
+use crate::notify::all;
 
 /// Writes the footer of a sealed segment: its body, flushed, and only then the trailer, flushed. A
 /// crash leaves no trailer whose body is torn.
@@ -120,6 +122,30 @@ pub(crate) async fn read_range(
         ));
     }
     Ok((buffer.freeze().slice(0..read), (range.start - start) as usize))
+}
+
+/// Reads pieces of a file side by side, into one buffer; the answer is the pages of each.
+pub(crate) async fn read_pieces(
+    file: &File,
+    pieces: &[Piece],
+    pool: &BufferPool,
+) -> io::Result<Vec<Slice>> {
+    let bytes = |piece: &Piece| (piece.pages.end - piece.pages.start) as usize;
+    let mut buffer = take_buffer(pool, pieces.iter().map(bytes).sum())?;
+    let reads = pieces.iter().map(|piece| {
+        let (bytes, part) = (bytes(piece), buffer.cut(bytes(piece)));
+        async move {
+            let (read, part) = file.read(part, piece.pages.start, bytes).await;
+            match read? {
+                read if read == bytes => Ok(part.freeze()),
+                read => Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!("{bytes} bytes were asked for at {}, {read} came", piece.pages.start),
+                )),
+            }
+        }
+    });
+    all(reads).await.into_iter().collect()
 }
 
 /// A buffer of at least this size, or an error that says that memory is used up.

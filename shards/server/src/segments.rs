@@ -20,6 +20,7 @@ use rustmq_sys::clock;
 use rustmq_sys::file::File;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_wal::footer;
+use rustmq_wal::read_plan::Piece;
 use rustmq_wal::{
     BlockBuilder, BlockFlags, BlockSequence, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta,
     FooterTrailer, Generation, IndexPoint, NextSegment, NextSlot, SEGMENT_HEADER_BYTES, Scan,
@@ -33,7 +34,9 @@ use crate::index_cache::{IndexCache, Table};
 use crate::limits::FLUSH_STALL_MS;
 use crate::notify::{Notify, WaitList};
 use crate::random;
-use crate::segment_io::{create_segment, read_range, store_footer, take_buffer, write_header};
+use crate::segment_io::{
+    create_segment, read_pieces, read_range, store_footer, take_buffer, write_header,
+};
 use crate::shard::Shard;
 
 /// A checkpoint takes at most a quarter of a segment: an eighth for partitions, one for producers.
@@ -105,6 +108,8 @@ pub(crate) struct SegmentFiles {
     indexing: Cell<bool>,
     /// A request found no room.
     starved: Cell<bool>,
+    /// Bytes read for consumers.
+    read_bytes: Cell<u64>,
     /// Housekeeping should look now: a spare or space is missing.
     pub(crate) wanted: Notify,
     spare_ready: WaitList,
@@ -156,6 +161,7 @@ impl SegmentFiles {
             lost: RefCell::default(),
             indexing: Cell::new(false),
             starved: Cell::new(false),
+            read_bytes: Cell::new(0),
             wanted: Notify::default(),
             spare_ready: WaitList::default(),
         }
@@ -598,16 +604,37 @@ impl SegmentFiles {
         Ok(Some(Rc::new(end.index)))
     }
 
-    /// Reads bytes of one live segment. When most of the memory for reading is pinned by slow
-    /// consumers, the answer is a copy outside of it.
-    pub(crate) async fn read(&self, slot: Slot, range: Range<u64>) -> io::Result<(Bytes, usize)> {
+    /// Reads pieces of one live segment, side by side. When most of the memory for reading is pinned
+    /// by slow consumers, the answer is a copy outside of it.
+    pub(crate) async fn read(&self, slot: Slot, pieces: &[Piece]) -> io::Result<Vec<Bytes>> {
         let file = self.file(slot);
-        let (memory, at) = read_range(&file, range, &self.read_pool).await?;
-        let bytes = match self.read_pool.budget_bytes() / 2 < self.read_pool.used_bytes() {
-            true => Bytes::copy_from_slice(&memory),
-            false => memory.into_bytes(),
+        let pages = read_pieces(&file, pieces, &self.read_pool).await?;
+        self.count_read(pages.iter().map(|pages| pages.len()).sum());
+        let pressed = self.reading_is_pressed();
+        let out = |pages: Slice| match pressed {
+            true => Bytes::copy_from_slice(&pages),
+            false => pages.into_bytes(),
         };
-        Ok((bytes, at))
+        Ok(pages.into_iter().map(out).collect())
+    }
+
+    /// Is most of the memory for reading in use?
+    pub(crate) fn reading_is_pressed(&self) -> bool {
+        self.read_pool.budget_bytes() / 2 < self.read_pool.used_bytes()
+    }
+
+    /// Bytes that one buffer for reading holds; larger ones are made as needed.
+    pub(crate) fn read_buffer_bytes(&self) -> usize {
+        self.read_pool.buffer_bytes()
+    }
+
+    /// Bytes that were read for consumers, footers included.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.read_bytes.get()
+    }
+
+    fn count_read(&self, bytes: usize) {
+        self.read_bytes.set(self.read_bytes.get() + bytes as u64);
     }
 
     async fn footer_points(
@@ -624,7 +651,7 @@ impl SegmentFiles {
         };
         let file = self.file(header.slot);
         let points = table.trailer.points_range(line);
-        let (bytes, at) = read_range(&file, points, &self.read_pool).await?;
+        let (bytes, at) = self.read_footer(&file, points).await?;
         let Ok(points) = line.decode_points(&bytes[at..], header.generation) else {
             return Ok(None);
         };
@@ -640,17 +667,23 @@ impl SegmentFiles {
         let file = self.file(header.slot);
         let trailer_at = header.segment_bytes - rustmq_wal::FOOTER_TRAILER_BYTES as u64;
         let page = trailer_at..header.segment_bytes;
-        let (page, at) = read_range(&file, page, &self.read_pool).await?;
+        let (page, at) = self.read_footer(&file, page).await?;
         let Ok(trailer) = FooterTrailer::decode(&page[at..], header) else {
             return Ok(None);
         };
-        let (bytes, at) = read_range(&file, trailer.table_range(), &self.read_pool).await?;
+        let (bytes, at) = self.read_footer(&file, trailer.table_range()).await?;
         let Ok(lines) = trailer.decode_table(&bytes[at..], header.generation) else {
             return Ok(None);
         };
         let table = Rc::new(Table { trailer, lines });
         self.footers.borrow_mut().put_table(header.sequence, &table);
         Ok(Some(table))
+    }
+
+    async fn read_footer(&self, file: &File, range: Range<u64>) -> io::Result<(Slice, usize)> {
+        let (pages, at) = read_range(file, range, &self.read_pool).await?;
+        self.count_read(pages.len());
+        Ok((pages, at))
     }
 
     /// Seals the chain's end in the active segment, and moves it into the next one.

@@ -47,6 +47,8 @@ pub(crate) struct Session {
     /// add.
     answer_bytes: Arc<AtomicUsize>,
     reserved_bytes: Arc<AtomicUsize>,
+    /// Bytes that are read ahead for its subscriptions.
+    ahead_bytes: Arc<AtomicUsize>,
     /// Bytes of all answers so far, and of those that it has acknowledged.
     answered_bytes: Cell<u64>,
     acknowledged_bytes: Cell<u64>,
@@ -140,6 +142,7 @@ impl Session {
             request_bytes: Arc::default(),
             answer_bytes: Arc::default(),
             reserved_bytes: Arc::default(),
+            ahead_bytes: Arc::default(),
             answered_bytes: Cell::new(0),
             acknowledged_bytes: Cell::new(0),
             progress_at: Cell::new(now),
@@ -197,6 +200,13 @@ impl Session {
         let answers = &self.shard.memory.answers;
         let bytes = bytes.min(answers.share().max(ANSWER_BYTES_MIN));
         answers.charge_to(&self.reserved_bytes, bytes)
+    }
+
+    /// Takes memory for reading ahead, if the client may have more of it.
+    pub(crate) fn reserve_ahead(&self, bytes: usize) -> Option<Charge> {
+        let budget = &self.shard.memory.read_ahead;
+        let held = self.ahead_bytes.load(Ordering::Relaxed);
+        (held + bytes <= budget.share()).then(|| budget.charge_to(&self.ahead_bytes, bytes))
     }
 
     fn charge_answer(&self, bytes: usize) -> Charge {

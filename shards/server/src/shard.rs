@@ -127,6 +127,7 @@ pub(crate) struct Shard {
     pub(crate) spawn_produce: SpawnRequest,
     pub(crate) spawn_fetch: SpawnRequest,
     pub(crate) spawn_catch_up: SpawnCatchUp,
+    pub(crate) spawn_read_ahead: SpawnCatchUp,
     pub(crate) subscriptions: Subscriptions,
     wals: RefCell<Vec<Rc<WalWriter>>>,
     principals: RefCell<Principals>,
@@ -262,6 +263,7 @@ impl Shard {
         let produce_pool = TaskPool::new(Class::Foreground);
         let fetch_pool = TaskPool::new(Class::Fetch);
         let catch_up_pool = TaskPool::new(Class::Fetch);
+        let read_ahead_pool = TaskPool::new(Class::Fetch);
         Self {
             id,
             endpoint: tls::endpoint(&node, &config, id, sockets),
@@ -284,6 +286,9 @@ impl Shard {
             }),
             spawn_catch_up: Box::new(move |shard, subscription, reserved| {
                 catch_up_pool.spawn(subscribe::catch_up(shard, subscription, reserved));
+            }),
+            spawn_read_ahead: Box::new(move |shard, subscription, charge| {
+                read_ahead_pool.spawn(subscribe::read_ahead(shard, subscription, charge));
             }),
             subscriptions: Subscriptions::default(),
             wals: RefCell::default(),
@@ -566,6 +571,7 @@ impl Shard {
             buffer_bytes: wals.iter().map(|wal| wal.buffer_bytes() as u64).sum(),
             request_bytes: self.memory.requests.used() as u64,
             answer_bytes: self.memory.answers.used() as u64,
+            read_ahead_bytes: self.memory.read_ahead.used() as u64,
             window_bytes: self.memory.windows.used() as u64,
             handshakes: self.endpoint.handshakes() as u64,
             subscriptions: self.subscriptions.open() as u64,
@@ -574,10 +580,12 @@ impl Shard {
             lost_files: wals.iter().map(|wal| wal.files.lost_files() as u64).sum::<u64>()
                 + u64::from(self.catalogue_lost.get()),
         };
+        let mut counters = metrics.counters.clone();
+        counters.wal_bytes_read = wals.iter().map(|wal| wal.files.read_bytes()).sum();
         ShardSnapshot {
             shard: self.id,
             stages: metrics.stages(),
-            counters: metrics.counters.clone(),
+            counters,
             endpoint: self.endpoint.counters(),
             gauges,
             runtime: runtime::stats(),

@@ -4,6 +4,8 @@
 //! Subscribe ─▶ queued ◀───────────────────────────── look again ◀──┐
 //!                │ serve: what comes next?                         │
 //!                ├─ it is in the hot cache ─▶ sent, queued again   │
+//!                ├─ it was read ahead ─▶ sent, queued again        │
+//!                │       └─ a task reads on, if little is left     │
 //!                ├─ on the disk ─▶ read by a task, one answer ─────┤
 //!                ├─ nothing ─▶ waits for records, until a flush ───┤
 //!                ├─ no credit ─▶ waits for credit ─────────────────┤
@@ -11,7 +13,8 @@
 //! ```
 //!
 //! One that waits is an entry in a list: it has no task and no timer. One task serves all of a shard
-//! that are queued. What comes next is for the engine to say.
+//! that are queued. What comes next is for the engine to say. What has been read ahead of a consumer is
+//! dropped when its subscription ends, and never sent without asking the engine.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -23,17 +26,19 @@ use rustmq_engine::subscription::{Next, TooMuchCredit};
 use rustmq_metadata::{Operation, PrincipalId};
 use rustmq_protocol::limits::CREDIT_BYTES_MAX;
 use rustmq_protocol::requests::subscribe::{CREDIT_BYTES, SUBSCRIBE_BYTES};
-use rustmq_protocol::{Credit, ErrorCode, FetchResponseHead, Subscribe, SubscriptionEnd};
+use rustmq_protocol::{Credit, ErrorCode, FetchResponseHead, Offset, Subscribe, SubscriptionEnd};
 use rustmq_sys::{clock, runtime};
 
 use crate::budget::Charge;
 use crate::fetch;
 use crate::limits::{
-    SUBSCRIPTION_BYTES, SUBSCRIPTIONS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_SLICE_MAX,
+    READ_AHEAD_BYTES, SUBSCRIPTION_BYTES, SUBSCRIPTIONS_PER_CONNECTION_MAX,
+    SUBSCRIPTIONS_PER_SLICE_MAX,
 };
 use crate::metrics::Stage;
 use crate::notify::Notify;
 use crate::read::{self, Found};
+use crate::read_ahead::ReadAhead;
 use crate::reply::{RequestError, Response};
 use crate::route::Route;
 use crate::session::{ReplyTo, Request, Session, Subscriber};
@@ -53,6 +58,8 @@ pub(crate) struct Subscription {
     place: Cell<usize>,
     progress: Cell<rustmq_engine::Subscription>,
     state: Cell<State>,
+    /// What was read from the disk and not sent; most subscriptions never need it.
+    ahead: RefCell<Option<Box<ReadAhead>>>,
     _charge: Charge,
 }
 
@@ -156,6 +163,7 @@ fn open(
         place: Cell::new(0),
         progress: Cell::new(progress),
         state: Cell::new(State::Records),
+        ahead: RefCell::default(),
         _charge: shard.memory.subscriptions.charge(SUBSCRIPTION_BYTES),
     });
     subscription.listed_in.add(Rc::clone(&subscription));
@@ -240,6 +248,7 @@ pub(crate) async fn catch_up(shard: Rc<Shard>, subscription: Rc<Subscription>, r
             Ok(found) => {
                 shard.metrics.borrow_mut().record(Stage::FetchRead, clock::now() - begun);
                 subscription.deliver(&shard, found);
+                subscription.read_on(&shard);
             }
             // Memory for reading comes free as others read on, for as long as that takes.
             Err(RequestError::Throttled { retry_after_ms, .. }) => {
@@ -250,6 +259,23 @@ pub(crate) async fn catch_up(shard: Rc<Shard>, subscription: Rc<Subscription>, r
     }
     subscription.subscriber.session().handle_drained();
     subscription.look_again();
+}
+
+/// Reads from the disk what comes after all that was read for a subscription, while that is sent.
+pub(crate) async fn read_ahead(shard: Rc<Shard>, subscription: Rc<Subscription>, charge: Charge) {
+    let begun = clock::now();
+    let from = subscription.read_end();
+    let batches = read::ahead(&shard, subscription.tag, from, READ_AHEAD_BYTES).await;
+    if subscription.is_ended() {
+        return;
+    }
+    shard.metrics.borrow_mut().record(Stage::FetchRead, clock::now() - begun);
+    if let Some(ahead) = subscription.ahead.borrow_mut().as_mut() {
+        ahead.handle_read(batches, charge);
+    }
+    if subscription.state.get() == State::Disk {
+        subscription.look_again();
+    }
 }
 
 impl Subscription {
@@ -289,18 +315,58 @@ impl Subscription {
             return Ok(());
         }
         let reserved = session.reserve_now(bytes_max);
-        match read::cached(shard, self.tag, progress.next_offset(), reserved.bytes()) {
-            Some(found) => {
-                drop(reserved);
-                self.deliver(shard, found);
-                self.look_again();
-            }
-            None => {
-                self.state.set(State::Disk);
-                (shard.spawn_catch_up)(Rc::clone(shard), Rc::clone(self), reserved);
-            }
+        let (offset, bytes_max) = (progress.next_offset(), reserved.bytes());
+        if let Some(found) = read::cached(shard, self.tag, offset, bytes_max) {
+            drop(reserved);
+            self.deliver(shard, found);
+            self.look_again();
+            return Ok(());
+        }
+        let found =
+            self.ahead.borrow_mut().as_mut().and_then(|ahead| ahead.take(offset, bytes_max));
+        if let Some(found) = found {
+            drop(reserved);
+            self.deliver(shard, found);
+            self.read_on(shard);
+            self.look_again();
+            return Ok(());
+        }
+        self.state.set(State::Disk);
+        let reads = self.ahead.borrow_mut().as_mut().is_some_and(|ahead| ahead.restart());
+        if !reads {
+            (shard.spawn_catch_up)(Rc::clone(shard), Rc::clone(self), reserved);
         }
         Ok(())
+    }
+
+    /// Has the disk read ahead, if the consumer is going to need it and there is memory to spare.
+    fn read_on(self: &Rc<Self>, shard: &Rc<Shard>) {
+        let wants_more = self.ahead.borrow().as_ref().is_none_or(|ahead| ahead.wants_more());
+        if self.is_ended() || !wants_more {
+            return;
+        }
+        let from = self.read_end();
+        let is_on_disk = {
+            let partitions = shard.partitions.borrow();
+            let Some(partition) = partitions.get(self.tag) else { return };
+            from < partition.engine.high_watermark()
+                && shard.cache.borrow().from(self.tag, from).is_none()
+                && !shard.wal(partition.wal).files.reading_is_pressed()
+        };
+        if !is_on_disk {
+            return;
+        }
+        if let Some(charge) = self.subscriber.session().reserve_ahead(READ_AHEAD_BYTES) {
+            self.ahead.borrow_mut().get_or_insert_default().begin();
+            (shard.spawn_read_ahead)(Rc::clone(shard), Rc::clone(self), charge);
+        }
+    }
+
+    /// One past what has been read for it.
+    fn read_end(&self) -> Offset {
+        let sent = self.progress.get().next_offset();
+        let read = self.ahead.borrow().as_ref().and_then(|ahead| ahead.end_offset());
+        read.map_or(sent, |read| read.max(sent))
     }
 
     fn deliver(&self, shard: &Shard, found: Found) {
@@ -361,6 +427,7 @@ impl Subscription {
         if self.state.replace(State::Ended) == State::Ended {
             return false;
         }
+        self.ahead.take();
         self.listed_in.remove(self.place.get());
         let open = &self.shard().subscriptions.open;
         open.set(open.get() - 1);

@@ -69,7 +69,7 @@ series! {
         shard => shard.counters.bytes_subscribed as f64;
     "rustmq_cache_hits_total" "counter" "Fetches, and answers of subscriptions, served from memory.",
         shard => shard.counters.cache_hits as f64;
-    "rustmq_cache_misses_total" "counter" "Those that read the disk.",
+    "rustmq_cache_misses_total" "counter" "Reads of the disk for them.",
         shard => shard.counters.cache_misses as f64;
     "rustmq_cache_hit_ratio" "gauge" "Hits, of both since the start.",
         shard => hit_ratio(shard.counters.cache_hits, shard.counters.cache_misses);
@@ -85,6 +85,8 @@ series! {
         shard => shard.counters.entries_written as f64;
     "rustmq_wal_written_bytes_total" "counter" "Bytes of the blocks written.",
         shard => shard.counters.wal_bytes_written as f64;
+    "rustmq_wal_read_bytes_total" "counter" "Bytes read for consumers.",
+        shard => shard.counters.wal_bytes_read as f64;
     "rustmq_wal_sealed_segments_total" "counter" "Segments sealed.",
         shard => shard.counters.segments_sealed as f64;
     "rustmq_wal_freed_segments_total" "counter" "Segments freed for another use.",
@@ -135,6 +137,8 @@ series! {
         shard => shard.gauges.request_bytes as f64;
     "rustmq_answer_memory_bytes" "gauge" "Bytes of answers that are not acknowledged.",
         shard => shard.gauges.answer_bytes as f64;
+    "rustmq_read_ahead_memory_bytes" "gauge" "Bytes of memory for what is read ahead.",
+        shard => shard.gauges.read_ahead_bytes as f64;
     "rustmq_window_memory_bytes" "gauge" "Bytes that clients may send beyond what every connection may.",
         shard => shard.gauges.window_bytes as f64;
     "rustmq_forwarded_requests" "gauge" "Requests forwarded to another shard and not answered yet.",
