@@ -45,7 +45,7 @@ pub fn start(certs: &Path, runtime: RuntimeConfig) -> Result<SocketAddr> {
     Ok(address)
 }
 
-fn server_config(certs: &Path) -> Result<ServerConfig> {
+pub(super) fn server_config(certs: &Path) -> Result<ServerConfig> {
     let tls = QuicServerConfig::try_from(tls::server_tls(certs)?)?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
     let mut transport = TransportConfig::default();

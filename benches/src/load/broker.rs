@@ -56,6 +56,13 @@ impl Broker {
         Ok(broker)
     }
 
+    /// Kills it, as a crash would.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Where clients connect first.
     pub fn address(&self) -> SocketAddr {
         self.address

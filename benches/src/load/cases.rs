@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use quinn::Endpoint;
 use rustmq_config::Poll;
 use rustmq_protocol::ProducerStamp;
@@ -12,13 +12,15 @@ use rustmq_sys::runtime::{FlushPlan, Polling, RuntimeConfig};
 use tokio::runtime;
 
 use super::broker::Broker;
+use super::catch_up::{self, Delivered};
+use super::cold::Cold;
 use super::drive::{self, Period, Producer, Tally};
 use super::machine::Cores;
 use super::meter;
 use super::rounds::{Figure, Sample};
 use super::tail::{self, By};
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
-use super::{bare, client, device, echo, floor, tls};
+use super::{bare, client, device, echo, end_to_end, floor, tls, transfer};
 
 /// One question.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,13 +55,23 @@ enum Kind {
     Open,
     /// The broker, by one producer and as many consumers at the tail as the shape says.
     Tail(By),
+    /// QUIC alone, by the same producer and consumers.
+    BareTail,
+    /// QUIC alone, by a consumer of batches without end.
+    Transfer,
+    /// The device: the log of the broker that is just started, from one end to the other.
+    Sequential,
+    /// A broker that is just started, by a consumer of one of as many partitions as the shape says.
+    CatchUp,
+    /// The broker, as [`Self::Open`], and a consumer of all partitions.
+    EndToEnd,
 }
 
 /// The case whose rate the open loop halves.
 const CLOSED: &str = "produce/8x1KiB";
 
 /// All, in the order of a round. References stand beside what is held against them.
-pub const CASES: [Case; 34] = [
+pub const CASES: [Case; 40] = [
     case("device/ring_4KiB", Kind::Ring(THROUGH), shape(1, 1, 4096, 1)),
     case("device/linked_4KiB", Kind::Ring(LINKED), shape(1, 1, 4096, 1)),
     case("device/busy_ring_4KiB", Kind::BusyRing(THROUGH), shape(1, 1, 4096, 1)),
@@ -73,6 +85,7 @@ pub const CASES: [Case; 34] = [
     case(CLOSED, Kind::Produce, shape(8, 1, KIB, 1)),
     case("slow_flush/8x1KiB", Kind::Slow, shape(8, 1, KIB, 1)),
     case("open_loop/8x1KiB", Kind::Open, shape(8, 1, KIB, 1)),
+    case("open_loop/8x1KiB_consumed", Kind::EndToEnd, shape(8, 1, KIB, 1)),
     case("device/ring_88KiB", Kind::Ring(THROUGH), shape(1, 1, 88 * KIB, 1)),
     case("device/blocking_88KiB", Kind::Blocking, shape(1, 1, 88 * KIB, 1)),
     case("bare/8x10x1KiB", Kind::Bare, shape(8, 10, KIB, 1)),
@@ -90,10 +103,15 @@ pub const CASES: [Case; 34] = [
     case("produce/1x1KiB_window_256", Kind::Produce, shape(1, 1, KIB, 256)),
     case("produce/1x64KiB_window_8", Kind::Produce, shape(1, 1, 64 * KIB, 8)),
     case("bare/1x64KiB_window_8", Kind::Bare, shape(1, 1, 64 * KIB, 8)),
+    case("bare/tail", Kind::BareTail, shape(1, 1, 64 * KIB, 8)),
     case("consume/tail", Kind::Tail(By::Subscription), shape(1, 1, 64 * KIB, 8)),
     case("consume/tail_x10", Kind::Tail(By::Subscription), shape(10, 1, 64 * KIB, 8)),
     case("consume/tail_fetch", Kind::Tail(By::Fetch), shape(1, 1, 64 * KIB, 8)),
     case("consume/tail_fetch_x10", Kind::Tail(By::Fetch), shape(10, 1, 64 * KIB, 8)),
+    case("device/sequential_4MiB", Kind::Sequential, ONE_COLD),
+    case("bare/transfer", Kind::Transfer, ONE_COLD),
+    case("consume/catch_up", Kind::CatchUp, ONE_COLD),
+    case("consume/catch_up_1_of_100", Kind::CatchUp, HUNDRED_COLD),
 ];
 
 const KIB: usize = 1024;
@@ -117,6 +135,15 @@ const fn shape(producers: usize, records: usize, value_bytes: usize, window: usi
     Shape { producers, records, value_bytes, window }
 }
 
+/// What a log to catch up with was filled by: one producer of large batches, or a hundred of single
+/// records.
+const ONE_COLD: Shape = shape(1, 1, 64 * KIB, 8);
+const HUNDRED_COLD: Shape = shape(100, 1, KIB, 8);
+
+/// Bytes of values in them.
+const ONE_COLD_BYTES: u64 = 1 << 30;
+const HUNDRED_COLD_BYTES: u64 = 512 << 20;
+
 /// Batches that an idempotent producer may have in flight; who wants more is none.
 const IDEMPOTENT_WINDOW: usize = 8;
 
@@ -128,6 +155,7 @@ pub struct Bench {
     bare: SocketAddr,
     quinn: SocketAddr,
     floor: SocketAddr,
+    transfer: SocketAddr,
     polling: Polling,
     broker: Broker,
     slow_broker: Broker,
@@ -137,7 +165,18 @@ pub struct Bench {
     rate: Option<f64>,
     /// Requests per second that the last closed loop of eight producers reached.
     closed_loop_rate: Option<f64>,
+    binary: PathBuf,
+    dir: PathBuf,
+    sets: Vec<String>,
+    /// Started for the first case that needs them.
+    one_cold: Option<Cold>,
+    hundred_cold: Option<Cold>,
+    /// The next partition of a hundred that is read.
+    next_partition: usize,
 }
+
+/// The topic of every broker.
+const TOPIC: &str = "load";
 
 /// Partitions of the topic: one for each producer.
 const PARTITIONS: u32 = 8;
@@ -181,7 +220,8 @@ impl Bench {
         let quinn = echo::start(&broker.certs(), cores.server)?;
         let floor_file = dir.join("floor");
         device::prepare(&floor_file)?;
-        let floor = floor::start(&floor_file, runtime)?;
+        let floor = floor::start(&floor_file, runtime.clone())?;
+        let transfer = transfer::start(&broker.certs(), runtime, ONE_COLD.value_bytes)?;
         let targets = create_topic(&broker, cores)?;
         let slow_targets = create_topic(&slow_broker, cores)?;
         let closed_loop_rate = None;
@@ -191,6 +231,7 @@ impl Bench {
             bare,
             quinn,
             floor,
+            transfer,
             polling,
             broker,
             slow_broker,
@@ -198,14 +239,47 @@ impl Bench {
             slow_targets,
             rate,
             closed_loop_rate,
+            binary: binary.to_owned(),
+            dir: dir.to_owned(),
+            sets: [std::slice::from_ref(&poll_set), sets].concat(),
+            one_cold: None,
+            hundred_cold: None,
+            next_partition: 0,
         };
         fill(&bench.broker, &bench.targets, cores)?;
         Ok(bench)
     }
 
     /// The processes whose work is not foreign.
-    pub fn processes(&self) -> [u32; 2] {
-        [self.broker.process(), self.slow_broker.process()]
+    pub fn processes(&self) -> Vec<u32> {
+        let cold = self.one_cold.iter().chain(&self.hundred_cold).map(Cold::broker);
+        [&self.broker, &self.slow_broker].into_iter().chain(cold).map(Broker::process).collect()
+    }
+
+    /// Does what a case needs and nobody measures.
+    pub fn prepare(&mut self, case: Case) -> Result<()> {
+        let Case { kind, shape, .. } = case;
+        if !matches!(kind, Kind::Sequential | Kind::CatchUp) {
+            return Ok(());
+        }
+        let (cold, name, bytes) = match shape == HUNDRED_COLD {
+            true => (&mut self.hundred_cold, "hundred_cold", HUNDRED_COLD_BYTES),
+            false => (&mut self.one_cold, "one_cold", ONE_COLD_BYTES),
+        };
+        let cold = match cold {
+            Some(cold) => cold,
+            None => {
+                let dir = self.dir.join(name);
+                let started =
+                    Cold::start(&self.binary, &dir, &self.sets, self.cores, shape, bytes)?;
+                cold.insert(started)
+            }
+        };
+        if kind == Kind::CatchUp {
+            cold.restart()?;
+            self.next_partition = (self.next_partition + 1) % shape.producers;
+        }
+        Ok(())
     }
 
     /// Runs one case once.
@@ -219,7 +293,29 @@ impl Bench {
                 let tally = device::blocking(&self.device, core, bytes, period.measured)?;
                 Ok(sample(&tally, shape))
             }
-            Kind::Tail(by) => self.consume(shape, by, period),
+            Kind::Tail(by) => {
+                let target = *self.targets.first().context("the topic has a partition")?;
+                self.consume(Some(&self.broker), target, shape, by, period)
+            }
+            Kind::BareTail => {
+                let target = Target::echo(self.transfer);
+                self.consume(None, target, shape, By::Subscription, period)
+            }
+            Kind::Transfer => {
+                let target = Target::echo(self.transfer);
+                let delivered = self.catch_up(None, target, transfer::ENDLESS, period)?;
+                Ok(delivered_sample(delivered, shape))
+            }
+            Kind::Sequential => {
+                let cold = self.one_cold.as_ref().context("it was prepared")?;
+                let (bytes, elapsed) =
+                    device::sequential(&cold.segments()?, self.cores.server, period.measured)?;
+                let mut sample = Sample::default();
+                sample.set(Figure::MbPerS, bytes as f64 / 1e6 / elapsed.as_secs_f64());
+                Ok(sample)
+            }
+            Kind::CatchUp => self.catch_up_cold(shape, period),
+            Kind::EndToEnd => self.end_to_end(shape, period),
             Kind::Bare => self.echo(self.bare, shape, period),
             Kind::Quinn => self.echo(self.quinn, shape, period),
             Kind::Floor => {
@@ -279,7 +375,7 @@ impl Bench {
                 let certs = broker.certs();
                 async move {
                     let producers = producers(&certs, targets, shape).await?;
-                    drive::open_loop(producers, rate, period, core).await
+                    drive::open_loop(producers, rate, period, Instant::now(), core).await
                 }
             })?,
         };
@@ -294,28 +390,106 @@ impl Bench {
         Ok(sample)
     }
 
-    /// One producer, and consumers with a connection each.
-    fn consume(&self, shape: Shape, by: By, period: Period) -> Result<Sample> {
-        let target = *self.targets.first().context("the topic has a partition")?;
-        let before = meter::processes_s(&[self.broker.process()])?;
+    /// One producer, and consumers with a connection each, of a broker or of the server that is
+    /// nothing but QUIC.
+    fn consume(
+        &self,
+        broker: Option<&Broker>,
+        target: Target,
+        shape: Shape,
+        by: By,
+        period: Period,
+    ) -> Result<Sample> {
+        let processes: Vec<u32> = broker.iter().map(|broker| broker.process()).collect();
+        let before = meter::processes_s(&processes)?;
         let tally = on_client(self.cores, || {
             let certs = self.broker.certs();
             async move {
-                let mut producers = producers(&certs, &[target], shape).await?;
+                let mut producers = match broker {
+                    Some(_) => producers(&certs, &[target], shape).await?,
+                    None => vec![bare_producer(&certs, &target, shape).await?],
+                };
                 let producer = producers.pop().context("one producer")?;
                 let endpoint = client_endpoint(&certs)?;
                 let mut links = Vec::with_capacity(shape.producers);
                 for _ in 0..shape.producers {
                     let connection = wire::connect(&endpoint, target.address).await?;
-                    links.push(Link::to_broker(&connection).await?);
+                    links.push(match broker {
+                        Some(_) => Link::to_broker(&connection).await?,
+                        None => Link::open(&connection).await?,
+                    });
                 }
                 tail::run(producer, links, target, by, period).await
             }
         })?;
-        let cpu_s = meter::processes_s(&[self.broker.process()])? - before;
+        let cpu_s = meter::processes_s(&processes)? - before;
         let mut sample = sample(&tally, shape);
-        let delivered = tally.answers as f64 * shape.value_bytes as f64;
-        sample.set(Figure::BrokerNsPerByte, cpu_s * 1e9 / delivered);
+        if broker.is_some() {
+            let delivered = tally.answers as f64 * shape.value_bytes as f64;
+            sample.set(Figure::BrokerNsPerByte, cpu_s * 1e9 / delivered);
+        }
+        Ok(sample)
+    }
+
+    /// A consumer of one partition, of a broker or of the server that is nothing but QUIC.
+    fn catch_up(
+        &self,
+        broker: Option<&Broker>,
+        target: Target,
+        partition: u32,
+        period: Period,
+    ) -> Result<Delivered> {
+        on_client(self.cores, || {
+            let certs = broker.unwrap_or(&self.broker).certs();
+            async move {
+                let endpoint = client_endpoint(&certs)?;
+                let connection = wire::connect(&endpoint, target.address).await?;
+                let link = match broker {
+                    Some(_) => Link::to_broker(&connection).await?,
+                    None => Link::open(&connection).await?,
+                };
+                catch_up::run(link, &target, partition, period.measured).await
+            }
+        })
+    }
+
+    fn catch_up_cold(&self, shape: Shape, period: Period) -> Result<Sample> {
+        let (cold, partition) = match shape == HUNDRED_COLD {
+            true => (&self.hundred_cold, self.next_partition),
+            false => (&self.one_cold, 0),
+        };
+        let cold = cold.as_ref().context("it was prepared")?;
+        let target = *cold.targets().get(partition).context("a partition of the topic")?;
+        let process = cold.broker().process();
+        let before = (meter::processes_s(&[process])?, catch_up::disk_bytes(process)?);
+        let number = target.head.partition.0;
+        let delivered = self.catch_up(Some(cold.broker()), target, number, period)?;
+        let after = (meter::processes_s(&[process])?, catch_up::disk_bytes(process)?);
+        ensure!(0 < delivered.batches, "the partition is empty");
+        let mut sample = delivered_sample(delivered, shape);
+        let bytes = delivered.batches as f64 * shape.value_bytes as f64;
+        sample.set(Figure::BrokerNsPerByte, (after.0 - before.0) * 1e9 / bytes);
+        sample.set(Figure::DiskBytesPerByte, (after.1 - before.1) as f64 / bytes);
+        Ok(sample)
+    }
+
+    /// Producers in open loop, and one consumer of all their partitions.
+    fn end_to_end(&self, shape: Shape, period: Period) -> Result<Sample> {
+        let (rate, core) = (self.open_loop_rate()?, self.cores.client);
+        let targets = &self.targets[..shape.producers];
+        let tally = on_client(self.cores, || {
+            let certs = self.broker.certs();
+            async move {
+                let producers = producers(&certs, targets, shape).await?;
+                let endpoint = client_endpoint(&certs)?;
+                let address = targets.first().context("the topic has a partition")?.address;
+                let connection = wire::connect(&endpoint, address).await?;
+                let consumer = Link::to_broker(&connection).await?;
+                end_to_end::run(producers, consumer, targets, rate, period, core).await
+            }
+        })?;
+        let mut sample = sample(&tally, shape);
+        sample.set(Figure::LateP99Us, tally.late.value_at_quantile(0.99) as f64 / 1e3);
         Ok(sample)
     }
 
@@ -338,6 +512,39 @@ pub(super) fn fill(broker: &Broker, targets: &[Target], cores: Cores) -> Result<
         written += tally.answers * batch_bytes;
     }
     Ok(())
+}
+
+/// Writes so many bytes of values to all partitions in turn, batch by batch.
+pub(super) fn fill_evenly(
+    broker: &Broker,
+    targets: &[Target],
+    shape: Shape,
+    bytes: u64,
+    cores: Cores,
+) -> Result<()> {
+    on_client(cores, || async {
+        let endpoint = client_endpoint(&broker.certs())?;
+        let address = targets.first().context("the topic has a partition")?.address;
+        let connection = wire::connect(&endpoint, address).await?;
+        let mut link = Link::to_broker(&connection).await?;
+        let frame = |target| {
+            ProduceFrame::new(target, ProducerStamp::NONE, shape.records, shape.value_bytes)
+        };
+        let mut frames: Vec<ProduceFrame> = targets.iter().map(frame).collect();
+        let in_flight = shape.window.max(frames.len());
+        let mut left = bytes.div_ceil((shape.records * shape.value_bytes) as u64);
+        while 0 < left {
+            for number in 0..in_flight {
+                let turn = number % frames.len();
+                link.sender.send(frames[turn].next_batch().1).await?;
+            }
+            for _ in 0..in_flight {
+                link.receiver.receive().await?.context("the stream ended")?;
+            }
+            left = left.saturating_sub(in_flight as u64);
+        }
+        Ok(())
+    })
 }
 
 /// Producers in closed loop, each with a connection of its own.
@@ -402,13 +609,31 @@ fn on_client<F: Future<Output = Result<T>>, T: Send>(
 }
 
 pub(super) fn create_topic(broker: &Broker, cores: Cores) -> Result<Vec<Target>> {
+    create_topic_of(broker, cores, PARTITIONS)
+}
+
+/// Makes a topic with so many partitions.
+pub(super) fn create_topic_of(
+    broker: &Broker,
+    cores: Cores,
+    partitions: u32,
+) -> Result<Vec<Target>> {
     on_client(cores, || async {
         let endpoint = client_endpoint(&broker.certs())?;
         let connection = wire::connect(&endpoint, broker.address()).await?;
         let mut link = Link::to_broker(&connection).await?;
-        link.create_topic("load", PARTITIONS).await?;
-        let metadata = link.metadata("load").await?;
-        Target::of_topic(&metadata, broker.address())
+        link.create_topic(TOPIC, partitions).await?;
+        Target::of_topic(&link.metadata(TOPIC).await?, broker.address())
+    })
+}
+
+/// The partitions of the topic that was made by [`create_topic`].
+pub(super) fn find_topic(broker: &Broker, cores: Cores) -> Result<Vec<Target>> {
+    on_client(cores, || async {
+        let endpoint = client_endpoint(&broker.certs())?;
+        let connection = wire::connect(&endpoint, broker.address()).await?;
+        let mut link = Link::to_broker(&connection).await?;
+        Target::of_topic(&link.metadata(TOPIC).await?, broker.address())
     })
 }
 
@@ -426,11 +651,28 @@ async fn producers(certs: &Path, targets: &[Target], shape: Shape) -> Result<Vec
     Ok(producers)
 }
 
+/// A producer of the server that is nothing but QUIC.
+async fn bare_producer(certs: &Path, target: &Target, shape: Shape) -> Result<Producer> {
+    let connection = wire::connect(&client_endpoint(certs)?, target.address).await?;
+    let link = Link::open(&connection).await?;
+    let frame = ProduceFrame::new(target, NO_BROKER, shape.records, shape.value_bytes);
+    Ok(Producer { link, frame })
+}
+
 /// A socket from which connections are opened.
 pub fn client_endpoint(certs: &Path) -> Result<Endpoint> {
     let mut endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     endpoint.set_default_client_config(tls::client(certs)?);
     Ok(endpoint)
+}
+
+fn delivered_sample(delivered: Delivered, shape: Shape) -> Sample {
+    let mut sample = Sample::default();
+    let rate = delivered.batches as f64 / delivered.elapsed.as_secs_f64();
+    sample.set(Figure::RequestsPerS, rate);
+    sample.set(Figure::RecordsPerS, rate * shape.records as f64);
+    sample.set(Figure::MbPerS, rate * (shape.records * shape.value_bytes) as f64 / 1e6);
+    sample
 }
 
 pub(super) fn sample(tally: &Tally, shape: Shape) -> Sample {

@@ -2,13 +2,14 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use rustmq_sys::buffer::{BufferPool, Slice};
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::runtime::{self, Backend, Class, FlushPlan, Polling, RuntimeConfig};
+use rustmq_sys::sequential::{CHUNK_BYTES, CHUNKS, Sequential};
 use rustmq_sys::{cpu, fs};
 
 use super::drive::Tally;
@@ -123,6 +124,29 @@ fn block(bytes: usize) -> Result<Slice> {
     let mut buffer = pool.try_get(bytes).context("no memory for a block")?;
     buffer.fill(0x5a);
     Ok(buffer.freeze())
+}
+
+/// Reads files one after another, past the page cache, for a time or to their end. The thread that
+/// reads ahead is on the same core. Bytes, and how long it took.
+pub fn sequential(
+    paths: &[PathBuf],
+    core: Option<usize>,
+    time: Duration,
+) -> Result<(u64, Duration)> {
+    on_core(core, || {
+        let pool = BufferPool::new((CHUNKS + 1) * CHUNK_BYTES, CHUNK_BYTES);
+        let (begun, mut bytes) = (Instant::now(), 0);
+        for path in paths {
+            let file = Sequential::open(path, &pool)?;
+            while let Some(chunk) = file.next_chunk() {
+                bytes += chunk.bytes?.1 as u64;
+                if time <= begun.elapsed() {
+                    return Ok((bytes, begun.elapsed()));
+                }
+            }
+        }
+        Ok((bytes, begun.elapsed()))
+    })
 }
 
 /// Runs on a thread of its own, on this core.

@@ -88,16 +88,17 @@ pub struct Period {
 }
 
 /// All producers together are due to send `rate_per_s` requests, at even distances. A latency counts
-/// from when its request was due. `core` is where the thread that keeps the time runs.
+/// from when its request was due: the first at `start`, and one producer after the other. `core` is
+/// where the thread that keeps the time runs.
 pub async fn open_loop(
     producers: Vec<Producer>,
     rate_per_s: f64,
     period: Period,
+    start: Instant,
     core: Option<usize>,
 ) -> Result<Tally> {
-    let start = Instant::now();
     let begin = start + period.warm_up;
-    let count = ((period.warm_up + period.measured).as_secs_f64() * rate_per_s) as usize;
+    let count = open_loop_count(rate_per_s, period);
     let mut due = Vec::with_capacity(producers.len());
     let mut tasks = JoinSet::new();
     for producer in producers {
@@ -113,6 +114,11 @@ pub async fn open_loop(
     // Its receivers are gone if a producer failed, so it has ended or is about to.
     drop(pacer.join());
     tally
+}
+
+/// How many requests that is.
+pub fn open_loop_count(rate_per_s: f64, period: Period) -> usize {
+    ((period.warm_up + period.measured).as_secs_f64() * rate_per_s) as usize
 }
 
 async fn gather(mut tasks: JoinSet<Result<Tally>>, elapsed: Duration) -> Result<Tally> {

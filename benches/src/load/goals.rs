@@ -37,7 +37,7 @@ pub struct Goal {
 }
 
 /// All goals that the load generator can judge.
-pub const GOALS: [Goal; 13] = [
+pub const GOALS: [Goal; 17] = [
     Goal {
         number: "0",
         what: "the bare server, 1 KiB one at a time, p50",
@@ -133,6 +133,40 @@ pub const GOALS: [Goal; 13] = [
         bound: Bound::AtLeast(0.6),
         of_round: |round| {
             Some(round.rate("produce/1x1KiB_window_256")? / round.rate("quinn/1x1KiB_window_256")?)
+        },
+    },
+    Goal {
+        number: "6",
+        what: "a subscription at the tail, batches of 64 KiB, MB/s",
+        reference: "bare QUIC, handed on as it comes",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| Some(round.mb("consume/tail")? / round.mb("bare/tail")?),
+    },
+    Goal {
+        number: "7",
+        what: "catching up with one partition, cold, MB/s",
+        reference: "the lower of bare QUIC and the device, sequential",
+        bound: Bound::AtLeast(0.9),
+        of_round: |round| {
+            let floor = round.mb("bare/transfer")?.min(round.mb("device/sequential_4MiB")?);
+            Some(round.mb("consume/catch_up")? / floor)
+        },
+    },
+    Goal {
+        number: "7",
+        what: "catching up with one of 100 partitions of 1 KiB records, bytes read from the disk",
+        reference: "bytes delivered",
+        bound: Bound::AtMost(8.0),
+        of_round: |round| round.get("consume/catch_up_1_of_100", Figure::DiskBytesPerByte),
+    },
+    Goal {
+        number: "9",
+        what: "from 8 producers of 1 KiB at half their rate to a consumer, p50",
+        reference: "produce 1 KiB, one at a time + 1.5 x bare QUIC",
+        bound: Bound::AtMost(1.0),
+        of_round: |round| {
+            let floor = round.p50("produce/1x1KiB")? + 1.5 * round.p50("bare/1x1KiB")?;
+            Some(round.p50("open_loop/8x1KiB_consumed")? / floor)
         },
     },
     Goal {
@@ -244,6 +278,7 @@ mod tests {
             Figure::BatchesPerFlush,
             Figure::BrokerCpuUs,
             Figure::BrokerNsPerByte,
+            Figure::DiskBytesPerByte,
         ] {
             sample.set(figure, value);
         }

@@ -11,8 +11,9 @@
 //! ```
 //!
 //! In reading order: [`machine`] says where this runs, [`meter`] who used the processors,
-//! [`device`], [`bare`], [`echo`] and [`floor`] are the references, [`broker`] is the executable as a child process,
-//! [`tls`], [`wire`] and [`quic`] are what a client needs, [`client`] sends in closed and [`drive`] in open loop, [`tail`] consumes, [`cases`] are the
+//! [`device`], [`bare`], [`transfer`], [`echo`] and [`floor`] are the references, [`broker`] is the executable as a child process,
+//! [`tls`], [`wire`] and [`quic`] are what a client needs, [`client`] sends in closed and [`drive`] in open loop, [`tail`] and [`catch_up`]
+//! consume, [`end_to_end`] does both, [`cold`] is a broker that was just started, [`cases`] are the
 //! questions, [`rounds`] asks them in turn, [`goals`] hold them against one another, and [`report`] prints the answers. [`runtimes`] asks two of
 //! them of brokers on different runtimes.
 
@@ -28,6 +29,8 @@ pub mod echo;
 
 pub mod bare;
 
+pub mod transfer;
+
 pub mod floor;
 
 pub mod broker;
@@ -41,6 +44,12 @@ pub mod drive;
 pub mod client;
 
 pub mod tail;
+
+pub mod catch_up;
+
+pub mod end_to_end;
+
+pub mod cold;
 
 pub mod cases;
 

@@ -23,10 +23,10 @@ use rustmq_sys::{clock, runtime};
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
 /// Memory for datagrams that are not read yet: what they carry is read as it comes.
-const RECEIVE_BYTES: usize = 8 << 20;
+pub(super) const RECEIVE_BYTES: usize = 8 << 20;
 
 /// The largest payload that IP carries: a train of datagrams has to stay below it.
-const TRAIN_BYTES_MAX: usize = 65_507;
+pub(super) const TRAIN_BYTES_MAX: usize = 65_507;
 
 /// One end of a connection.
 pub trait Peer {
@@ -229,7 +229,7 @@ fn mark(dirty: &mut Vec<ConnectionHandle>, handle: ConnectionHandle, is_dirty: &
 }
 
 /// Waits until there are datagrams, or until this moment.
-async fn readable_or_at(socket: &UdpSocket, at: Option<Instant>) {
+pub(super) async fn readable_or_at(socket: &UdpSocket, at: Option<Instant>) {
     let mut readable = pin!(socket.readable());
     let mut timer = pin!(async {
         match at {

@@ -48,6 +48,8 @@ pub enum Figure {
     BrokerCpuUs,
     /// Processor time of the broker for each byte delivered, in nanoseconds, producing included.
     BrokerNsPerByte,
+    /// Bytes read from the disk for each byte of values delivered.
+    DiskBytesPerByte,
     /// Open loop: requests were handed to QUIC at most so late, but for 1 %.
     LateP99Us,
 }
@@ -66,6 +68,7 @@ impl Figure {
             Figure::BatchesPerFlush => "batches/flush",
             Figure::BrokerCpuUs => "broker cpu us",
             Figure::BrokerNsPerByte => "broker cpu ns/byte delivered",
+            Figure::DiskBytesPerByte => "bytes read/byte delivered",
             Figure::LateP99Us => "late p99 us",
         }
     }
@@ -167,6 +170,7 @@ pub fn run(
             tell(&format!("round {round} of {rounds}: {}", case.name));
             let mut kept = None;
             for _ in 0..TRIES_MAX {
+                bench.prepare(*case)?;
                 let meter = Meter::start(&bench.processes())?;
                 let sample = bench.run(*case, period)?;
                 if meter.read()?.foreign <= tolerance.foreign_max {

@@ -114,7 +114,8 @@ pub async fn run(
     Ok(tally)
 }
 
-async fn end_of(link: &mut Link, target: &Target) -> Result<Offset> {
+/// Where a partition ends.
+pub(super) async fn end_of(link: &mut Link, target: &Target) -> Result<Offset> {
     let head = &target.head;
     let ask = ListOffsets {
         topic: head.topic,
