@@ -17,6 +17,7 @@
 //! - `hostile`: clients that hold on to what they were given, and strangers without end.
 //! - `flood`: floods from addresses of others, in network namespaces.
 //! - `subscribe`: batches as they come, for as long as there is credit.
+//! - `read_ahead`: what the disk is asked for before a subscription is.
 //! - `pressure`: more work than the broker can do.
 //! - `bad_start`: surroundings in which a broker refuses to start, and says why.
 //! - `bad_files`: files of a newer version.
@@ -51,6 +52,8 @@ mod hostile;
 mod flood;
 
 mod subscribe;
+
+mod read_ahead;
 
 mod pressure;
 

@@ -36,7 +36,7 @@ const MEMORY_EACH_MAX: u64 = 1024;
 
 /// One answer of a subscription.
 #[derive(Debug)]
-enum Told {
+pub(crate) enum Told {
     Batches { correlation: u32, head: FetchResponseHead, offsets: Vec<(u64, u64)>, bytes: usize },
     End { code: ErrorCode, offset: u64, message: String },
 }
@@ -62,8 +62,16 @@ impl Told {
         Ok(Told::Batches { correlation, head: response.head, offsets, bytes })
     }
 
+    /// Of which subscription; an end is an error.
+    pub(crate) fn correlation(&self) -> Result<u32> {
+        match self {
+            Told::Batches { correlation, .. } => Ok(*correlation),
+            end => bail!("it ended: {end:?}"),
+        }
+    }
+
     /// The batches; an end is an error.
-    fn batches(self) -> Result<(Vec<(u64, u64)>, usize)> {
+    pub(crate) fn batches(self) -> Result<(Vec<(u64, u64)>, usize)> {
         match self {
             Told::Batches { offsets, bytes, .. } => Ok((offsets, bytes)),
             end => bail!("it ended: {end:?}"),
@@ -71,7 +79,7 @@ impl Told {
     }
 
     /// Code, offset and message of an end.
-    fn end(self) -> Result<(ErrorCode, u64, String)> {
+    pub(crate) fn end(self) -> Result<(ErrorCode, u64, String)> {
         match self {
             Told::End { code, offset, message, .. } => Ok((code, offset, message)),
             other => bail!("it goes on: {other:?}"),
@@ -80,7 +88,7 @@ impl Told {
 }
 
 /// The next answer of any subscription on the stream.
-async fn told(raw: &mut Raw) -> Result<Told> {
+pub(crate) async fn told(raw: &mut Raw) -> Result<Told> {
     let (header, body) = raw.answer().await?;
     Told::read(&header, &body)
 }
@@ -91,7 +99,7 @@ async fn told_half(receive: &mut ReceiveHalf) -> Result<Told> {
 }
 
 /// Opens a subscription to partition 0 and takes the first answer.
-async fn open(
+pub(crate) async fn open(
     raw: &mut Raw,
     topic: &TopicInfo,
     number: u32,
@@ -110,7 +118,7 @@ async fn open(
 }
 
 /// Appends batches of one record of so many bytes, one after the other.
-async fn produce(
+pub(crate) async fn produce(
     dir: &Path,
     topic: &TopicInfo,
     partition: u32,
@@ -130,7 +138,7 @@ async fn produce(
 }
 
 /// Waits until a metric has this value; the connections of the test go on meanwhile.
-async fn until_metric(broker: &Broker, name: &str, value: u64) -> Result<()> {
+pub(crate) async fn until_metric(broker: &Broker, name: &str, value: u64) -> Result<()> {
     let begun = Instant::now();
     while broker.metric(name)? != value {
         ensure!(begun.elapsed() < PATIENCE, "{name} is not {value}\n{}", broker.state());
