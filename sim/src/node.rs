@@ -13,7 +13,7 @@ use rustmq_config::BrokerConfig;
 use rustmq_protocol::frame::{FrameHeader, RequestKind};
 use rustmq_protocol::{BrokerId, CorrelationId, ErrorCode, ShardEndpoint, ShardId};
 use rustmq_server::mesh::{self, Forwarded, MeshPort, Message};
-use rustmq_server::reply::{Response, ResponseBody};
+use rustmq_server::reply::Response;
 use rustmq_server::{Body, Node as NodeSetup, NodeKeys, ShardError, ShardSetup, life};
 use rustmq_sys::runtime::{Backend, RuntimeConfig};
 use rustmq_sys::sim::World;
@@ -281,10 +281,6 @@ const TURN_NS: u64 = 2_000;
 
 impl Answer {
     fn of(response: Response) -> Self {
-        let body = match response.body {
-            ResponseBody::Small { bytes, len } => bytes[..usize::from(len)].to_vec(),
-            ResponseBody::Chunks(chunks) => chunks.concat(),
-        };
-        Self { code: response.status, body }
+        Self { code: response.status, body: response.to_vec() }
     }
 }

@@ -8,7 +8,8 @@
 
 #[cfg(feature = "count-allocations")]
 pub use counting::{
-    CountingAllocator, Counts, TRACES_MAX, count_this_thread, counts, take_traces, trace_ours,
+    CountingAllocator, Counts, TRACES_MAX, count_this_thread, counted_tag, counts, take_traces,
+    trace_ours,
 };
 
 /// On whose behalf memory is asked for.
@@ -116,6 +117,12 @@ mod counting {
     /// Counts what the calling thread asks for from now on.
     pub fn count_this_thread() {
         COUNTED.set(true);
+    }
+
+    /// On whose behalf the calling thread works, if it is counted.
+    pub fn counted_tag() -> Option<Tag> {
+        let counted = COUNTED.try_with(Cell::get).unwrap_or(false);
+        counted.then(|| TAG.with(Cell::get))
     }
 
     /// The sums over all counted threads.

@@ -1,4 +1,4 @@
-//! The bytes of a frame's body, still in the buffers that the socket filled.
+//! The bytes of a frame's body, still in the buffers that the socket filled, or the disk, or a producer.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -12,7 +12,8 @@ thread_local! {
     static FREE: RefCell<Vec<VecDeque<Bytes>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A chain of slices of receive buffers: nothing is copied until the records go into a WAL block.
+/// A chain of slices. Of receive buffers: nothing is copied until the records go into a WAL block. Or of
+/// the hot cache and of read buffers: nothing is copied until QUIC builds packets.
 ///
 /// A body may cross to another shard; the list that it leaves behind is reused by the thread that
 /// drops it.
@@ -33,6 +34,32 @@ impl Body {
     pub(crate) fn push(&mut self, chunk: Bytes) {
         self.bytes += chunk.len();
         self.chunks.push_back(chunk);
+    }
+
+    /// Is nothing in it?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// The chunks, in order.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &Bytes> {
+        self.chunks.iter()
+    }
+
+    /// The chunks side by side, for the transport, which takes from the front of them.
+    pub(crate) fn chunks_mut(&mut self) -> &mut [Bytes] {
+        self.chunks.make_contiguous()
+    }
+
+    /// Forgets what the transport took: whole chunks, and bytes of them and of the next.
+    pub(crate) fn handle_taken(&mut self, chunks: usize, bytes: usize) {
+        self.chunks.drain(..chunks);
+        self.bytes -= bytes;
+    }
+
+    /// The last chunk that has bytes.
+    pub(crate) fn last_mut(&mut self) -> Option<&mut Bytes> {
+        self.chunks.iter_mut().rfind(|chunk| !chunk.is_empty())
     }
 
     /// Bytes held.

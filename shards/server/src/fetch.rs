@@ -3,7 +3,6 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use rustmq_metadata::Operation;
 use rustmq_protocol::limits::{FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX};
 use rustmq_protocol::requests::fetch::FETCH_BYTES;
@@ -67,9 +66,9 @@ async fn serve(
             false => Found::default(),
         };
         // An answer is due when it is large enough, when it cannot grow, or when time is up.
-        let full = ask.bytes_min as usize <= found.bytes || bytes_max <= found.bytes;
+        let full = ask.bytes_min as usize <= found.bytes() || bytes_max <= found.bytes();
         let over = deadline <= clock::now() || shard.draining() || request.reply_to.is_gone();
-        if full && !found.chunks.is_empty() || over {
+        if full && !found.is_empty() || over {
             shard.metrics.borrow_mut().record(Stage::FetchRead, clock::now() - begun);
             return respond(shard, tag, found);
         }
@@ -135,10 +134,8 @@ pub(crate) fn respond(shard: &Shard, tag: u32, found: Found) -> Result<Response,
     let partitions = shard.partitions.borrow();
     let partition = partitions.get(tag).ok_or(RequestError::UnknownTopicId)?;
     let head = partition.head();
-    shard.metrics.borrow_mut().count_fetched(found.records, found.bytes);
-    let mut chunks = found.chunks;
-    chunks.insert(0, Bytes::copy_from_slice(&head.encode()));
-    Ok(Response::chunks(chunks))
+    shard.metrics.borrow_mut().count_fetched(found.records, found.bytes());
+    Ok(Response::with_front(&head.encode(), found.body))
 }
 
 fn check(request: &Request) -> Result<Fetch, RequestError> {

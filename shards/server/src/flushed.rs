@@ -1,13 +1,39 @@
 //! What changes when a block is durable: its records can be read, and their producers answered.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 
+use bytes::Bytes;
 use rustmq_engine::cache::CachedBatch;
 use rustmq_sys::buffer::Slice;
 use rustmq_wal::{BlockBuilder, EntryKind, EntryMeta, SealedBlock};
 
 use crate::shard::Shard;
 use crate::wal_writer::WalWriter;
+
+/// A batch in the hot cache.
+///
+/// The first consumer that is sent it pays for counting those who hold it, and all share that.
+pub(crate) struct Cached {
+    slice: Slice,
+    shared: OnceCell<Bytes>,
+}
+
+impl Cached {
+    fn new(slice: Slice) -> Self {
+        Self { slice, shared: OnceCell::new() }
+    }
+
+    /// The bytes, where they are.
+    pub(crate) fn slice(&self) -> &Slice {
+        &self.slice
+    }
+
+    /// A handle to the bytes for one more consumer.
+    pub(crate) fn share(&self) -> Bytes {
+        self.shared.get_or_init(|| self.slice.clone().into_bytes()).clone()
+    }
+}
 
 /// Takes note of a durable block: index, hot cache, high watermarks, and fetches and
 /// subscriptions that wait.
@@ -30,7 +56,7 @@ pub(crate) fn apply(
         let batch = CachedBatch {
             base_offset: entry.base_offset,
             end_offset: entry.end_offset(),
-            bytes: memory.slice(payload),
+            bytes: Cached::new(memory.slice(payload)),
         };
         (entry.tag, batch)
     });

@@ -12,6 +12,7 @@ use rustmq_wal::read_plan::{Want, plan};
 use rustmq_wal::segments::LiveSegment;
 use rustmq_wal::{ENTRY_HEADER_BYTES, EntryExpect, IndexPoint, decode_entry};
 
+use crate::body::Body;
 use crate::limits::{READ_RETRIES_MAX, RETRY_AFTER_MEMORY_MS};
 use crate::reply::RequestError;
 use crate::shard::Shard;
@@ -24,30 +25,38 @@ const READ_BYTES_MAX: usize = 8 << 20;
 /// Batches that were found, as they go to the consumer.
 #[derive(Default)]
 pub(crate) struct Found {
-    pub(crate) chunks: Vec<Bytes>,
-    pub(crate) bytes: usize,
+    pub(crate) body: Body,
     pub(crate) records: u64,
     /// One past the last record.
     pub(crate) end_offset: Offset,
 }
 
 impl Found {
+    /// Nothing yet, in a recycled list.
+    pub(crate) fn new() -> Self {
+        Self { body: Body::new(), ..Self::default() }
+    }
+
     /// May one more batch be added? The first always may, whatever its size.
     pub(crate) fn takes(&self, bytes: usize, bytes_max: usize) -> bool {
-        self.chunks.is_empty() || self.bytes + bytes <= bytes_max
+        self.body.is_empty() || self.bytes() + bytes <= bytes_max
     }
 
     /// Adds a batch.
     pub(crate) fn push(&mut self, batch: Batch) {
-        self.bytes += batch.bytes.len();
         self.records += batch.offsets.end.0 - batch.offsets.start.0;
         self.end_offset = batch.offsets.end;
-        self.chunks.push(batch.bytes);
+        self.body.push(batch.bytes);
+    }
+
+    /// Bytes of the batches.
+    pub(crate) fn bytes(&self) -> usize {
+        self.body.len()
     }
 
     /// Is there none?
     pub(crate) fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
+        self.body.is_empty()
     }
 }
 
@@ -71,7 +80,7 @@ pub(crate) async fn batches(
     shard.metrics.borrow_mut().counters.cache_misses += 1;
     for _ in 0..READ_RETRIES_MAX {
         if let Some(batches) = from_wal(shard, tag, offset, bytes_max).await? {
-            let mut found = Found::default();
+            let mut found = Found::new();
             batches.into_iter().for_each(|batch| found.push(batch));
             return Ok(found);
         }
@@ -130,7 +139,7 @@ pub(crate) async fn first_at_or_after(
             return Ok(None);
         }
         let found = batches(shard, tag, point.base_offset.max(log_start), 1).await?;
-        for chunk in &found.chunks {
+        for chunk in found.body.chunks() {
             let found = records(chunk)?
                 .flatten()
                 .find(|record| at <= record.timestamp && log_start <= record.offset);
@@ -146,18 +155,18 @@ fn from_cache(shard: &Shard, tag: u32, offset: Offset, bytes_max: usize) -> Opti
     let cache = shard.cache.borrow();
     // When slow consumers pin most of the block memory, what they get is a copy outside of it.
     let pressed = shard.wal_of(tag).is_ok_and(|wal| wal.is_pressed());
-    let mut found = Found::default();
+    let mut found = Found::new();
     let mut next = None;
     for batch in cache.from(tag, offset)? {
         // Offsets may have a hole where recovery found damage: the reader is told at its edge.
         let joins = next.is_none_or(|next| next == batch.base_offset);
-        if !joins || !found.takes(batch.bytes.len(), bytes_max) {
+        if !joins || !found.takes(batch.bytes.slice().len(), bytes_max) {
             break;
         }
         next = Some(batch.end_offset);
         let bytes = match pressed {
-            true => Bytes::copy_from_slice(&batch.bytes),
-            false => batch.bytes.clone().into_bytes(),
+            true => Bytes::copy_from_slice(batch.bytes.slice()),
+            false => batch.bytes.share(),
         };
         found.push(Batch { bytes, offsets: batch.base_offset..batch.end_offset });
     }

@@ -38,7 +38,7 @@ impl ReadAhead {
     /// Takes batches from the one that holds `offset` on: so many bytes of them, or one. None if they
     /// are not here; then nothing is.
     pub(crate) fn take(&mut self, offset: Offset, bytes_max: usize) -> Option<Found> {
-        let mut found = Found::default();
+        let mut found = Found::new();
         let mut next = offset;
         while let Some(part) = self.parts.front_mut() {
             let Some(batch) = part.batches.front() else {
@@ -132,9 +132,9 @@ mod tests {
         read(&budget, &mut ahead, [30]);
         assert_eq!((budget.used(), ahead.end_offset()), (2000, Some(Offset(40))));
         let found = ahead.take(Offset(5), 250).unwrap();
-        assert_eq!((found.bytes, found.end_offset), (200, Offset(20)));
+        assert_eq!((found.bytes(), found.end_offset), (200, Offset(20)));
         let found = ahead.take(Offset(20), 200).unwrap();
-        assert_eq!((found.bytes, found.end_offset), (200, Offset(40)), "of both reads");
+        assert_eq!((found.bytes(), found.end_offset), (200, Offset(40)), "of both reads");
         assert_eq!(budget.used(), 0);
         assert!(ahead.take(Offset(40), 100).is_none());
         assert!(ahead.wants_more() && ahead.end_offset().is_none());
@@ -145,7 +145,7 @@ mod tests {
         let (budget, mut ahead) = (Budget::new(1 << 20), ReadAhead::default());
         read(&budget, &mut ahead, [0, 10, 20]);
         let found = ahead.take(Offset(20), 1).unwrap();
-        assert_eq!((found.bytes, found.end_offset), (100, Offset(30)));
+        assert_eq!((found.bytes(), found.end_offset), (100, Offset(30)));
         read(&budget, &mut ahead, [30, 40]);
         assert!(ahead.take(Offset(29), 100).is_none());
         assert_eq!((ahead.bytes, budget.used()), (0, 0));

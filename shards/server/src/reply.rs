@@ -21,6 +21,7 @@ use rustmq_protocol::{
 };
 use rustmq_sys::alloc::{Tag, within};
 
+use crate::body::Body;
 use crate::budget::Charge;
 
 /// Bodies up to this size travel without an allocation: a produce response is 32 bytes.
@@ -31,114 +32,100 @@ pub const SMALL_BODY_BYTES: usize = 48;
 pub struct Response {
     /// OK, or why not.
     pub status: ErrorCode,
-    /// What follows the frame's header.
-    pub body: ResponseBody,
-}
-
-/// The body of an answer.
-#[derive(Debug)]
-pub enum ResponseBody {
-    /// A few bytes, held in place.
-    Small {
-        /// The bytes; those from `len` on mean nothing.
-        bytes: [u8; SMALL_BODY_BYTES],
-        /// How many count.
-        len: u8,
-    },
-    /// Slices of the hot cache and of read buffers.
-    Chunks(Vec<Bytes>),
+    /// The front of the body, held in place; bytes from `small_len` on mean nothing.
+    small: [u8; SMALL_BODY_BYTES],
+    small_len: u8,
+    /// What follows it: slices of the hot cache and of read buffers.
+    rest: Body,
 }
 
 impl Response {
     /// Success, with a body of at most [`SMALL_BODY_BYTES`].
     pub(crate) fn small(body: &[u8]) -> Self {
-        let mut bytes = [0; SMALL_BODY_BYTES];
-        bytes[..body.len()].copy_from_slice(body);
-        Self { status: ErrorCode::Ok, body: ResponseBody::Small { bytes, len: body.len() as u8 } }
+        Self::with_front(body, Body::default())
     }
 
-    /// Bytes of the body.
-    pub(crate) fn body_bytes(&self) -> usize {
-        match &self.body {
-            ResponseBody::Small { len, .. } => usize::from(*len),
-            ResponseBody::Chunks(chunks) => chunks.iter().map(Bytes::len).sum(),
-        }
-    }
-
-    /// Success, with a body in pieces.
-    pub(crate) fn chunks(chunks: Vec<Bytes>) -> Self {
-        Self { status: ErrorCode::Ok, body: ResponseBody::Chunks(chunks) }
+    /// Success, with a body that begins with at most [`SMALL_BODY_BYTES`] of its own.
+    pub(crate) fn with_front(front: &[u8], rest: Body) -> Self {
+        let mut small = [0; SMALL_BODY_BYTES];
+        small[..front.len()].copy_from_slice(front);
+        Self { status: ErrorCode::Ok, small, small_len: front.len() as u8, rest }
     }
 
     /// Success, with a body that `encode` appends.
     pub(crate) fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut body = Vec::new();
         encode(&mut body);
-        Self::chunks(vec![Bytes::from(body)])
+        Self::with_front(&[], Body::from(Bytes::from(body)))
+    }
+
+    /// Bytes of the body.
+    pub(crate) fn body_bytes(&self) -> usize {
+        usize::from(self.small_len) + self.rest.len()
+    }
+
+    /// The body in one piece.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut body = self.small[..usize::from(self.small_len)].to_vec();
+        body.extend(self.rest.to_vec());
+        body
     }
 }
 
 /// A framed answer on its way into a stream.
-pub(crate) enum Reply {
-    Small { bytes: [u8; FRAME_HEADER_BYTES + SMALL_BODY_BYTES], len: u8, sent: u8 },
-    Chunks { chunks: Vec<Bytes>, sent: usize, bytes: usize },
+pub(crate) struct Reply {
+    /// The frame's header and the front of its body, and how much of both the transport has.
+    front: [u8; FRAME_HEADER_BYTES + SMALL_BODY_BYTES],
+    front_len: u8,
+    sent: u8,
+    /// What the transport does not have yet.
+    rest: Body,
+    /// Of the whole frame.
+    bytes: usize,
 }
 
 impl Reply {
-    /// Frames the body of an answer.
-    pub(crate) fn frame(header: FrameHeader, body: ResponseBody) -> Self {
-        match body {
-            ResponseBody::Small { bytes: body, len } => {
-                let mut bytes = [0; FRAME_HEADER_BYTES + SMALL_BODY_BYTES];
-                let header = header.with_body_bytes(usize::from(len));
-                bytes[..FRAME_HEADER_BYTES].copy_from_slice(&header.encode());
-                bytes[FRAME_HEADER_BYTES..].copy_from_slice(&body);
-                Self::Small { bytes, len: FRAME_HEADER_BYTES as u8 + len, sent: 0 }
-            }
-            ResponseBody::Chunks(mut chunks) => {
-                let body_bytes = chunks.iter().map(Bytes::len).sum();
-                let header = header.with_body_bytes(body_bytes);
-                chunks.insert(0, Bytes::copy_from_slice(&header.encode()));
-                Self::Chunks { chunks, sent: 0, bytes: FRAME_HEADER_BYTES + body_bytes }
-            }
+    /// Frames an answer.
+    pub(crate) fn frame(header: FrameHeader, response: Response) -> Self {
+        let body_bytes = response.body_bytes();
+        let header = header.with_body_bytes(body_bytes);
+        let mut front = [0; FRAME_HEADER_BYTES + SMALL_BODY_BYTES];
+        front[..FRAME_HEADER_BYTES].copy_from_slice(&header.encode());
+        front[FRAME_HEADER_BYTES..].copy_from_slice(&response.small);
+        Self {
+            front,
+            front_len: FRAME_HEADER_BYTES as u8 + response.small_len,
+            sent: 0,
+            rest: response.rest,
+            bytes: FRAME_HEADER_BYTES + body_bytes,
         }
     }
 
     /// Charges a reply in pieces with what `charge` takes for its bytes, until the peer has
     /// acknowledged the last of them. The others are small and bounded by the requests in flight.
     pub(crate) fn charge(&mut self, charge: impl FnOnce(usize) -> Charge) {
-        let Self::Chunks { chunks, bytes, .. } = self else { return };
         // Acknowledged data is let go from the front, so the last piece goes last.
-        if let Some(last) = chunks.iter_mut().rfind(|chunk| !chunk.is_empty()) {
-            let charged = Charged { bytes: std::mem::take(last), _charge: charge(*bytes) };
+        if let Some(last) = self.rest.last_mut() {
+            let charged = Charged { bytes: std::mem::take(last), _charge: charge(self.bytes) };
             *last = Bytes::from_owner(charged);
         }
     }
 
     /// Bytes of the whole frame.
     pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::Small { len, .. } => usize::from(*len),
-            Self::Chunks { bytes, .. } => *bytes,
-        }
+        self.bytes
     }
 
     /// Writes what is left; `Blocked` means that the rest has to wait.
     pub(crate) fn write(&mut self, stream: &mut SendStream<'_>) -> Result<(), WriteError> {
-        match self {
-            Self::Small { bytes, len, sent } => {
-                while sent < len {
-                    let rest = &bytes[usize::from(*sent)..usize::from(*len)];
-                    let written = within(Tag::Quic, || stream.write(rest))?;
-                    *sent += written as u8;
-                }
-            }
-            Self::Chunks { chunks, sent, .. } => {
-                while *sent < chunks.len() {
-                    let rest = &mut chunks[*sent..];
-                    *sent += within(Tag::Quic, || stream.write_chunks(rest))?.chunks;
-                }
-            }
+        while self.sent < self.front_len {
+            let rest = &self.front[usize::from(self.sent)..usize::from(self.front_len)];
+            let written = within(Tag::Quic, || stream.write(rest))?;
+            self.sent += written as u8;
+        }
+        while !self.rest.is_empty() {
+            let written = within(Tag::Quic, || stream.write_chunks(self.rest.chunks_mut()))?;
+            self.rest.handle_taken(written.chunks, written.bytes);
         }
         Ok(())
     }
@@ -168,7 +155,7 @@ pub(crate) fn framing_error(error: &FrameError) -> Reply {
         shard: ShardId(0),
     };
     let response = message(error.code(), error.to_string());
-    Reply::frame(header.response(response.status), response.body)
+    Reply::frame(header.response(response.status), response)
 }
 
 /// Everything that a request can be told other than success.

@@ -392,7 +392,7 @@ impl Session {
 
     /// Sends an answer, for which the client is charged.
     fn answer(&self, stream: StreamId, header: FrameHeader, response: Response) {
-        let mut reply = Reply::frame(header, response.body);
+        let mut reply = Reply::frame(header, response);
         if self.answer_bytes.load(Ordering::Relaxed) == 0 {
             // From now on there is something to acknowledge.
             self.progress_at.set(clock::now());

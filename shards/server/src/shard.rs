@@ -13,7 +13,7 @@ use rustmq_config::choice::{FlushPolicy as FlushOption, WhenFull};
 use rustmq_engine::HotCache;
 use rustmq_metadata::{Image, Operation, PrincipalId, Principals, Resource, WalUuid, authorize};
 use rustmq_protocol::{BrokerId, FlushMode, ShardEndpoint, ShardId, TopicId};
-use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
+use rustmq_sys::buffer::{Buffer, BufferPool};
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::file::{self, DiskFaults};
 use rustmq_sys::runtime::{self, Class, RuntimeConfig, TaskPool};
@@ -26,6 +26,7 @@ use crate::budget::{Charge, ClientMemory};
 use crate::catalogue::{self, Catalogue};
 use crate::endpoint::Endpoint;
 use crate::error::ShardError;
+use crate::flushed::Cached;
 use crate::mesh::{self, Boot, Mesh, MeshPort, Message};
 use crate::metrics::{Gauges, Metrics, ShardSnapshot};
 use crate::notify::Notify;
@@ -114,7 +115,7 @@ pub(crate) struct Shard {
     pub(crate) memory: ClientMemory,
     pub(crate) mesh: Mesh,
     pub(crate) partitions: RefCell<Partitions>,
-    pub(crate) cache: RefCell<HotCache<Slice>>,
+    pub(crate) cache: RefCell<HotCache<Cached>>,
     pub(crate) image: RefCell<Image>,
     /// The shard that owns each WAL of this broker.
     pub(crate) owners: RefCell<BTreeMap<WalUuid, ShardId>>,

@@ -371,9 +371,9 @@ impl Subscription {
 
     fn deliver(&self, shard: &Shard, found: Found) {
         let mut progress = self.progress.get();
-        progress.handle_sent(found.end_offset, found.bytes);
+        progress.handle_sent(found.end_offset, found.bytes());
         self.progress.set(progress);
-        shard.metrics.borrow_mut().counters.bytes_subscribed += found.bytes as u64;
+        shard.metrics.borrow_mut().counters.bytes_subscribed += found.bytes() as u64;
         match fetch::respond(shard, self.tag, found) {
             Ok(response) => self.subscriber.send(response),
             Err(error) => self.end(Some(&error)),
