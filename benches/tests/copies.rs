@@ -1,20 +1,17 @@
-//! How often is a payload copied? Every copy that the process makes goes through the two functions
-//! below, which stand in for those of the C library and count the bytes that a shard's thread copies:
-//! ours, and beside them those of quinn-proto, TLS included. What the kernel copies to and from sockets
+//! How often is a payload copied? Every copy that the process makes goes through two functions that
+//! stand in for those of the C library and count the bytes that a shard's thread copies: ours, and
+//! beside them those of quinn-proto, TLS included. What the kernel copies to and from sockets
 //! is not seen, nor is what the device reads and writes, which copies nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test: what fails here fails it")]
-#![allow(unsafe_code, reason = "it stands in for memcpy and memmove, so that no copy is missed")]
+#![allow(unsafe_code, reason = "what `count_copies` stands in for is the C library's")]
 
 mod shard;
-
-use std::ffi::c_void;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustmq_benches::load::cases::client_endpoint;
 use rustmq_benches::load::wire::{self, Link, ProduceFrame, Target};
 use rustmq_protocol::{FetchResponse, Offset, RequestKind, Subscribe, batches};
-use rustmq_sys::alloc::{self, Tag};
+use rustmq_sys::alloc::{self, Copied};
 use rustmq_sys::runtime::{Backend, probe_uring};
 
 use shard::Shard;
@@ -25,12 +22,7 @@ const VALUE_BYTES: usize = 64 << 10;
 /// Batches that are produced, and again while they are consumed.
 const COUNT: usize = 100;
 
-/// What is shorter is not counted: headers, and values on their way from one function to another, of
-/// which a build without optimisation copies many. A payload comes in pieces as long as a datagram, and
-/// goes out in such.
-const PIECE_BYTES_MIN: usize = 1024;
-
-/// Of a payload's bytes, those in pieces that are shorter, and what is copied beside payloads: at most so
+/// Of a payload's bytes, those in pieces that are too short to be counted, and what is copied beside payloads: at most so
 /// large a part.
 const BESIDE: f64 = 0.1;
 
@@ -43,59 +35,13 @@ const SETS: [&str; 5] = [
     "broker.shards=1",
 ];
 
-static OURS: AtomicU64 = AtomicU64::new(0);
-static QUIC: AtomicU64 = AtomicU64::new(0);
-
-/// The C library's, for everybody in this process.
-///
-/// # Safety
-/// As that: both ranges are the caller's.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn memcpy(to: *mut c_void, from: *const c_void, bytes: usize) -> *mut c_void {
-    // SAFETY: what is asked of a copy of ranges that may overlap is less.
-    unsafe { memmove(to, from, bytes) }
-}
-
-/// The same for ranges that may overlap.
-///
-/// # Safety
-/// As that: both ranges are the caller's.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn memmove(to: *mut c_void, from: *const c_void, bytes: usize) -> *mut c_void {
-    let sum = match alloc::counted_tag() {
-        Some(Tag::Ours) if PIECE_BYTES_MIN <= bytes => Some(&OURS),
-        Some(Tag::Quic) if PIECE_BYTES_MIN <= bytes => Some(&QUIC),
-        _ => None,
-    };
-    if let Some(sum) = sum {
-        sum.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-    let (into, out_of) = (to.cast::<u8>(), from.cast::<u8>());
-    let copy = |index: usize| {
-        // SAFETY: within both ranges.
-        let (into, out_of) = unsafe { (into.add(index), out_of.add(index)) };
-        // Volatile, or the compiler makes a call of this function of the loop.
-        // SAFETY: as above.
-        unsafe { into.write_volatile(out_of.read_volatile()) };
-    };
-    let mut index = 0;
-    while index < bytes {
-        // From the end on, where the ranges overlap so that the front would be lost.
-        copy(if to.cast_const() <= from { index } else { bytes - 1 - index });
-        index += 1;
-    }
-    to
-}
+rustmq_sys::count_copies!();
 
 /// Bytes copied, of ours and of quinn-proto's, as parts of so many batches.
-fn copied(before: (u64, u64), count: usize) -> (f64, f64) {
+fn copied(before: Copied, count: usize) -> (f64, f64) {
     let payload = (count * VALUE_BYTES) as f64;
-    let (ours, quic) = sums();
-    ((ours - before.0) as f64 / payload, (quic - before.1) as f64 / payload)
-}
-
-fn sums() -> (u64, u64) {
-    (OURS.load(Ordering::Relaxed), QUIC.load(Ordering::Relaxed))
+    let now = alloc::copied();
+    ((now.ours - before.ours) as f64 / payload, (now.quic - before.quic) as f64 / payload)
 }
 
 // One test, because the counts are of the whole process.
@@ -142,21 +88,21 @@ async fn count(shard: &Shard) -> [(f64, f64); 3] {
     let producer = link.init_producer().await.unwrap();
     let mut frame = ProduceFrame::new(&target, producer, 1, VALUE_BYTES);
 
-    let before = sums();
+    let before = alloc::copied();
     for _ in 0..COUNT {
         produce(&mut link, &mut frame).await;
     }
     let produced = copied(before, COUNT);
 
     let mut consumer = subscribe(&connection, &target, COUNT).await;
-    let before = sums();
+    let before = alloc::copied();
     for number in COUNT..2 * COUNT {
         produce(&mut link, &mut frame).await;
         assert_eq!(take(&mut consumer, number).await, number + 1);
     }
     let tailed = copied(before, COUNT);
 
-    let before = sums();
+    let before = alloc::copied();
     let mut consumer = subscribe(&connection, &target, 0).await;
     let mut next = 0;
     while next < COUNT {

@@ -1,6 +1,8 @@
 //! Counts what marked threads ask of the allocator, and on whose behalf: the proof that the path of
 //! a record allocates nothing of ours.
 //!
+//! And how many bytes they copy: `count_copies`.
+//!
 //! Code that calls into somebody else's state machine says so with a [`scope`]. Without the feature
 //! `count-allocations` a scope is nothing and is compiled to nothing. With it, a test binary makes
 //! `CountingAllocator` its global allocator, calls `count_this_thread` on the thread that it is
@@ -8,8 +10,8 @@
 
 #[cfg(feature = "count-allocations")]
 pub use counting::{
-    CountingAllocator, Counts, TRACES_MAX, count_this_thread, counted_tag, counts, take_traces,
-    trace_ours,
+    COPY_BYTES_MIN, Copied, CountingAllocator, Counts, TRACES_MAX, copied, copy, count_this_thread,
+    counts, take_traces, trace_ours,
 };
 
 /// On whose behalf memory is asked for.
@@ -119,10 +121,77 @@ mod counting {
         COUNTED.set(true);
     }
 
-    /// On whose behalf the calling thread works, if it is counted.
-    pub fn counted_tag() -> Option<Tag> {
-        let counted = COUNTED.try_with(Cell::get).unwrap_or(false);
-        counted.then(|| TAG.with(Cell::get))
+    /// 1024: copies that are shorter are not counted. They are headers, and values on their way from one
+    /// function to another, of which a build without optimisation copies many. A payload comes in
+    /// pieces as long as a datagram, and leaves in such.
+    pub const COPY_BYTES_MIN: usize = 1024;
+
+    /// Bytes that the counted threads have copied since the start, in the binary that says
+    /// [`count_copies`](crate::count_copies).
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub struct Copied {
+        /// On our own behalf.
+        pub ours: u64,
+        /// By the QUIC state machine.
+        pub quic: u64,
+    }
+
+    static OURS_COPIED: AtomicU64 = AtomicU64::new(0);
+    static QUIC_COPIED: AtomicU64 = AtomicU64::new(0);
+
+    /// What has been copied.
+    pub fn copied() -> Copied {
+        // Relaxed: as in `counts`.
+        Copied {
+            ours: OURS_COPIED.load(Ordering::Relaxed),
+            quic: QUIC_COPIED.load(Ordering::Relaxed),
+        }
+    }
+
+    /// `memmove`, which counts for the threads that asked for it.
+    ///
+    /// # Safety
+    /// Both ranges are the caller's, to read and to write.
+    pub unsafe fn copy(to: *mut u8, from: *const u8, bytes: usize) {
+        // A thread at its very end has no marks any more, and is not counted.
+        if COPY_BYTES_MIN <= bytes && COUNTED.try_with(Cell::get).unwrap_or(false) {
+            let sum = match TAG.with(Cell::get) {
+                Tag::Ours => &OURS_COPIED,
+                Tag::Quic => &QUIC_COPIED,
+            };
+            sum.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        let forwards = to.cast_const() <= from;
+        for step in 0..bytes {
+            // From the end on, where the ranges overlap so that the front would be lost.
+            let index = if forwards { step } else { bytes - 1 - step };
+            // Volatile, or the compiler makes a call of `memcpy` of this loop.
+            // SAFETY: within what the caller may read.
+            let byte = unsafe { from.wrapping_add(index).read_volatile() };
+            // SAFETY: within what the caller may write.
+            unsafe { to.wrapping_add(index).write_volatile(byte) };
+        }
+    }
+
+    /// Makes every copy of the binary that says this go through [`copy`], whoever makes it: it defines
+    /// `memcpy` and `memmove`, which come before those of the C library. Copies take many times as long.
+    #[macro_export]
+    macro_rules! count_copies {
+        () => {
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, bytes: usize) -> *mut u8 {
+                // SAFETY: the caller promises more than that.
+                unsafe { $crate::alloc::copy(to, from, bytes) };
+                to
+            }
+
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, bytes: usize) -> *mut u8 {
+                // SAFETY: the caller promises that.
+                unsafe { $crate::alloc::copy(to, from, bytes) };
+                to
+            }
+        };
     }
 
     /// The sums over all counted threads.
