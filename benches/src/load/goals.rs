@@ -37,7 +37,7 @@ pub struct Goal {
 }
 
 /// All goals that the load generator can judge.
-pub const GOALS: [Goal; 17] = [
+pub const GOALS: [Goal; 18] = [
     Goal {
         number: "0",
         what: "the bare server, 1 KiB one at a time, p50",
@@ -167,6 +167,16 @@ pub const GOALS: [Goal; 17] = [
         of_round: |round| {
             let floor = round.p50("produce/1x1KiB")? + 1.5 * round.p50("bare/1x1KiB")?;
             Some(round.p50("open_loop/8x1KiB_consumed")? / floor)
+        },
+    },
+    Goal {
+        number: "8",
+        what: "10 subscriptions at the tail, broker CPU per byte delivered",
+        reference: "one subscription",
+        bound: Bound::AtMost(1.1),
+        of_round: |round| {
+            let ns = |case| round.get(case, Figure::BrokerNsPerByte);
+            Some(ns("consume/tail_x10")? / ns("consume/tail")?)
         },
     },
     Goal {
