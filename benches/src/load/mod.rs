@@ -12,8 +12,9 @@
 //!
 //! In reading order: [`machine`] says where this runs, [`meter`] who used the processors,
 //! [`device`], [`bare`], [`echo`] and [`floor`] are the references, [`broker`] is the executable as a child process,
-//! [`tls`], [`wire`] and [`quic`] are what a client needs, [`client`] sends in closed and [`drive`] in open loop, [`tail`] consumes, [`cases`] are the
-//! questions, [`rounds`] asks them in turn, [`goals`] hold them against one another, and [`report`] prints the answers. [`runtimes`] asks two of
+//! [`tls`], [`wire`] and [`quic`] are what a client needs, [`client`] sends in closed and [`drive`] in open loop, [`tail`] consumes,
+//! [`standing`] asks what it costs that something is there, [`cases`] are the questions, [`rounds`] asks them in turn, [`goals`] hold
+//! them against one another, and [`report`] prints the answers. [`runtimes`] asks two of
 //! them of brokers on different runtimes.
 
 pub mod machine;
@@ -41,6 +42,16 @@ pub mod drive;
 pub mod client;
 
 pub mod tail;
+
+mod partitions;
+
+mod crowd;
+
+mod starts;
+
+mod hop;
+
+pub mod standing;
 
 pub mod cases;
 

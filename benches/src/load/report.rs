@@ -20,8 +20,15 @@ const COLUMNS: [Figure; 6] = [
 ];
 
 /// What only some cases have.
-const NOTES: [Figure; 4] =
-    [Figure::BatchesPerFlush, Figure::BrokerCpuUs, Figure::BrokerNsPerByte, Figure::LateP99Us];
+const NOTES: [Figure; 7] = [
+    Figure::BatchesPerFlush,
+    Figure::BrokerCpuUs,
+    Figure::BrokerNsPerByte,
+    Figure::MemoryKib,
+    Figure::ShardCpuPercent,
+    Figure::ShardCpuUs,
+    Figure::LateP99Us,
+];
 
 /// How a run was made.
 #[derive(Debug, Clone)]

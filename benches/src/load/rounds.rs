@@ -48,6 +48,12 @@ pub enum Figure {
     BrokerCpuUs,
     /// Processor time of the broker for each byte delivered, in nanoseconds, producing included.
     BrokerNsPerByte,
+    /// Kibibytes in memory: of all, or of each.
+    MemoryKib,
+    /// Processor time of a shard, as a part of one core in per cent.
+    ShardCpuPercent,
+    /// Processor time of a shard for one of what was asked.
+    ShardCpuUs,
     /// Open loop: requests were handed to QUIC at most so late, but for 1 %.
     LateP99Us,
 }
@@ -66,6 +72,9 @@ impl Figure {
             Figure::BatchesPerFlush => "batches/flush",
             Figure::BrokerCpuUs => "broker cpu us",
             Figure::BrokerNsPerByte => "broker cpu ns/byte delivered",
+            Figure::MemoryKib => "memory KiB",
+            Figure::ShardCpuPercent => "shard cpu %",
+            Figure::ShardCpuUs => "shard cpu us",
             Figure::LateP99Us => "late p99 us",
         }
     }
@@ -167,6 +176,7 @@ pub fn run(
             tell(&format!("round {round} of {rounds}: {}", case.name));
             let mut kept = None;
             for _ in 0..TRIES_MAX {
+                bench.prepare(*case)?;
                 let meter = Meter::start(&bench.processes())?;
                 let sample = bench.run(*case, period)?;
                 if meter.read()?.foreign <= tolerance.foreign_max {

@@ -16,7 +16,7 @@ use rustmq_protocol::{ShardId, TopicId};
 use rustmq_sys::channel::{self, Receiver, Sender};
 use rustmq_sys::clock;
 use rustmq_sys::doorbell::{Bell, Doorbell};
-use rustmq_sys::runtime;
+use rustmq_sys::runtime::{self, Class};
 use rustmq_sys::udp::DatagramMeta;
 
 use crate::body::Body;
@@ -27,7 +27,7 @@ use crate::metrics::{ShardSnapshot, Stage};
 use crate::reply::{RequestError, Response};
 use crate::session::{ClientReply, ReplyTo, Request};
 use crate::shard::Shard;
-use crate::{catalogue, session};
+use crate::{catalogue, metrics, session};
 
 /// What one thread tells another.
 pub enum Message {
@@ -376,8 +376,7 @@ fn handle(shard: &Rc<Shard>, message: Message) {
             shard.mesh.send(ShardId(0), Message::StillNamed { topics, ticket });
         }
         Message::Scrape => {
-            let snapshot = Box::new(shard.snapshot());
-            shard.mesh.send_control(Message::Scraped(snapshot));
+            runtime::spawn(Class::Background, metrics::scrape(Rc::clone(shard)));
         }
         Message::Boot(boot) => shard.boot.put(*boot),
         Message::Serve => shard.may_serve.notify(),
