@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
+use hdrhistogram::Histogram;
 use rustmq_metadata::{Command, Image, PrincipalId, WalUuid};
 use rustmq_protocol::frame::FrameHeader;
 use rustmq_protocol::{ShardId, TopicId};
@@ -77,8 +78,9 @@ pub enum Message {
         /// The ticket of the question.
         ticket: u64,
     },
-    /// Control → shard: send a copy of your metrics.
-    Scrape,
+    /// Control → shard: send a copy of your metrics; in these histograms of an earlier one, if there
+    /// are any.
+    Scrape(Vec<Histogram<u64>>),
     /// Shard → control: the copy.
     Scraped(Box<ShardSnapshot>),
     /// Shard → control: serving now.
@@ -375,8 +377,8 @@ fn handle(shard: &Rc<Shard>, message: Message) {
             let topics = shard.named_topics(topics);
             shard.mesh.send(ShardId(0), Message::StillNamed { topics, ticket });
         }
-        Message::Scrape => {
-            runtime::spawn(Class::Background, metrics::scrape(Rc::clone(shard)));
+        Message::Scrape(spare) => {
+            runtime::spawn(Class::Background, metrics::scrape(Rc::clone(shard), spare));
         }
         Message::Boot(boot) => shard.boot.put(*boot),
         Message::Serve => shard.may_serve.notify(),

@@ -72,7 +72,7 @@ fn those_who_scrape_at_once_share_one_answer() {
                 control.turn().await.unwrap();
             }
             for shard in [1, 0] {
-                assert!(matches!(shards.heard(shard), Some(Message::Scrape)));
+                assert!(matches!(shards.heard(shard), Some(Message::Scrape(_))));
                 assert!(shards.heard(shard).is_none(), "asked once");
                 shards.tell(shard, Message::Scraped(Box::new(snapshot(shard))));
             }
@@ -103,7 +103,7 @@ fn a_silent_shard_is_left_out_and_not_asked_again() {
             assert_eq!(scrape.snapshots.len(), 1);
             assert_eq!(scrape.silent, [ShardId(1)]);
         }
-        assert!(matches!(shards.heard(1), Some(Message::Scrape)));
+        assert!(matches!(shards.heard(1), Some(Message::Scrape(_))));
         assert!(shards.heard(1).is_none());
         // Its late answer is one to the next scrape.
         let (sender, receiver) = oneshot::channel();
