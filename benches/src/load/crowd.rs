@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use quinn::{Connection, Endpoint};
@@ -17,11 +18,17 @@ use rustmq_sys::cpu;
 /// Handshakes at once: what they are sent fits into a socket's buffer of the usual size.
 const HANDSHAKES: usize = 16;
 
+/// As the Rust client has it: it shows that it is alive every 3.3 s.
+pub(super) const SILENCE: Duration = Duration::from_secs(10);
+
+/// As long as brokers allow by default: for more connections than one core can keep alive otherwise.
+pub(super) const LONG_SILENCE: Duration = Duration::from_secs(30);
+
 /// Attempts at one connection. Some packets are lost when thousands come at once.
 const ATTEMPTS: usize = 3;
 
 /// A client that holds connections to one broker, on a thread and a socket of its own. Each has said
-/// Hello on a stream that stays open, and gives signs of life as the Rust client does.
+/// Hello on a stream that stays open, and shows that it is alive.
 #[derive(Debug)]
 pub(super) struct Crowd {
     asks: Option<mpsc::Sender<Ask>>,
@@ -33,7 +40,12 @@ type Ask = (usize, oneshot::Sender<Result<()>>);
 
 impl Crowd {
     /// A crowd of nobody.
-    pub(super) fn new(address: SocketAddr, certs: &Path, core: Option<usize>) -> Result<Crowd> {
+    pub(super) fn new(
+        address: SocketAddr,
+        certs: &Path,
+        core: Option<usize>,
+        silence_max: Duration,
+    ) -> Result<Crowd> {
         let (asks, mut asked) = mpsc::channel::<Ask>(1);
         let certs = certs.to_owned();
         let thread = std::thread::Builder::new().name("crowd".to_owned()).spawn(move || {
@@ -44,7 +56,8 @@ impl Crowd {
             let runtime = runtime::Builder::new_current_thread().enable_all().build();
             let Ok(runtime) = runtime else { return };
             runtime.block_on(async {
-                let mut held = Held { address, certs, endpoint: None, members: Vec::new() };
+                let mut held =
+                    Held { address, certs, silence_max, endpoint: None, members: Vec::new() };
                 while let Some((count, done)) = asked.recv().await {
                     // Whoever asked may have given up.
                     drop(done.send(held.hold(count).await));
@@ -83,6 +96,7 @@ async fn join(endpoint: &Endpoint, address: SocketAddr) -> Result<(Connection, L
 struct Held {
     address: SocketAddr,
     certs: PathBuf,
+    silence_max: Duration,
     endpoint: Option<Endpoint>,
     members: Vec<(Connection, Link)>,
 }
@@ -94,7 +108,7 @@ impl Held {
         }
         if self.members.len() < count && self.endpoint.is_none() {
             let mut endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-            endpoint.set_default_client_config(tls::idle_client(&self.certs)?);
+            endpoint.set_default_client_config(tls::idle_client(&self.certs, self.silence_max)?);
             self.endpoint = Some(endpoint);
         }
         let Some(endpoint) = &self.endpoint else { return Ok(()) };

@@ -12,7 +12,7 @@ use rustmq_sys::cpu;
 
 use super::broker::Broker;
 use super::cases::{Shape, WAL_SETS, client_endpoint, fill, on_client, produce, sample, topic_of};
-use super::crowd::Crowd;
+use super::crowd::{Crowd, LONG_SILENCE, SILENCE};
 use super::drive::{Period, Tally};
 use super::hop;
 use super::machine::Cores;
@@ -152,7 +152,8 @@ impl Standing {
                 if self.gathering.is_none() {
                     let host = self.host(8, &["network.connections_max=20000"])?;
                     let certs = host.broker.certs();
-                    let crowd = Crowd::new(host.broker.address(), &certs, self.cores.client)?;
+                    let crowd =
+                        Crowd::new(host.broker.address(), &certs, self.cores.client, SILENCE)?;
                     self.gathering = Some((crowd, host));
                 }
                 let mut gathering = self.gathering.iter();
@@ -260,7 +261,7 @@ impl Standing {
         let count = self.sizes.connections;
         let most = format!("network.connections_max={}", count + 1);
         let broker = self.start_broker(self.poll, &[&most])?;
-        let crowd = Crowd::new(broker.address(), &broker.certs(), self.cores.client)?;
+        let crowd = Crowd::new(broker.address(), &broker.certs(), self.cores.client, LONG_SILENCE)?;
         // What the first of them brings about is not theirs.
         crowd.hold(10)?;
         let before = meter::resident_bytes(broker.process())?;
@@ -273,7 +274,7 @@ impl Standing {
 
     fn idle(&mut self, poll: Poll, connections: usize, period: Period) -> Result<Sample> {
         let broker = self.start_broker(poll, &[])?;
-        let crowd = Crowd::new(broker.address(), &broker.certs(), self.cores.client)?;
+        let crowd = Crowd::new(broker.address(), &broker.certs(), self.cores.client, SILENCE)?;
         crowd.hold(connections)?;
         std::thread::sleep(SETTLED);
         let time = period.measured.max(IDLE_MIN);

@@ -25,13 +25,12 @@ pub fn client(certs: &Path) -> Result<quinn::ClientConfig> {
     client_with(certs, transport())
 }
 
-/// The same client at rest, as the Rust client has it: 10 s of silence end a connection, and a third of
-/// that passes between two signs of life.
-pub fn idle_client(certs: &Path) -> Result<quinn::ClientConfig> {
+/// The same client at rest: so much silence ends a connection, and a third of that passes between two
+/// signs of life.
+pub fn idle_client(certs: &Path, silence_max: Duration) -> Result<quinn::ClientConfig> {
     let mut transport = transport();
-    let timeout = Duration::from_secs(10);
-    transport.max_idle_timeout(Some(timeout.try_into().context("10 s are allowed")?));
-    transport.keep_alive_interval(Some(timeout / 3));
+    transport.max_idle_timeout(Some(silence_max.try_into().context("too long a silence")?));
+    transport.keep_alive_interval(Some(silence_max / 3));
     client_with(certs, transport)
 }
 
