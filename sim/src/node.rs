@@ -200,7 +200,7 @@ impl Node {
         self.scraped.clear();
         for shard in 0..self.shards.len() {
             let sender = self.control.senders[shard].as_mut().expect("a ring to each shard");
-            let pushed = sender.try_push(Message::Scrape);
+            let pushed = sender.try_push(Message::Scrape(Vec::new()));
             assert!(pushed.is_ok(), "one scrape is out at a time");
             self.control.bells[shard].ring();
         }

@@ -22,7 +22,7 @@ fn the_same_seed_gives_the_same_trace_in_another_process_of_events() {
         // What came before must not matter.
         let mut used = Simulator::new(options(dishonest));
         // The third one has everything that a disk may do at once, the others but one a network.
-        for seed in [3, 11, 35, 8, 12] {
+        for seed in [3, 11, 35, 16, 12] {
             let first = Simulator::new(options(dishonest)).run(seed).expect("nothing is found");
             let second = used.run(seed).expect("nothing is found");
             assert_eq!(first, second, "seed {seed}");

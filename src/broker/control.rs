@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use hdrhistogram::Histogram;
 use rustmq_protocol::ShardId;
 use rustmq_server::mesh::{MeshPort, Message};
 use rustmq_server::metrics::ShardSnapshot;
@@ -59,6 +60,14 @@ pub(super) struct Scrape {
     pub(super) silent: Vec<ShardId>,
 }
 
+impl Scrape {
+    /// The histograms of a shard, if it answered.
+    fn take_stages(&mut self, id: ShardId) -> Vec<Histogram<u64>> {
+        let snapshot = self.snapshots.iter_mut().find(|snapshot| snapshot.shard == id);
+        snapshot.map(|snapshot| std::mem::take(&mut snapshot.stages)).unwrap_or_default()
+    }
+}
+
 /// How other tasks of this thread ask the control thread.
 #[derive(Clone)]
 pub(super) struct ControlHandle {
@@ -75,6 +84,8 @@ pub(super) struct Control {
     ended: mpsc::Receiver<Ended>,
     scrapes: mpsc::Receiver<oneshot::Sender<Arc<Scrape>>>,
     round: Option<Round>,
+    /// The last scrape: once nobody reads it any more, the next one is made in its memory.
+    last: Arc<Scrape>,
     status: watch::Sender<Status>,
     trouble: watch::Sender<Vec<String>>,
     handle: ControlHandle,
@@ -137,6 +148,7 @@ impl Control {
             ended,
             scrapes,
             round: None,
+            last: Arc::default(),
             status,
             trouble,
             handle: ControlHandle {
@@ -275,11 +287,12 @@ impl Control {
 
     fn begin_scrape(&mut self, waiting: oneshot::Sender<Arc<Scrape>>) {
         let round = self.round.get_or_insert_with(|| {
-            for shard in &mut self.shards {
+            let mut last = Arc::try_unwrap(std::mem::take(&mut self.last)).unwrap_or_default();
+            for (shard, id) in self.shards.iter_mut().zip(0..) {
                 // One that has not answered the last scrape will answer this one with it.
                 if !shard.asked && !shard.ended {
                     shard.asked = true;
-                    shard.send(Message::Scrape);
+                    shard.send(Message::Scrape(last.take_stages(ShardId(id))));
                 }
             }
             let deadline = Instant::now() + SCRAPE_TIMEOUT;
@@ -305,6 +318,7 @@ impl Control {
         scrape.silent =
             (0..).map(ShardId).take(self.shards.len()).filter(|id| !answered(*id)).collect();
         let scrape = Arc::new(scrape);
+        self.last = Arc::clone(&scrape);
         for waiting in waiting {
             // Whoever asked may have left.
             let _ = waiting.send(Arc::clone(&scrape));

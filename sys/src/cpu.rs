@@ -148,9 +148,42 @@ pub fn topology() -> Vec<CorePlace> {
     available_cores().into_iter().map(place).collect()
 }
 
+/// Processor time that a process has used so far: all its threads, those that have ended and those of
+/// the kernel for its rings included. To the nanosecond where the kernel keeps it so. Fails for a
+/// process that is gone.
+pub fn process_time(process: u32) -> io::Result<Duration> {
+    let gone = || io::Error::new(io::ErrorKind::NotFound, format!("no process {process}"));
+    let process = libc::pid_t::try_from(process).map_err(|_| gone())?;
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: writes one clock id.
+    if unsafe { libc::clock_getcpuclockid(process, &raw mut clock) } != 0 {
+        return Err(gone());
+    }
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one time.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let seconds = u64::try_from(time.tv_sec).map_err(|_| gone())?;
+    Ok(Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_of_a_process_grows_with_its_work_and_none_is_told_of_one_that_is_gone() {
+        let before = process_time(std::process::id()).expect("this process is here");
+        let work = (0..1_000_000u64).fold(0, |sum, next| std::hint::black_box(sum ^ next));
+        std::hint::black_box(work);
+        let after = process_time(std::process::id()).expect("this process is here");
+        assert!(before < after, "{before:?} {after:?}");
+        assert!(process_time(u32::MAX).is_err());
+        let mut child = std::process::Command::new("true").spawn().expect("there is `true`");
+        child.wait().expect("it ends");
+        assert!(process_time(child.id()).is_err());
+    }
 
     fn current_mask() -> Vec<usize> {
         let cores = core_affinity::get_core_ids().expect("the mask can be read");

@@ -211,6 +211,46 @@ async fn read_all(data_dir: &Path) -> Result<usize> {
     Ok(count)
 }
 
+/// Clients that come at once, in waves of this many.
+const WAVE: usize = 20;
+
+on_each_backend! {
+    /// Those who only say Hello and show that they are alive do not keep others out: nobody's first
+    /// packet is dropped while the shard has nothing else to do.
+    fn a_crowd_of_silent_clients_is_let_in_at_once(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?.shards(1).set("wal.capacity_bytes", "64MiB");
+        let broker = node.start()?;
+        let dir = node.data_dir();
+        client::runtime()?.block_on(async {
+            let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
+            let mut held = Vec::new();
+            for _ in 0..5 {
+                let mut coming = Vec::new();
+                for _ in 0..WAVE {
+                    let (endpoint, dir) = (endpoint.clone(), dir.to_owned());
+                    let config = raw::tenacious_client(&dir)?;
+                    coming.push(tokio::spawn(async move {
+                        Raw::greeted_from(&endpoint, &dir, config).await
+                    }));
+                }
+                for one in coming {
+                    held.push(client::bounded("a connection", one).await???);
+                }
+            }
+            let open = broker.metric("rustmq_connections")?;
+            ensure!(open == 5 * WAVE as u64, "{open} are connected");
+            let dropped = broker.metric("rustmq_first_packets_dropped_total")?;
+            ensure!(dropped == 0, "{dropped} first packets were dropped");
+            anyhow::Ok(())
+        })?;
+        // Every scrape says how long its slices kept the shard from these.
+        let slices = broker.metric_with("rustmq_stage_latency_seconds_count", "stage=\"scrape\"")?;
+        ensure!(2 <= slices, "{slices} slices of two scrapes");
+        broker.stop()
+    }
+}
+
 on_each_backend! {
     fn limits_of_connections_streams_and_silence_hold(backend: Backend) -> Result<()> {
         let _machine = machine::shared();

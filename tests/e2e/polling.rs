@@ -33,13 +33,12 @@ on_each_backend! {
             sent.sort();
             ensure!(read == sent, "{poll}: {} of {} lines", read.len(), sent.len());
 
-            let measure = || -> Result<(f64, f64)> {
-                let polled = broker.metric_seconds("rustmq_runtime_polled_seconds_total")?;
-                Ok((polled, broker.metric_seconds("rustmq_runtime_seconds_total")?))
-            };
-            let (polled, running) = measure()?;
+            let names =
+                ["rustmq_runtime_polled_seconds_total", "rustmq_runtime_seconds_total"];
+            let measure = || broker.metrics_seconds(names);
+            let [polled, running] = measure()?;
             thread::sleep(WATCH);
-            let (polled_after, running_after) = measure()?;
+            let [polled_after, running_after] = measure()?;
             let part = (polled_after - polled) / (running_after - running);
             machine::note(&format!("idle, {poll}, {}: {part:.4} polled", backend.name()));
             ensure!(idle.contains(&part), "{poll}: {part} of the idle time was polled");

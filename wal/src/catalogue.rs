@@ -25,7 +25,7 @@ pub mod open;
 pub use layout::{
     CATALOGUE_BYTES_DEFAULT, CATALOGUE_BYTES_MAX, CATALOGUE_BYTES_MIN, CatalogueFile,
 };
-pub use open::{CatalogueError, CatalogueLog, FileError, open_catalogue};
+pub use open::{CatalogueError, CatalogueLog, FileError, newer_file, open_catalogue, open_newer};
 pub use writer::{CataloguePlan, CatalogueWrite, CatalogueWriter, CommandEffect};
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use rustmq_benches::load::drive::Period;
 use rustmq_benches::load::machine::{Cores, Machine};
 use rustmq_benches::load::report::{self, Run};
 use rustmq_benches::load::rounds::{self, Tolerance};
+use rustmq_benches::load::standing::Sizes;
 use rustmq_config::Poll;
 
 /// Latency and throughput of a broker, beside its references
@@ -48,6 +49,12 @@ struct Args {
     /// What broker and bare server do when idle: adaptive, sleep or busy
     #[arg(long, value_enum, default_value_t = PollArg::Adaptive)]
     poll: PollArg,
+    /// Silent connections whose memory is measured; the goal is for 50000
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    silent: usize,
+    /// GiB of the log behind the start with 1,000 topics; the goal is for 10
+    #[arg(long, value_name = "GIB", default_value_t = 1)]
+    start_gib: u64,
     /// Sets an option of the broker; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     sets: Vec<String>,
@@ -89,6 +96,7 @@ fn main() -> Result<()> {
     ensure!(0.0 < args.seconds, "--seconds {}: it must be above 0", args.seconds);
     ensure!(0 < args.rounds, "--rounds 0: at least 1");
     ensure!(args.rate.is_none_or(|rate| 0.0 < rate), "--rate: it must be above 0");
+    ensure!(100 <= args.silent, "--silent {}: at least 100", args.silent);
     let binary = match args.binary {
         Some(binary) => binary,
         None => broker::beside_this_program()?,
@@ -106,8 +114,9 @@ fn main() -> Result<()> {
     let machine = Machine::examine(dir.path())?;
     let cores = Cores::choose();
     eprintln!("starting the brokers and filling the WAL");
-    let mut bench =
-        Bench::start(&binary, dir.path(), cores, args.poll.into(), &args.sets, args.rate)?;
+    let poll = args.poll.into();
+    let sizes = Sizes { connections: args.silent, start_bytes: args.start_gib << 30 };
+    let mut bench = Bench::start(&binary, dir.path(), cores, poll, &args.sets, args.rate, sizes)?;
     let period = Period { warm_up: WARM_UP, measured: Duration::from_secs_f64(args.seconds) };
     let foreign_max = args.foreign_max / 100.0;
     let tolerance = Tolerance { foreign_max, patience: Duration::from_secs(args.patience) };

@@ -8,9 +8,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
 
 /// The longest that a start may take.
 const START_MAX: Duration = Duration::from_secs(60);
+
+/// How often a restarted broker is looked for: far below what a start takes.
+const RESTART_LOOK: Duration = Duration::from_micros(100);
 
 /// The longest that one answer of the admin port may take.
 const ADMIN_MAX: Duration = Duration::from_secs(10);
@@ -40,6 +45,12 @@ impl Broker {
     /// Starts `rustmq dev` with one shard on a directory that is made for it, and waits until it
     /// serves.
     pub fn start(binary: &Path, dir: &Path, sets: &[&str]) -> Result<Broker> {
+        let mut broker = Broker::spawn(binary, dir, sets)?;
+        broker.wait_until_ready()?;
+        Ok(broker)
+    }
+
+    fn spawn(binary: &Path, dir: &Path, sets: &[&str]) -> Result<Broker> {
         fs::create_dir_all(dir)?;
         let log = File::create(dir.join("output.log"))?;
         let mut command = Command::new(binary);
@@ -51,8 +62,23 @@ impl Broker {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("starting {}", binary.display()))?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut broker = Broker { child, dir: dir.to_owned(), address: nowhere, admin: nowhere };
-        broker.wait_until_ready()?;
+        Ok(Broker { child, dir: dir.to_owned(), address: nowhere, admin: nowhere })
+    }
+
+    /// Starts an executable on a directory where one served before, and returns when it has written
+    /// down where it serves: as soon as a client can know.
+    pub fn restart(binary: &Path, dir: &Path, sets: &[&str]) -> Result<Broker> {
+        let data = dir.join("data");
+        for name in ["address", "admin-address"] {
+            // What the one before wrote, if it was killed.
+            drop(fs::remove_file(data.join(name)));
+        }
+        let mut broker = Broker::spawn(binary, dir, sets)?;
+        let begun = Instant::now();
+        while !broker.knows_addresses() {
+            ensure!(begun.elapsed() < START_MAX, "the broker does not serve:\n{}", broker.output());
+            std::thread::sleep(RESTART_LOOK);
+        }
         Ok(broker)
     }
 
@@ -84,6 +110,17 @@ impl Broker {
         sum_of(&text, name).with_context(|| format!("/metrics has no {name}"))
     }
 
+    /// One answer of `/metrics`.
+    pub fn scrape(&self) -> Result<String> {
+        self.get("/metrics")
+    }
+
+    /// The histogram of a stage over all shards since the start, in nanoseconds.
+    pub fn stage(&self, name: &str) -> Result<Histogram<u64>> {
+        let answer = self.get(&format!("/metrics/hdr/{name}"))?;
+        histogram(&answer).with_context(|| format!("understanding the histogram of {name}"))
+    }
+
     fn wait_until_ready(&mut self) -> Result<()> {
         let begun = Instant::now();
         while !self.is_ready() {
@@ -99,6 +136,11 @@ impl Broker {
     }
 
     fn is_ready(&mut self) -> bool {
+        self.knows_addresses() && self.get("/readyz").is_ok()
+    }
+
+    /// Have both addresses been written?
+    fn knows_addresses(&mut self) -> bool {
         let read = |name: &str| fs::read_to_string(self.dir.join("data").join(name)).ok();
         let parse = |text: String| text.trim().parse().ok();
         let (Some(address), Some(admin)) =
@@ -108,7 +150,7 @@ impl Broker {
         };
         self.address = address;
         self.admin = admin;
-        self.get("/readyz").is_ok()
+        true
     }
 
     fn output(&self) -> String {
@@ -135,6 +177,31 @@ impl Drop for Broker {
     }
 }
 
+/// The histogram of an interval log with one interval.
+fn histogram(log: &str) -> Result<Histogram<u64>> {
+    let line = log.lines().rev().find(|line| line.matches(',').count() == 3);
+    let encoded = line.and_then(|line| line.rsplit(',').next()).context("no interval")?;
+    let bytes = base64(encoded.trim()).context("no base64")?;
+    Ok(Deserializer::new().deserialize(&mut bytes.as_slice())?)
+}
+
+/// Bytes of base64 with the usual alphabet; padding is optional.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (mut bytes, mut bits, mut held) = (Vec::with_capacity(text.len()), 0, 0u32);
+    for letter in text.trim_end_matches('=').bytes() {
+        let value = ALPHABET.iter().position(|other| *other == letter)?;
+        held = held << 6 | value as u32;
+        bits += 6;
+        if 8 <= bits {
+            bits -= 8;
+            bytes.push((held >> bits) as u8);
+            held &= (1 << bits) - 1;
+        }
+    }
+    Some(bytes)
+}
+
 fn sum_of(text: &str, name: &str) -> Option<f64> {
     let mut sum = None;
     for line in text.lines() {
@@ -151,6 +218,27 @@ fn sum_of(text: &str, name: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_histogram_is_read_from_its_log() {
+        use hdrhistogram::serialization::V2DeflateSerializer;
+        use hdrhistogram::serialization::interval_log::IntervalLogWriterBuilder;
+
+        let mut sent = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 2).unwrap();
+        for value in [5_000, 7_000, 9_000_000] {
+            sent.record(value).unwrap();
+        }
+        let (mut log, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
+        let builder = IntervalLogWriterBuilder::new();
+        let mut writer = builder.begin_log_with(&mut log, &mut serializer).unwrap();
+        writer.write_histogram(&sent, Duration::ZERO, Duration::from_secs(1), None).unwrap();
+        let got = histogram(&String::from_utf8(log).unwrap()).unwrap();
+        assert_eq!((got.len(), got.max()), (3, sent.max()));
+        assert_eq!(got.value_at_quantile(0.5), sent.value_at_quantile(0.5));
+        assert!(histogram("nothing").is_err());
+        assert_eq!(base64("aGVsbG8=").unwrap(), b"hello");
+        assert_eq!(base64("a b"), None);
+    }
 
     #[test]
     fn a_metric_is_summed_over_its_labels_and_not_mixed_up_with_longer_names() {

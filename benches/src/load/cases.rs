@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use quinn::Endpoint;
 use rustmq_config::Poll;
 use rustmq_protocol::ProducerStamp;
@@ -18,6 +18,7 @@ use super::drive::{self, Period, Producer, Tally};
 use super::machine::Cores;
 use super::meter;
 use super::rounds::{Figure, Sample};
+use super::standing::{Question, Sizes, Standing};
 use super::tail::{self, By};
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
 use super::{bare, client, device, echo, end_to_end, floor, tls, transfer};
@@ -65,13 +66,17 @@ enum Kind {
     CatchUp,
     /// The broker, as [`Self::Open`], and a consumer of all partitions.
     EndToEnd,
+    /// The broker in closed loop, alone or beside a producer of batches of 1 MiB.
+    Beside { is_alone: bool },
+    /// Brokers of their own: what it costs that something is there.
+    Standing(Question),
 }
 
 /// The case whose rate the open loop halves.
 const CLOSED: &str = "produce/8x1KiB";
 
 /// All, in the order of a round. References stand beside what is held against them.
-pub const CASES: [Case; 40] = [
+pub const CASES: [Case; 64] = [
     case("device/ring_4KiB", Kind::Ring(THROUGH), shape(1, 1, 4096, 1)),
     case("device/linked_4KiB", Kind::Ring(LINKED), shape(1, 1, 4096, 1)),
     case("device/busy_ring_4KiB", Kind::BusyRing(THROUGH), shape(1, 1, 4096, 1)),
@@ -112,6 +117,30 @@ pub const CASES: [Case; 40] = [
     case("bare/transfer", Kind::Transfer, ONE_COLD),
     case("consume/catch_up", Kind::CatchUp, ONE_COLD),
     case("consume/catch_up_1_of_100", Kind::CatchUp, HUNDRED_COLD),
+    case("produce/1x1KiB_alone", Kind::Beside { is_alone: true }, shape(1, 1, KIB, 1)),
+    case("produce/1x1KiB_beside_1MiB", Kind::Beside { is_alone: false }, shape(1, 1, KIB, 1)),
+    standing("partitions/1", Question::Partitions { used: 1, there: 1 }),
+    standing("partitions/8_of_1000", Question::Partitions { used: 8, there: 1_000 }),
+    standing("partitions/1000", Question::Partitions { used: 1_000, there: 1_000 }),
+    standing("partitions/8_of_10000", Question::Partitions { used: 8, there: 10_000 }),
+    standing("partitions/10000", Question::Partitions { used: 10_000, there: 10_000 }),
+    standing("connections/1", Question::Connections(1)),
+    standing("connections/1000", Question::Connections(1_000)),
+    standing("connections/10000", Question::Connections(10_000)),
+    standing("memory/2_shards", Question::Memory),
+    standing("memory/partition", Question::PartitionMemory),
+    standing("memory/connection", Question::ConnectionMemory),
+    standing("idle/adaptive", Question::Idle { poll: Poll::Adaptive, connections: 0 }),
+    standing("idle/adaptive_1000", Question::Idle { poll: Poll::Adaptive, connections: 1_000 }),
+    standing("idle/sleep", Question::Idle { poll: Poll::Sleep, connections: 0 }),
+    standing("idle/sleep_1000", Question::Idle { poll: Poll::Sleep, connections: 1_000 }),
+    standing("idle/busy", Question::Idle { poll: Poll::Busy, connections: 0 }),
+    standing("start/version", Question::Version),
+    standing("start/one_topic", Question::Start { is_large: false }),
+    standing("start/1000_topics", Question::Start { is_large: true }),
+    standing("hop/raw", Question::Hop),
+    standing("hop/forward", Question::Forward),
+    standing("scrape/each", Question::Scrape),
 ];
 
 const KIB: usize = 1024;
@@ -120,6 +149,10 @@ const LINKED: FlushPlan = FlushPlan::WriteFlush;
 
 const fn case(name: &'static str, kind: Kind, shape: Shape) -> Case {
     Case { name, kind, shape }
+}
+
+const fn standing(name: &'static str, question: Question) -> Case {
+    case(name, Kind::Standing(question), shape(0, 0, 0, 0))
 }
 
 /// Producers, or consumers, and what each of them sends or gets.
@@ -163,6 +196,7 @@ pub struct Bench {
     slow_targets: Vec<Target>,
     /// Requests per second of the open loop, if it was given.
     rate: Option<f64>,
+    standing: Standing,
     /// Requests per second that the last closed loop of eight producers reached.
     closed_loop_rate: Option<f64>,
     binary: PathBuf,
@@ -200,6 +234,7 @@ impl Bench {
         poll: Poll,
         sets: &[String],
         rate: Option<f64>,
+        sizes: Sizes,
     ) -> Result<Bench> {
         let device = dir.join("device");
         device::prepare(&device)?;
@@ -238,6 +273,7 @@ impl Bench {
             targets,
             slow_targets,
             rate,
+            standing: Standing::new(binary, dir, cores, poll, sets, sizes),
             closed_loop_rate,
             binary: binary.to_owned(),
             dir: dir.to_owned(),
@@ -253,15 +289,24 @@ impl Bench {
     /// The processes whose work is not foreign.
     pub fn processes(&self) -> Vec<u32> {
         let cold = self.one_cold.iter().chain(&self.hundred_cold).map(Cold::broker);
-        [&self.broker, &self.slow_broker].into_iter().chain(cold).map(Broker::process).collect()
+        let brokers = [&self.broker, &self.slow_broker].into_iter().chain(cold);
+        brokers.map(Broker::process).chain(self.standing.processes()).collect()
     }
 
-    /// Does what a case needs and nobody measures.
+    /// Starts what the case needs and lets go of what would disturb it, before others are watched.
     pub fn prepare(&mut self, case: Case) -> Result<()> {
-        let Case { kind, shape, .. } = case;
-        if !matches!(kind, Kind::Sequential | Kind::CatchUp) {
-            return Ok(());
+        match case.kind {
+            Kind::Standing(question) => return self.standing.prepare(question),
+            _ => self.standing.disperse(),
         }
+        match case.kind {
+            Kind::Sequential | Kind::CatchUp => self.prepare_cold(case),
+            _ => Ok(()),
+        }
+    }
+
+    fn prepare_cold(&mut self, case: Case) -> Result<()> {
+        let Case { kind, shape, .. } = case;
         let (cold, name, bytes) = match shape == HUNDRED_COLD {
             true => (&mut self.hundred_cold, "hundred_cold", HUNDRED_COLD_BYTES),
             false => (&mut self.one_cold, "one_cold", ONE_COLD_BYTES),
@@ -282,10 +327,12 @@ impl Bench {
         Ok(())
     }
 
-    /// Runs one case once.
+    /// Runs one case once, which [`Self::prepare`] came before.
     pub fn run(&mut self, case: Case, period: Period) -> Result<Sample> {
         let Case { kind, shape, .. } = case;
         match kind {
+            Kind::Standing(question) => self.standing.ask(question, period),
+            Kind::Beside { is_alone } => self.beside(is_alone, shape, period),
             Kind::Ring(plan) => self.ring(plan, false, shape, period),
             Kind::BusyRing(plan) => self.ring(plan, true, shape, period),
             Kind::Blocking => {
@@ -493,6 +540,24 @@ impl Bench {
         Ok(sample)
     }
 
+    /// The producers of the shape, alone or beside one of batches of 1 MiB whose own latencies are not
+    /// told. Either client sleeps when it waits: they share a core.
+    fn beside(&self, is_alone: bool, shape: Shape, period: Period) -> Result<Sample> {
+        let large = Shape { producers: 1, value_bytes: 1 << 20, ..shape };
+        let (last, others) = self.targets.split_last().context("the topic has partitions")?;
+        let tally = std::thread::scope(|scope| {
+            let last = std::slice::from_ref(last);
+            let beside = (!is_alone)
+                .then(|| scope.spawn(|| produce(&self.broker, last, large, period, self.cores)));
+            let tally = produce(&self.broker, others, shape, period, self.cores)?;
+            if let Some(beside) = beside {
+                beside.join().map_err(|_| anyhow!("the large producer panicked"))??;
+            }
+            anyhow::Ok(tally)
+        })?;
+        Ok(sample(&tally, shape))
+    }
+
     fn open_loop_rate(&self) -> Result<f64> {
         let half = self.closed_loop_rate.map(|rate| rate / 2.0);
         self.rate
@@ -598,7 +663,7 @@ fn client_runtime(cores: Cores, polling: Polling) -> RuntimeConfig {
 }
 
 /// Runs a client on its own thread and core.
-fn on_client<F: Future<Output = Result<T>>, T: Send>(
+pub(super) fn on_client<F: Future<Output = Result<T>>, T: Send>(
     cores: Cores,
     client: impl FnOnce() -> F + Send,
 ) -> Result<T> {
@@ -609,15 +674,11 @@ fn on_client<F: Future<Output = Result<T>>, T: Send>(
 }
 
 pub(super) fn create_topic(broker: &Broker, cores: Cores) -> Result<Vec<Target>> {
-    create_topic_of(broker, cores, PARTITIONS)
+    topic_of(broker, PARTITIONS, cores)
 }
 
 /// Makes a topic with so many partitions.
-pub(super) fn create_topic_of(
-    broker: &Broker,
-    cores: Cores,
-    partitions: u32,
-) -> Result<Vec<Target>> {
+pub(super) fn topic_of(broker: &Broker, partitions: u32, cores: Cores) -> Result<Vec<Target>> {
     on_client(cores, || async {
         let endpoint = client_endpoint(&broker.certs())?;
         let connection = wire::connect(&endpoint, broker.address()).await?;

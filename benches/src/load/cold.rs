@@ -39,7 +39,7 @@ impl Cold {
         let sets: Vec<String> =
             SETS.iter().map(|set| (*set).to_owned()).chain(sets.iter().cloned()).collect();
         let broker = start(binary, dir, &sets)?;
-        let targets = cases::create_topic_of(&broker, cores, shape.producers as u32)?;
+        let targets = cases::topic_of(&broker, shape.producers as u32, cores)?;
         cases::fill_evenly(&broker, &targets, shape, bytes, cores)?;
         let (binary, dir) = (binary.to_owned(), dir.to_owned());
         Ok(Cold { binary, dir, sets, cores, broker, targets })

@@ -132,10 +132,10 @@ async fn gather(mut tasks: JoinSet<Result<Tally>>, elapsed: Duration) -> Result<
 /// Requests that are not answered yet, and since when. Both halves of a stream run in one task, so
 /// the lock is always free; it is there because a task may move between threads.
 #[derive(Default)]
-struct InFlight(Mutex<VecDeque<(CorrelationId, Instant)>>);
+pub(super) struct InFlight(Mutex<VecDeque<(CorrelationId, Instant)>>);
 
 impl InFlight {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(CorrelationId, Instant)>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, VecDeque<(CorrelationId, Instant)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -177,7 +177,7 @@ async fn send(
     sender.send(bytes).await
 }
 
-async fn read_answers(
+pub(super) async fn read_answers(
     mut receiver: LinkReceiver,
     places: &Semaphore,
     in_flight: &InFlight,

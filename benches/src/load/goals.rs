@@ -36,8 +36,11 @@ pub struct Goal {
     of_round: fn(&Round<'_>) -> Option<f64>,
 }
 
+/// What a start may take.
+const START_US: f64 = 50_000.0;
+
 /// All goals that the load generator can judge.
-pub const GOALS: [Goal; 18] = [
+pub const GOALS: [Goal; 37] = [
     Goal {
         number: "0",
         what: "the bare server, 1 KiB one at a time, p50",
@@ -200,6 +203,143 @@ pub const GOALS: [Goal; 18] = [
         },
     },
     Goal {
+        number: "10",
+        what: "1,000 partitions, records to 8 of them: broker CPU per record",
+        reference: "one partition",
+        bound: Bound::AtMost(1.2),
+        of_round: |round| round.cpu_ratio("partitions/8_of_1000", "partitions/1"),
+    },
+    Goal {
+        number: "10",
+        what: "1,000 partitions, records to all: broker CPU per record",
+        reference: "one partition",
+        bound: Bound::AtMost(1.2),
+        of_round: |round| round.cpu_ratio("partitions/1000", "partitions/1"),
+    },
+    Goal {
+        number: "10",
+        what: "10,000 partitions, records to 8 of them: broker CPU per record",
+        reference: "one partition",
+        bound: Bound::AtMost(1.2),
+        of_round: |round| round.cpu_ratio("partitions/8_of_10000", "partitions/1"),
+    },
+    Goal {
+        number: "10",
+        what: "10,000 partitions, records to all: broker CPU per record",
+        reference: "one partition",
+        bound: Bound::AtMost(1.2),
+        of_round: |round| round.cpu_ratio("partitions/10000", "partitions/1"),
+    },
+    Goal {
+        number: "11",
+        what: "1,000 silent connections: broker CPU per record of 8 others",
+        reference: "one silent connection",
+        bound: Bound::AtMost(1.2),
+        of_round: |round| round.cpu_ratio("connections/1000", "connections/1"),
+    },
+    Goal {
+        number: "11",
+        what: "10,000 silent connections: broker CPU per record of 8 others",
+        reference: "one silent connection",
+        bound: Bound::AtMost(1.2),
+        of_round: |round| round.cpu_ratio("connections/10000", "connections/1"),
+    },
+    Goal {
+        number: "13",
+        what: "from the start to the first acknowledgement, p50",
+        reference: "50 ms",
+        bound: Bound::AtMost(1.0),
+        of_round: |round| Some(round.p50("start/one_topic")? / START_US),
+    },
+    Goal {
+        number: "13",
+        what: "the same with 1,000 topics and a log, p50",
+        reference: "50 ms",
+        bound: Bound::AtMost(1.0),
+        of_round: |round| Some(round.p50("start/1000_topics")? / START_US),
+    },
+    Goal {
+        number: "14",
+        what: "memory at rest with 2 shards, MiB",
+        reference: "1",
+        bound: Bound::AtMost(64.0),
+        of_round: |round| Some(round.get("memory/2_shards", Figure::MemoryKib)? / 1024.0),
+    },
+    Goal {
+        number: "14",
+        what: "memory of an idle partition, KiB",
+        reference: "1",
+        bound: Bound::AtMost(4.0),
+        of_round: |round| round.get("memory/partition", Figure::MemoryKib),
+    },
+    Goal {
+        number: "14",
+        what: "memory of a silent connection, KiB",
+        reference: "1",
+        bound: Bound::AtMost(48.0),
+        of_round: |round| round.get("memory/connection", Figure::MemoryKib),
+    },
+    Goal {
+        number: "15",
+        what: "a shard at rest, adaptive: per cent of a core",
+        reference: "1",
+        bound: Bound::AtMost(0.5),
+        of_round: |round| round.get("idle/adaptive", Figure::ShardCpuPercent),
+    },
+    Goal {
+        number: "15",
+        what: "a shard at rest with 1,000 silent connections, adaptive: per cent of a core",
+        reference: "1",
+        bound: Bound::AtMost(0.5),
+        of_round: |round| round.get("idle/adaptive_1000", Figure::ShardCpuPercent),
+    },
+    Goal {
+        number: "15",
+        what: "a shard at rest, sleep: per cent of a core",
+        reference: "1",
+        bound: Bound::AtMost(0.5),
+        of_round: |round| round.get("idle/sleep", Figure::ShardCpuPercent),
+    },
+    Goal {
+        number: "15",
+        what: "a shard at rest with 1,000 silent connections, sleep: per cent of a core",
+        reference: "1",
+        bound: Bound::AtMost(0.5),
+        of_round: |round| round.get("idle/sleep_1000", Figure::ShardCpuPercent),
+    },
+    Goal {
+        number: "16",
+        what: "a request forwarded to another shard and back, p50",
+        reference: "a ring and a doorbell there and back",
+        bound: Bound::AtMost(1.3),
+        of_round: |round| Some(round.p50("hop/forward")? / round.p50("hop/raw")?),
+    },
+    Goal {
+        number: "18",
+        what: "a scrape, processor time of the shard, us",
+        reference: "1",
+        bound: Bound::AtMost(200.0),
+        of_round: |round| round.get("scrape/each", Figure::ShardCpuUs),
+    },
+    Goal {
+        number: "18",
+        what: "a slice of a scrape, p99, us",
+        reference: "1",
+        bound: Bound::AtMost(50.0),
+        of_round: |round| round.get("scrape/each", Figure::P99Us),
+    },
+    Goal {
+        number: "19",
+        what: "1 KiB one at a time, beside a producer of 1 MiB: what its p99 grows by",
+        reference: "durable 1 MiB",
+        bound: Bound::AtMost(1.5),
+        of_round: |round| {
+            let p99 = |case| round.get(case, Figure::P99Us);
+            let grown = p99("produce/1x1KiB_beside_1MiB")? - p99("produce/1x1KiB_alone")?;
+            Some(grown / round.device("1MiB", Figure::P50Us)?)
+        },
+    },
+    Goal {
         number: "-",
         what: "8 producers of 1 KiB, flush 1 ms longer: batches/flush",
         reference: "1",
@@ -229,6 +369,12 @@ impl Round<'_> {
 
     fn mb(&self, case: &str) -> Option<f64> {
         self.get(case, Figure::MbPerS)
+    }
+
+    /// The broker's time for each request of a case, over that of another.
+    fn cpu_ratio(&self, case: &str, to: &str) -> Option<f64> {
+        let cpu = |case| self.get(case, Figure::BrokerCpuUs);
+        Some(cpu(case)? / cpu(to)?)
     }
 
     /// What consuming takes by itself: the broker's time for each byte delivered, less that of
@@ -289,6 +435,9 @@ mod tests {
             Figure::BrokerCpuUs,
             Figure::BrokerNsPerByte,
             Figure::DiskBytesPerByte,
+            Figure::MemoryKib,
+            Figure::ShardCpuPercent,
+            Figure::ShardCpuUs,
         ] {
             sample.set(figure, value);
         }

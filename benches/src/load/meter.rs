@@ -1,9 +1,10 @@
 //! Who used the processors while something was measured.
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustmq_sys::cpu;
 
 /// Ticks of the kernel's processor accounts in a second; fixed for programs on Linux.
 const TICKS_PER_S: f64 = 100.0;
@@ -29,19 +30,20 @@ pub struct Reading {
 }
 
 impl Meter {
-    /// Begins. `children` count as ours, beside this process.
+    /// Begins. `children` count as ours, beside this process and children that end before it is read;
+    /// they must not be among those.
     pub fn start(children: &[u32]) -> Result<Meter> {
         let mut processes = vec![std::process::id()];
         processes.extend(children);
         let (all, cores) = all_busy_s()?;
-        let ours = processes_s(&processes)?;
+        let ours = processes_s(&processes)? + ended_children_s()?;
         Ok(Meter { started: Instant::now(), processes, all, ours, cores })
     }
 
     /// Reads the meter.
     pub fn read(&self) -> Result<Reading> {
         let elapsed = self.started.elapsed().as_secs_f64();
-        let ours_s = processes_s(&self.processes)? - self.ours;
+        let ours_s = processes_s(&self.processes)? + ended_children_s()? - self.ours;
         let (all, _) = all_busy_s()?;
         // Both accounts are kept in ticks, so the difference may come out just below zero.
         let foreign = ((all - self.all - ours_s) / (elapsed * self.cores)).max(0.0);
@@ -84,18 +86,89 @@ pub fn processes_s(processes: &[u32]) -> Result<f64> {
     Ok(ticks as f64 / TICKS_PER_S)
 }
 
-/// User and system time of `/proc/PID/stat`. The name before them may hold blanks and brackets.
+/// Seconds of processor time of our children that have ended.
+fn ended_children_s() -> Result<f64> {
+    let text = fs::read_to_string("/proc/self/stat").context("reading /proc/self/stat")?;
+    let ticks = ticks_from(&text, 13).context("understanding /proc/self/stat")?;
+    Ok(ticks as f64 / TICKS_PER_S)
+}
+
+/// User and system time of `/proc/PID/stat`.
 fn process_ticks(stat: &str) -> Option<u64> {
+    ticks_from(stat, 11)
+}
+
+/// Two times that follow one another in `/proc/PID/stat`, the first so far behind the name. That may
+/// hold blanks and brackets.
+fn ticks_from(stat: &str, field: usize) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_whitespace().skip(11);
+    let mut fields = after_name.split_whitespace().skip(field);
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some(user + system)
 }
 
+/// Processor time of one process so far, to the nanosecond: the same threads as above.
+pub fn process_time(process: u32) -> Result<Duration> {
+    cpu::process_time(process).with_context(|| format!("the processor time of {process}"))
+}
+
+/// Processor time so far of the threads of a process whose name begins so, to the nanosecond.
+pub fn threads_time(process: u32, name: &str) -> Result<Duration> {
+    let path = format!("/proc/{process}/task");
+    let mut sum = None;
+    for thread in fs::read_dir(&path).with_context(|| format!("reading {path}"))? {
+        let thread = thread?.path();
+        // A thread may end between the listing and here.
+        let Ok(comm) = fs::read_to_string(thread.join("comm")) else { continue };
+        if comm.starts_with(name) {
+            let path = thread.join("schedstat");
+            let text = fs::read_to_string(&path);
+            let text = text.with_context(|| format!("reading {}", path.display()))?;
+            let ran = ran_ns(&text).with_context(|| format!("understanding {text:?}"))?;
+            sum = Some(sum.unwrap_or(Duration::ZERO) + Duration::from_nanos(ran));
+        }
+    }
+    sum.with_context(|| format!("process {process} has no thread {name}"))
+}
+
+/// Time on a processor, of a thread's `schedstat`.
+fn ran_ns(schedstat: &str) -> Option<u64> {
+    schedstat.split_whitespace().next()?.parse().ok()
+}
+
+/// Bytes of a process in memory, the pages of its executable included.
+pub fn resident_bytes(process: u32) -> Result<u64> {
+    let path = format!("/proc/{process}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    resident(&text).with_context(|| format!("{path} has no VmRSS"))
+}
+
+/// `VmRSS` of `/proc/PID/status`, in bytes.
+fn resident(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_and_time_are_read_from_what_the_kernel_writes() {
+        assert_eq!(
+            resident("VmPeak:\t 9 kB\nVmRSS:\t   56672 kB\nRssAnon: 1 kB\n"),
+            Some(56672 << 10)
+        );
+        assert_eq!(resident("VmPeak: 9 kB\n"), None);
+        assert_eq!(ran_ns("47323308 60212138 338\n"), Some(47_323_308));
+        assert_eq!(ran_ns(""), None);
+        let me = std::process::id();
+        assert!(0 < resident_bytes(me).unwrap());
+        assert!(threads_time(me, "").unwrap() <= process_time(me).unwrap() * 2);
+        assert!(threads_time(me, "nobody's").is_err());
+    }
 
     #[test]
     fn busy_is_what_is_neither_idle_nor_an_interrupt() {
@@ -108,6 +181,8 @@ mod tests {
     fn a_name_with_brackets_does_not_move_the_fields() {
         let stat = "42 (a) b) S 1 2 3 4 5 6 7 8 9 10 123 45 0 0 20 0";
         assert_eq!(process_ticks(stat), Some(168));
+        assert_eq!(ticks_from(stat, 13), Some(0));
+        assert_eq!(ticks_from("42 (a) S 1 2", 13), None);
     }
 
     #[test]

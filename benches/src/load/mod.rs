@@ -13,8 +13,9 @@
 //! In reading order: [`machine`] says where this runs, [`meter`] who used the processors,
 //! [`device`], [`bare`], [`transfer`], [`echo`] and [`floor`] are the references, [`broker`] is the executable as a child process,
 //! [`tls`], [`wire`] and [`quic`] are what a client needs, [`client`] sends in closed and [`drive`] in open loop, [`tail`] and [`catch_up`]
-//! consume, [`end_to_end`] does both, [`cold`] is a broker that was just started, [`cases`] are the
-//! questions, [`rounds`] asks them in turn, [`goals`] hold them against one another, and [`report`] prints the answers. [`runtimes`] asks two of
+//! consume, [`end_to_end`] does both, [`cold`] is a broker that was just started, [`standing`] asks what it costs that something is
+//! there, [`cases`] are the questions, [`rounds`] asks them in turn, [`goals`] hold them against one another, and [`report`] prints
+//! the answers. [`runtimes`] asks two of
 //! them of brokers on different runtimes.
 
 pub mod machine;
@@ -50,6 +51,16 @@ pub mod catch_up;
 pub mod end_to_end;
 
 pub mod cold;
+
+mod partitions;
+
+mod crowd;
+
+mod starts;
+
+mod hop;
+
+pub mod standing;
 
 pub mod cases;
 

@@ -20,11 +20,14 @@ const COLUMNS: [Figure; 6] = [
 ];
 
 /// What only some cases have.
-const NOTES: [Figure; 5] = [
+const NOTES: [Figure; 8] = [
     Figure::BatchesPerFlush,
     Figure::BrokerCpuUs,
     Figure::BrokerNsPerByte,
     Figure::DiskBytesPerByte,
+    Figure::MemoryKib,
+    Figure::ShardCpuPercent,
+    Figure::ShardCpuUs,
     Figure::LateP99Us,
 ];
 

@@ -50,6 +50,12 @@ pub enum Figure {
     BrokerNsPerByte,
     /// Bytes read from the disk for each byte of values delivered.
     DiskBytesPerByte,
+    /// Kibibytes in memory: of all, or of each.
+    MemoryKib,
+    /// Processor time of a shard, as a part of one core in per cent.
+    ShardCpuPercent,
+    /// Processor time of a shard for one of what was asked.
+    ShardCpuUs,
     /// Open loop: requests were handed to QUIC at most so late, but for 1 %.
     LateP99Us,
 }
@@ -69,6 +75,9 @@ impl Figure {
             Figure::BrokerCpuUs => "broker cpu us",
             Figure::BrokerNsPerByte => "broker cpu ns/byte delivered",
             Figure::DiskBytesPerByte => "bytes read/byte delivered",
+            Figure::MemoryKib => "memory KiB",
+            Figure::ShardCpuPercent => "shard cpu %",
+            Figure::ShardCpuUs => "shard cpu us",
             Figure::LateP99Us => "late p99 us",
         }
     }

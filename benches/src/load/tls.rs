@@ -22,6 +22,19 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 
 /// A client with a certificate of the authority in `certs`.
 pub fn client(certs: &Path) -> Result<quinn::ClientConfig> {
+    client_with(certs, transport())
+}
+
+/// The same client at rest: so much silence ends a connection, and a third of that passes between two
+/// signs of life.
+pub fn idle_client(certs: &Path, silence_max: Duration) -> Result<quinn::ClientConfig> {
+    let mut transport = transport();
+    transport.max_idle_timeout(Some(silence_max.try_into().context("too long a silence")?));
+    transport.keep_alive_interval(Some(silence_max / 3));
+    client_with(certs, transport)
+}
+
+fn client_with(certs: &Path, transport: TransportConfig) -> Result<quinn::ClientConfig> {
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots(certs)?)
@@ -31,7 +44,7 @@ pub fn client(certs: &Path) -> Result<quinn::ClientConfig> {
         )?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-    config.transport_config(Arc::new(transport()));
+    config.transport_config(Arc::new(transport));
     Ok(config)
 }
 

@@ -263,7 +263,13 @@ impl ProduceFrame {
 
     /// The producer's next batch, and the correlation that its answer will have.
     pub fn next_batch(&mut self) -> (CorrelationId, &[u8]) {
-        self.header.correlation.0 = self.header.correlation.0.wrapping_add(1);
+        let next = CorrelationId(self.header.correlation.0.wrapping_add(1));
+        (next, self.next_batch_as(next))
+    }
+
+    /// The producer's next batch, whose answer will have this correlation.
+    pub fn next_batch_as(&mut self, correlation: CorrelationId) -> &[u8] {
+        self.header.correlation = correlation;
         let (header, body) = self.bytes.split_at_mut(FRAME_HEADER_BYTES);
         header.copy_from_slice(&self.header.encode());
         stamp_producer(&mut body[PRODUCE_HEAD_BYTES..], self.producer);
@@ -271,7 +277,7 @@ impl ProduceFrame {
             let sequence = self.producer.base_sequence.0;
             self.producer.base_sequence = Sequence(sequence.wrapping_add(self.record_count));
         }
-        (self.header.correlation, &self.bytes)
+        &self.bytes
     }
 
     /// The batch that [`next_batch`](Self::next_batch) gave last, with its header.

@@ -59,7 +59,7 @@ pub(crate) struct Admission {
     /// Time that strangers may take at once, in nanoseconds; below zero they have overdrawn it.
     credit_ns: i64,
     credit_at: Instant,
-    /// When those who are in last sent something.
+    /// When those who are in last had work.
     worked_at: Option<Instant>,
 }
 
@@ -76,7 +76,8 @@ impl Admission {
         }
     }
 
-    /// Somebody who is in sent something: strangers must not take the shard's time from them.
+    /// Somebody who is in sent or was sent something: strangers must not take the shard's time from
+    /// them. Those who only show that they are alive are not worse off when they wait.
     pub(crate) fn handle_work(&mut self, now: Instant) {
         self.worked_at = Some(now);
     }

@@ -63,6 +63,10 @@ pub(crate) struct Connection {
     /// Credit beyond what every connection has, and the bytes read since it last grew.
     window: Option<Charge>,
     read_bytes: u64,
+    /// It has had an answer, to its Hello.
+    greeted: bool,
+    /// Since it was last asked, it sent or was sent something after its Hello.
+    worked: bool,
 }
 
 /// Why a connection is closed although its peer is alive.
@@ -128,7 +132,15 @@ impl Connection {
             starved: false,
             window: None,
             read_bytes: 0,
+            greeted: false,
+            worked: false,
         }
+    }
+
+    /// Did it bring work since this was last asked? Signs of life do not count, nor does the Hello: when
+    /// many clients come at once, those who are in would keep the others out.
+    pub(crate) fn take_worked(&mut self) -> bool {
+        std::mem::take(&mut self.worked)
     }
 
     /// Why this connection should be closed, if it does not get on. Where the shard itself does not
@@ -170,6 +182,7 @@ impl Connection {
         self.starved = false;
         self.read_streams(shard, &session, now, requests);
         while let Some((stream, reply)) = session.take_reply() {
+            self.worked |= std::mem::replace(&mut self.greeted, true);
             match self.streams.get_mut(&stream) {
                 Some(state) => state.outgoing.push_back(reply),
                 None => {
@@ -461,6 +474,7 @@ impl Connection {
             self.assembling = Some(shard.memory.requests.charge(0));
         }
         self.read_bytes += read as u64;
+        self.worked |= 0 < read && self.greeted;
         self.set_assembling(self.assembling_bytes + holds - held);
         let Some(stream) = self.streams.get_mut(&id) else {
             return false;

@@ -380,9 +380,6 @@ impl State {
                 if let Some(Some(connection)) = self.connections.get_mut(handle.0) {
                     within(Tag::Quic, || connection.quic.handle_event(event));
                     connection.socket = socket;
-                    if connection.handshake.is_none() {
-                        self.admission.handle_work(now);
-                    }
                     mark(&mut endpoint.dirty.borrow_mut(), connection);
                 }
             }
@@ -531,6 +528,9 @@ impl State {
         connection.dirty = false;
         let begun = connection.handshake.map(|_| clock::refresh());
         connection.serve(shard, now, &mut self.requests);
+        if connection.take_worked() {
+            self.admission.handle_work(now);
+        }
         if !connection.quic.is_handshaking()
             && let Some(handshake) = connection.handshake.take()
         {

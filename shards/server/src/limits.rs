@@ -65,8 +65,8 @@ pub const STRANGERS_SHARE: u32 = 8;
 /// The most of that time in one go: about sixteen handshakes.
 pub const STRANGERS_CREDIT: Duration = Duration::from_millis(2);
 
-/// Admitted peers have work if one of them sent something within this time: longer than it takes QUIC
-/// to send again what was lost in a flood.
+/// Admitted peers have work if one of them sent or was sent something, beside its Hello and signs of
+/// life, within this time: longer than it takes QUIC to send again what was lost in a flood.
 pub const WORK_RECENT: Duration = Duration::from_secs(1);
 
 /// Bytes of credit that every connection begins with; what it is given beyond is charged to a budget.
@@ -133,6 +133,10 @@ pub const LINGER_MS_MAX: u64 = 2000;
 
 /// How long a shard keeps its sockets after it said goodbye, so that peers hear it.
 pub const GOODBYE_MS: u64 = 100;
+
+/// A slice of answering a scrape ends with the histogram during which this has passed. One takes about
+/// 10 µs to copy, so that a slice stays below 50 µs, the time for which nothing may keep a shard busy.
+pub const SCRAPE_SLICE: Duration = Duration::from_micros(25);
 
 /// Times that a read is planned anew because the segment under it was recycled meanwhile.
 pub const READ_RETRIES_MAX: usize = 3;

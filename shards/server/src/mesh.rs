@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
+use hdrhistogram::Histogram;
 use rustmq_metadata::{Command, Image, PrincipalId, WalUuid};
 use rustmq_protocol::frame::FrameHeader;
 use rustmq_protocol::{ShardId, TopicId};
 use rustmq_sys::channel::{self, Receiver, Sender};
 use rustmq_sys::clock;
 use rustmq_sys::doorbell::{Bell, Doorbell};
-use rustmq_sys::runtime;
+use rustmq_sys::runtime::{self, Class};
 use rustmq_sys::udp::DatagramMeta;
 
 use crate::body::Body;
@@ -27,7 +28,7 @@ use crate::metrics::{ShardSnapshot, Stage};
 use crate::reply::{RequestError, Response};
 use crate::session::{ClientReply, ReplyTo, Request};
 use crate::shard::Shard;
-use crate::{catalogue, session};
+use crate::{catalogue, metrics, session};
 
 /// What one thread tells another.
 pub enum Message {
@@ -77,8 +78,9 @@ pub enum Message {
         /// The ticket of the question.
         ticket: u64,
     },
-    /// Control → shard: send a copy of your metrics.
-    Scrape,
+    /// Control → shard: send a copy of your metrics; in these histograms of an earlier one, if there
+    /// are any.
+    Scrape(Vec<Histogram<u64>>),
     /// Shard → control: the copy.
     Scraped(Box<ShardSnapshot>),
     /// Shard → control: serving now.
@@ -375,9 +377,8 @@ fn handle(shard: &Rc<Shard>, message: Message) {
             let topics = shard.named_topics(topics);
             shard.mesh.send(ShardId(0), Message::StillNamed { topics, ticket });
         }
-        Message::Scrape => {
-            let snapshot = Box::new(shard.snapshot());
-            shard.mesh.send_control(Message::Scraped(snapshot));
+        Message::Scrape(spare) => {
+            runtime::spawn(Class::Background, metrics::scrape(Rc::clone(shard), spare));
         }
         Message::Boot(boot) => shard.boot.put(*boot),
         Message::Serve => shard.may_serve.notify(),

@@ -2,13 +2,18 @@
 //! them, and a scrape takes a copy.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use rustmq_protocol::{ErrorCode, ShardId};
-use rustmq_sys::runtime::Stats;
+use rustmq_sys::clock;
+use rustmq_sys::runtime::{self, Stats};
 
 use crate::connection::Stall;
+use crate::limits::SCRAPE_SLICE;
+use crate::mesh::Message;
+use crate::shard::Shard;
 
 /// The longest time that a histogram tells apart; longer ones count as this.
 pub const LATENCY_NS_MAX: u64 = 60_000_000_000;
@@ -42,11 +47,13 @@ pub enum Stage {
     Fetch,
     /// A request's way from a wrong shard to the right one and back.
     Forward,
+    /// A slice of answering a scrape: for so long it keeps the shard from everything else.
+    Scrape,
 }
 
 impl Stage {
     /// Every stage, in the order of a request.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ProduceReceive,
         Self::ProduceQueue,
         Self::WalWrite,
@@ -58,6 +65,7 @@ impl Stage {
         Self::FetchRead,
         Self::Fetch,
         Self::Forward,
+        Self::Scrape,
     ];
 
     /// The name under which it is exported.
@@ -74,6 +82,7 @@ impl Stage {
             Self::FetchRead => "fetch_read",
             Self::Fetch => "fetch",
             Self::Forward => "forward",
+            Self::Scrape => "scrape",
         }
     }
 }
@@ -250,9 +259,34 @@ impl Metrics {
     pub(crate) fn count_refused(&mut self, code: ErrorCode) {
         *self.counters.refused.entry(code.name()).or_default() += 1;
     }
+}
 
-    /// A copy of the histograms.
-    pub(crate) fn stages(&self) -> Vec<Histogram<u64>> {
-        self.stages.clone()
+/// Answers a scrape: tells the control thread everything measured.
+///
+/// A copy takes longer than a durable write may wait, so it is made in slices, a few histograms each,
+/// and the shard's work goes on between them. Each histogram is of one moment, and they are of moments
+/// a few turns apart.
+pub(crate) async fn scrape(shard: Rc<Shard>, spare: Vec<Histogram<u64>>) {
+    let mut spare = spare.into_iter();
+    let mut begun = clock::refresh();
+    let mut snapshot = Box::new(shard.snapshot());
+    for stage in Stage::ALL {
+        let now = clock::refresh();
+        if SCRAPE_SLICE <= now - begun {
+            shard.metrics.borrow_mut().record(Stage::Scrape, now - begun);
+            runtime::yield_now().await;
+            begun = clock::refresh();
+        }
+        let metrics = shard.metrics.borrow();
+        let measured = &metrics.stages[stage as usize];
+        let mut copy = spare.next();
+        // Memory that was used before costs a third of new memory.
+        let is_set = copy.as_mut().is_some_and(|copy| copy.set_to(measured).is_ok());
+        snapshot.stages.push(match copy {
+            Some(copy) if is_set => copy,
+            _ => measured.clone(),
+        });
     }
+    shard.metrics.borrow_mut().record(Stage::Scrape, clock::refresh() - begun);
+    shard.mesh.send_control(Message::Scraped(snapshot));
 }

@@ -2,6 +2,7 @@ use super::*;
 use crate::broker::admin::metrics::tests::snapshot;
 use rustmq_server::ShardError;
 use rustmq_server::mesh;
+use rustmq_server::metrics::Stage;
 
 /// The shards' side of the mesh, played by the test.
 pub(in crate::broker) struct Shards {
@@ -72,7 +73,7 @@ fn those_who_scrape_at_once_share_one_answer() {
                 control.turn().await.unwrap();
             }
             for shard in [1, 0] {
-                assert!(matches!(shards.heard(shard), Some(Message::Scrape)));
+                assert!(matches!(shards.heard(shard), Some(Message::Scrape(_))));
                 assert!(shards.heard(shard).is_none(), "asked once");
                 shards.tell(shard, Message::Scraped(Box::new(snapshot(shard))));
             }
@@ -103,7 +104,7 @@ fn a_silent_shard_is_left_out_and_not_asked_again() {
             assert_eq!(scrape.snapshots.len(), 1);
             assert_eq!(scrape.silent, [ShardId(1)]);
         }
-        assert!(matches!(shards.heard(1), Some(Message::Scrape)));
+        assert!(matches!(shards.heard(1), Some(Message::Scrape(_))));
         assert!(shards.heard(1).is_none());
         // Its late answer is one to the next scrape.
         let (sender, receiver) = oneshot::channel();
@@ -112,6 +113,26 @@ fn a_silent_shard_is_left_out_and_not_asked_again() {
         shards.tell(1, Message::Scraped(Box::new(snapshot(1))));
         control.turn().await.unwrap();
         assert!(receiver.await.unwrap().silent.is_empty());
+    });
+}
+
+#[test]
+fn a_scrape_is_made_in_the_memory_of_the_last_once_nobody_reads_that() {
+    block_on(async {
+        let (mut control, mut shards) = control(1);
+        let mut held = Vec::new();
+        for expected in [0, 0, Stage::ALL.len()] {
+            let (sender, receiver) = oneshot::channel();
+            control.begin_scrape(sender);
+            let Some(Message::Scrape(spare)) = shards.heard(0) else { panic!("not asked") };
+            assert_eq!(spare.len(), expected);
+            shards.tell(0, Message::Scraped(Box::new(snapshot(0))));
+            control.turn().await.unwrap();
+            held.push(receiver.await.unwrap());
+            if held.len() == 2 {
+                held.clear();
+            }
+        }
     });
 }
 

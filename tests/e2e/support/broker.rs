@@ -359,21 +359,18 @@ impl Broker {
         Ok(self.metric_sum(name, label)? as u64)
     }
 
-    /// The sum over its labels of a metric that counts seconds.
-    pub(crate) fn metric_seconds(&self, name: &str) -> Result<f64> {
-        self.metric_sum(name, "")
+    /// The sums over their labels of metrics that count seconds, of one moment.
+    pub(crate) fn metrics_seconds<const N: usize>(&self, names: [&str; N]) -> Result<[f64; N]> {
+        let text = self.get("/metrics")?;
+        let mut sums = [0.0; N];
+        for (sum, name) in sums.iter_mut().zip(names) {
+            *sum = sum_of(&text, name, "")?;
+        }
+        Ok(sums)
     }
 
     fn metric_sum(&self, name: &str, label: &str) -> Result<f64> {
-        let text = self.get("/metrics")?;
-        let samples = text.lines().filter(|line| !line.starts_with('#'));
-        let values: Vec<f64> = samples
-            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
-            .filter(|line| line.contains(label))
-            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
-            .collect();
-        ensure!(!values.is_empty(), "no metric {name} in\n{text}");
-        Ok(values.iter().sum())
+        sum_of(&self.get("/metrics")?, name, label)
     }
 
     /// The body of a page for operators.
@@ -417,4 +414,15 @@ pub(crate) fn clear_environment(command: &mut Command) {
             command.env_remove(name);
         }
     }
+}
+
+fn sum_of(text: &str, name: &str, label: &str) -> Result<f64> {
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let values: Vec<f64> = samples
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+        .filter(|line| line.contains(label))
+        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+        .collect();
+    ensure!(!values.is_empty(), "no metric {name} in\n{text}");
+    Ok(values.iter().sum())
 }

@@ -102,11 +102,16 @@ impl FileHeader {
     /// Reads the header of the file that is known as `file` and is `bytes` long. One wrong bit is
     /// corrected: the checksum tells which, and the file is written anew by every opening.
     pub(super) fn read(file: CatalogueFile, bytes: &[u8]) -> HeaderRead {
-        match (Self::decode(file, bytes), bytes.first_chunk::<SECTOR_BYTES>()) {
+        Self::read_page(file, bytes, bytes.len())
+    }
+
+    /// The same of the beginning of a file of `file_bytes`.
+    pub(super) fn read_page(file: CatalogueFile, page: &[u8], file_bytes: usize) -> HeaderRead {
+        match (Self::decode(file, page, file_bytes), page.first_chunk::<SECTOR_BYTES>()) {
             (HeaderRead::Unreadable, Some(sector)) => {
                 let corrected =
                     correct_bit(&mut sector.clone(), |sector| {
-                        match Self::decode_sector(file, sector, bytes.len()) {
+                        match Self::decode_sector(file, sector, file_bytes) {
                             HeaderRead::Header(header) => Some(header),
                             _ => None,
                         }
@@ -117,14 +122,14 @@ impl FileHeader {
         }
     }
 
-    fn decode(file: CatalogueFile, bytes: &[u8]) -> HeaderRead {
+    fn decode(file: CatalogueFile, bytes: &[u8], file_bytes: usize) -> HeaderRead {
         let Some(sector) = bytes.first_chunk::<SECTOR_BYTES>() else {
             return if bytes.is_empty() { HeaderRead::Blank } else { HeaderRead::Unreadable };
         };
         if sector.iter().all(|byte| *byte == 0) {
             return HeaderRead::Blank;
         }
-        Self::decode_sector(file, sector, bytes.len())
+        Self::decode_sector(file, sector, file_bytes)
     }
 
     fn decode_sector(file: CatalogueFile, sector: &[u8], file_bytes: usize) -> HeaderRead {

@@ -1,5 +1,6 @@
 //! Reading the catalogue: which file holds it, and whether to believe it.
 
+use core::cmp::Ordering;
 use core::fmt;
 
 use super::layout::{
@@ -90,6 +91,36 @@ pub fn open_catalogue<'a>(
         (FileRead::Unfinished { .. } | FileRead::Blank | FileRead::Unreadable, _) => {
             Err(CatalogueError::NoSnapshot)
         }
+    }
+}
+
+/// Which of the two files is to be read first, by their first pages and sizes in bytes: the newer one,
+/// where both headers say what the file is. `None`: both have to be read.
+#[must_use]
+pub fn newer_file(a: (&[u8], u64), b: (&[u8], u64)) -> Option<CatalogueFile> {
+    let use_number = |file, (page, file_bytes): (&[u8], u64)| {
+        let file_bytes = usize::try_from(file_bytes).ok()?;
+        match FileHeader::read_page(file, page, file_bytes) {
+            HeaderRead::Header(header) => Some(header.use_number),
+            HeaderRead::Blank => Some(0),
+            HeaderRead::Unreadable | HeaderRead::NewerVersion(_) => None,
+        }
+    };
+    let (a, b) = (use_number(CatalogueFile::A, a)?, use_number(CatalogueFile::B, b)?);
+    match a.cmp(&b) {
+        Ordering::Less => Some(CatalogueFile::B),
+        Ordering::Equal => None,
+        Ordering::Greater => Some(CatalogueFile::A),
+    }
+}
+
+/// The catalogue from its newer file, given whole. `None`: this file does not say it by itself, and
+/// [`open_catalogue`] has to see both.
+#[must_use]
+pub fn open_newer(file: CatalogueFile, bytes: &[u8]) -> Option<CatalogueLog<'_>> {
+    match read_file(file, bytes) {
+        Ok(FileRead::Whole { log, retired: false }) => Some(log),
+        _ => None,
     }
 }
 

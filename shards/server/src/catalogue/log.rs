@@ -12,16 +12,19 @@ use rustmq_sys::file::File;
 use rustmq_sys::fs;
 use rustmq_wal::Generation;
 use rustmq_wal::catalogue::{
-    CatalogueError, CatalogueFile, CataloguePlan, CatalogueWrite, CatalogueWriter, CommandEffect,
-    open_catalogue,
+    CATALOGUE_BYTES_MAX, CatalogueError, CatalogueFile, CataloguePlan, CatalogueWrite,
+    CatalogueWriter, CommandEffect, newer_file, open_catalogue, open_newer,
 };
 
 use crate::error::ShardError;
 use crate::random;
 use crate::segment_io::{read_range, take_buffer};
 
-/// Memory for reading the catalogue whole and writing a snapshot, in files: three and one to spare.
+/// The most memory for making a file and for writing a snapshot, in files. It is taken only then.
 const POOL_FILES: usize = 4;
+
+/// The catalogue is read in pieces of so many bytes, and its small writes take as much.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// The catalogue's files and their writer.
 pub(super) struct CatalogueLogFiles {
@@ -40,7 +43,7 @@ impl CatalogueLogFiles {
         dir: &Path,
         file_bytes: usize,
     ) -> Result<(Self, Option<Image>), ShardError> {
-        let pool = BufferPool::new(POOL_FILES * file_bytes, file_bytes);
+        let pool = BufferPool::new(POOL_FILES * file_bytes, CHUNK_BYTES.min(file_bytes));
         let device = |error: io::Error| ShardError::Device {
             doing: "opening the catalogue in",
             dir: dir.to_owned(),
@@ -53,17 +56,30 @@ impl CatalogueLogFiles {
         if !planted(Bug::NamesNotDurable) {
             fs::sync_dir(dir).await.map_err(device)?;
         }
-        let (bytes_a, at_a) = read_range(&a, 0..a.bytes(), &pool).await.map_err(device)?;
-        let (bytes_b, at_b) = read_range(&b, 0..b.bytes(), &pool).await.map_err(device)?;
+        let newer = newer(&a, &b, &pool).await.map_err(device)?;
+        let alone = match newer {
+            Some(CatalogueFile::A) => read_whole(&a, &pool).await.map_err(device)?,
+            Some(CatalogueFile::B) => read_whole(&b, &pool).await.map_err(device)?,
+            None => Vec::new(),
+        };
         let refused = |why: String| ShardError::Refused { dir: dir.to_owned(), why };
-        let log =
-            open_catalogue(&bytes_a[at_a..], &bytes_b[at_b..]).map_err(|error| match error {
-                CatalogueError::NewerVersion { .. } => refused(format!("the catalogue: {error}")),
-                _ => refused(format!(
-                    "the catalogue: {error}: restore both of its files from a copy of one moment; \
-                     without them nobody can tell which topics there were"
-                )),
-            })?;
+        let both;
+        let log = match newer.and_then(|file| open_newer(file, &alone)) {
+            Some(log) => Some(log),
+            None => {
+                let whole_a = read_whole(&a, &pool).await.map_err(device)?;
+                both = (whole_a, read_whole(&b, &pool).await.map_err(device)?);
+                open_catalogue(&both.0, &both.1).map_err(|error| match error {
+                    CatalogueError::NewerVersion { .. } => {
+                        refused(format!("the catalogue: {error}"))
+                    }
+                    _ => refused(format!(
+                        "the catalogue: {error}: restore both of its files from a copy of one moment; \
+                         without them nobody can tell which topics there were"
+                    )),
+                })?
+            }
+        };
         let (writer, image) = match &log {
             None => (CatalogueWriter::create(file_bytes), None),
             Some(log) => {
@@ -141,6 +157,35 @@ impl CatalogueLogFiles {
         self.writer.handle_flushed();
         Ok(())
     }
+}
+
+/// The file that is to be read first, by the headers of both.
+async fn newer(a: &File, b: &File, pool: &BufferPool) -> io::Result<Option<CatalogueFile>> {
+    const PAGE: u64 = rustmq_sys::buffer::ALIGN as u64;
+    let (page_a, at_a) = read_range(a, 0..PAGE.min(a.bytes()), pool).await?;
+    let (page_b, at_b) = read_range(b, 0..PAGE.min(b.bytes()), pool).await?;
+    Ok(newer_file((&page_a[at_a..], a.bytes()), (&page_b[at_b..], b.bytes())))
+}
+
+/// A whole file. Most of it is zeroes, which take neither memory nor the time to touch it.
+async fn read_whole(file: &File, pool: &BufferPool) -> io::Result<Vec<u8>> {
+    let file_bytes = usize::try_from(file.bytes()).unwrap_or(usize::MAX);
+    if CATALOGUE_BYTES_MAX < file_bytes {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a file of the catalogue has {file_bytes} bytes, of {CATALOGUE_BYTES_MAX}"),
+        ));
+    }
+    let mut whole = vec![0; file_bytes];
+    for start in (0..whole.len()).step_by(CHUNK_BYTES) {
+        let end = whole.len().min(start + CHUNK_BYTES);
+        let (bytes, at) = read_range(file, start as u64..end as u64, pool).await?;
+        let read = &bytes[at..][..end - start];
+        if read.iter().any(|byte| *byte != 0) {
+            whole[start..end].copy_from_slice(read);
+        }
+    }
+    Ok(whole)
 }
 
 /// Opens a file of the catalogue; makes it when it is missing, of full size and zeroed, so that a
