@@ -1,8 +1,10 @@
 //! The driver over io_uring: one plain ring per thread.
 //!
-//! `SINGLE_ISSUER` and nothing more: with deferred task work a write and its flush would each wait
-//! for our next turn, and a kernel polling thread costs a core. One `io_uring_enter` a turn submits
-//! everything and waits, with the next timer as its timeout.
+//! `SINGLE_ISSUER`, and no kernel polling thread, which costs a core. One `io_uring_enter` a turn submits
+//! everything and waits, with the next timer as its timeout. Where a write and its flush are linked,
+//! nothing more: the kernel interrupts us to start the flush, which else would wait for our next turn.
+//! Where a write is one operation it does not (`COOP_TASKRUN`): what it has for us it says in the ring,
+//! and we come for it. On a virtual machine an interrupt costs both sides more than a turn's delay.
 //!
 //! A durable write is one write with `RWF_DSYNC`, or a write linked to an `fdatasync`; see [`FlushPlan`].
 //! Of the linked ones the kernel starts the flush when the write has succeeded in full, and only the
@@ -73,12 +75,12 @@ pub(super) struct Uring {
 
 /// Whether io_uring can be used as this crate uses it; if not, why not.
 pub fn probe_uring() -> Result<(), String> {
-    build(8).map(drop).map_err(|error| error.to_string())
+    build(8, FlushPlan::WriteThrough).map(drop).map_err(|error| error.to_string())
 }
 
 impl Uring {
     pub(super) fn new(config: &RuntimeConfig, doorbell: &Doorbell) -> io::Result<Self> {
-        let ring = build(config.ring_entries)?;
+        let ring = build(config.ring_entries, config.flush_plan)?;
         if let Some(set) = config.core.and_then(cpu::cores_without) {
             // Flushes run on kernel threads that inherit the pinning and would wait for this core
             // to be idle. Where the kernel refuses, they do just that.
@@ -311,7 +313,7 @@ impl Driver for Uring {
         let has_news = rung || !news.is_empty() || !self.line.is_empty();
         let wait = if has_news { Wait::No } else { wait };
         let queue = self.ring.submission();
-        if wait != Wait::No || !queue.is_empty() || queue.cq_overflow() {
+        if wait != Wait::No || !queue.is_empty() || queue.cq_overflow() || queue.taskrun() {
             drop(queue);
             self.enter(wait)?;
             self.reap(news);
@@ -327,8 +329,12 @@ impl Driver for Uring {
 const POLL_READABLE: u32 = libc::POLLIN as u32;
 const POLL_WRITABLE: u32 = libc::POLLOUT as u32;
 
-fn build(entries: u32) -> io::Result<IoUring> {
-    let ring = IoUring::builder()
+fn build(entries: u32, flush_plan: FlushPlan) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    if flush_plan == FlushPlan::WriteThrough {
+        builder.setup_coop_taskrun().setup_taskrun_flag();
+    }
+    let ring = builder
         .setup_single_issuer()
         .setup_submit_all()
         .setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_SUBMISSION))
