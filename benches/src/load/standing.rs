@@ -348,7 +348,9 @@ impl Standing {
             Ok(tally)
         })?;
         let stage = broker.stage("forward")?;
-        ensure!(stage.len() == tally.answers, "{} of {} went over", stage.len(), tally.answers);
+        // The topic's creation goes over, too, where it reached the shard without the catalogue.
+        let expected = tally.answers..=tally.answers + 1;
+        ensure!(expected.contains(&stage.len()), "{} of {} went over", stage.len(), tally.answers);
         let mut sample = Sample::default();
         sample.set(Figure::P50Us, stage.value_at_quantile(0.5) as f64 / 1e3);
         sample.set(Figure::P99Us, stage.value_at_quantile(0.99) as f64 / 1e3);
