@@ -1,8 +1,10 @@
 //! The client of closed loops: as little of a client as there can be, so that the server is what is
 //! measured. QUIC on the shards' runtime; each connection keeps so many requests in flight.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -38,35 +40,65 @@ pub fn closed_loop(
 ) -> Result<Tally> {
     let config = tls::client(certs)?;
     let socket = quic::bind()?;
-    let peers = device::on_core(runtime.core, || {
+    device::on_core(runtime.core, || {
         let doorbell = Doorbell::new()?;
         runtime::run(runtime, doorbell, async {
             let mut driver = Driver::client(socket);
-            let begin = clock::refresh() + period.warm_up;
+            let connecting = Cell::new(producers.len());
+            let (begin, failed) = (Cell::default(), Cell::default());
+            let race = Rc::new(Race { period, connecting, begin, failed });
             for producer in producers {
                 let to = producer.target.address;
-                let pipeline = Pipeline::new(producer, window, begin, begin + period.measured);
+                let pipeline = Pipeline::new(producer, window, Rc::clone(&race));
                 driver.connect(config.clone(), to, pipeline)?;
             }
-            Ok(driver.run().await)
+            let mut all = Tally { elapsed: period.measured, ..Tally::new() };
+            for pipeline in driver.run().await {
+                match pipeline.failure {
+                    Some(error) => return Err(error),
+                    None => all.merge(&pipeline.tally)?,
+                }
+            }
+            Ok(all)
         })?
-    })?;
-    let mut all = Tally { elapsed: period.measured, ..Tally::new() };
-    for peer in peers {
-        if let Some(error) = peer.failure {
-            return Err(error);
+    })
+}
+
+/// What all connections of a run share.
+struct Race {
+    period: Period,
+    /// Connections that may not be sent requests yet: a broker under load takes its time to let one in.
+    connecting: Cell<usize>,
+    /// From when on requests are measured: all are connected, and warm.
+    begin: Cell<Option<Instant>>,
+    /// One connection has failed, and with it the run.
+    failed: Cell<bool>,
+}
+
+impl Race {
+    fn handle_open(&self) {
+        self.connecting.set(self.connecting.get() - 1);
+        if self.connecting.get() == 0 {
+            self.begin.set(Some(clock::now() + self.period.warm_up));
         }
-        all.merge(&peer.tally)?;
     }
-    Ok(all)
+
+    /// Was a request that was sent then sent in the time that is measured?
+    fn is_measured(&self, sent: Instant) -> bool {
+        self.begin.get().is_some_and(|begin| begin <= sent)
+    }
+
+    /// Is it too late for another request?
+    fn is_over(&self, now: Instant) -> bool {
+        self.begin.get().is_some_and(|begin| begin + self.period.measured <= now)
+    }
 }
 
 /// One connection and its stream.
 struct Pipeline {
     frame: ProduceFrame,
     window: usize,
-    begin: Instant,
-    end: Instant,
+    race: Rc<Race>,
     stream: Option<StreamId>,
     hello: Vec<u8>,
     /// The broker may be sent requests.
@@ -81,16 +113,15 @@ struct Pipeline {
 }
 
 impl Pipeline {
-    fn new(producer: Producer, window: usize, begin: Instant, end: Instant) -> Self {
+    fn new(producer: Producer, window: usize, race: Rc<Race>) -> Self {
         let Producer { frame, says_hello, .. } = producer;
         let hello = if says_hello { wire::hello_frame() } else { Vec::new() };
         Self {
             frame,
             window,
-            begin,
-            end,
+            race,
             stream: None,
-            is_open: hello.is_empty(),
+            is_open: false,
             hello,
             unsent: 0,
             in_flight: VecDeque::with_capacity(window),
@@ -98,6 +129,11 @@ impl Pipeline {
             tally: Tally::new(),
             failure: None,
         }
+    }
+
+    fn open(&mut self) {
+        self.is_open = true;
+        self.race.handle_open();
     }
 
     fn read(&mut self, quic: &mut Connection, id: StreamId) -> Result<()> {
@@ -117,7 +153,7 @@ impl Pipeline {
         let code = header.error_code();
         ensure!(code == ErrorCode::Ok, "the broker answers {}", code.name());
         if header.kind == RequestKind::Hello as u16 {
-            self.is_open = true;
+            self.open();
             return Ok(());
         }
         // Nearly always the first.
@@ -125,7 +161,7 @@ impl Pipeline {
         let (_, since) = place
             .and_then(|place| self.in_flight.remove(place))
             .context("an answer to a request that was not sent")?;
-        match self.begin <= since {
+        match self.race.is_measured(since) {
             true => self.tally.record(now.saturating_duration_since(since)),
             false => self.tally.answers += 1,
         }
@@ -141,7 +177,7 @@ impl Pipeline {
         while self.is_open {
             if self.unsent == 0 {
                 let sent = Instant::now();
-                if self.window <= self.in_flight.len() || self.end <= sent {
+                if self.window <= self.in_flight.len() || self.race.is_over(sent) {
                     return Ok(());
                 }
                 let (correlation, bytes) = self.frame.next_batch();
@@ -162,6 +198,9 @@ impl Pipeline {
         match event {
             Event::Connected => {
                 self.stream = Some(quic.streams().open(Dir::Bi).context("opening a stream")?);
+                if self.hello.is_empty() {
+                    self.open();
+                }
             }
             Event::Stream(StreamEvent::Readable { id }) => self.read(quic, id)?,
             Event::ConnectionLost { reason } => {
@@ -184,11 +223,11 @@ impl Peer for Pipeline {
         }
         if let Err(error) = served {
             self.failure.get_or_insert(error);
+            self.race.failed.set(true);
         }
     }
 
     fn is_done(&self) -> bool {
-        let over = self.end <= clock::now() && self.in_flight.is_empty() && self.is_open;
-        self.failure.is_some() || over
+        self.race.failed.get() || self.race.is_over(clock::now()) && self.in_flight.is_empty()
     }
 }
