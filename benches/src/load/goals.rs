@@ -40,7 +40,7 @@ pub struct Goal {
 const START_US: f64 = 50_000.0;
 
 /// All goals that the load generator can judge.
-pub const GOALS: [Goal; 37] = [
+pub const GOALS: [Goal; 35] = [
     Goal {
         number: "0",
         what: "the bare server, 1 KiB one at a time, p50",
@@ -288,24 +288,10 @@ pub const GOALS: [Goal; 37] = [
     },
     Goal {
         number: "15",
-        what: "a shard at rest with 1,000 silent connections, adaptive: per cent of a core",
-        reference: "1",
-        bound: Bound::AtMost(0.5),
-        of_round: |round| round.get("idle/adaptive_1000", Figure::ShardCpuPercent),
-    },
-    Goal {
-        number: "15",
         what: "a shard at rest, sleep: per cent of a core",
         reference: "1",
         bound: Bound::AtMost(0.5),
         of_round: |round| round.get("idle/sleep", Figure::ShardCpuPercent),
-    },
-    Goal {
-        number: "15",
-        what: "a shard at rest with 1,000 silent connections, sleep: per cent of a core",
-        reference: "1",
-        bound: Bound::AtMost(0.5),
-        of_round: |round| round.get("idle/sleep_1000", Figure::ShardCpuPercent),
     },
     Goal {
         number: "16",
