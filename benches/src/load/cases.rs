@@ -2,26 +2,26 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use quinn::Endpoint;
 use rustmq_config::Poll;
-use rustmq_protocol::ProducerStamp;
+use rustmq_protocol::{Offset, ProducerStamp};
 use rustmq_sys::runtime::{FlushPlan, Polling, RuntimeConfig};
 use tokio::runtime;
 
 use super::broker::Broker;
 use super::catch_up::{self, Delivered};
 use super::cold::Cold;
-use super::drive::{self, Period, Producer, Tally};
+use super::drive::{Period, Producer, Tally};
 use super::machine::Cores;
 use super::meter;
 use super::rounds::{Figure, Sample};
 use super::standing::{Question, Sizes, Standing};
 use super::tail::{self, By};
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
-use super::{bare, client, device, echo, end_to_end, floor, tls, transfer};
+use super::{bare, client, device, echo, floor, tls, transfer};
 
 /// One question.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -412,19 +412,13 @@ impl Bench {
     ) -> Result<Sample> {
         let flushed = "rustmq_wal_flushed_blocks_total";
         let before = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
-        let core = self.cores.client;
+        let runtime = client_runtime(self.cores, self.polling);
         let tally = match rate {
-            None => {
-                let runtime = client_runtime(self.cores, self.polling);
-                closed_loop(broker, targets, shape, period, self.cores, runtime)?
+            None => closed_loop(broker, targets, shape, period, self.cores, runtime)?,
+            Some(rate) => {
+                let producers = senders(broker, targets, shape, self.cores)?;
+                client::open_loop(&broker.certs(), runtime, producers, Vec::new(), rate, period)?
             }
-            Some(rate) => on_client(self.cores, || {
-                let certs = broker.certs();
-                async move {
-                    let producers = producers(&certs, targets, shape).await?;
-                    drive::open_loop(producers, rate, period, Instant::now(), core).await
-                }
-            })?,
         };
         let after = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
         let mut sample = sample(&tally, shape);
@@ -522,19 +516,15 @@ impl Bench {
 
     /// Producers in open loop, and one consumer of all their partitions.
     fn end_to_end(&self, shape: Shape, period: Period) -> Result<Sample> {
-        let (rate, core) = (self.open_loop_rate()?, self.cores.client);
+        let rate = self.open_loop_rate()?;
         let targets = &self.targets[..shape.producers];
-        let tally = on_client(self.cores, || {
+        let producers = senders(&self.broker, targets, shape, self.cores)?;
+        let consumed = on_client(self.cores, || {
             let certs = self.broker.certs();
-            async move {
-                let producers = producers(&certs, targets, shape).await?;
-                let endpoint = client_endpoint(&certs)?;
-                let address = targets.first().context("the topic has a partition")?.address;
-                let connection = wire::connect(&endpoint, address).await?;
-                let consumer = Link::to_broker(&connection).await?;
-                end_to_end::run(producers, consumer, targets, rate, period, core).await
-            }
+            async move { ends(&certs, targets).await }
         })?;
+        let (certs, runtime) = (self.broker.certs(), client_runtime(self.cores, self.polling));
+        let tally = client::open_loop(&certs, runtime, producers, consumed, rate, period)?;
         let mut sample = sample(&tally, shape);
         sample.set(Figure::LateP99Us, tally.late.value_at_quantile(0.99) as f64 / 1e3);
         Ok(sample)
@@ -632,6 +622,17 @@ fn closed_loop(
     cores: Cores,
     runtime: RuntimeConfig,
 ) -> Result<Tally> {
+    let producers = senders(broker, targets, shape, cores)?;
+    client::closed_loop(&broker.certs(), runtime, producers, shape.window, period)
+}
+
+/// The producers of a shape, each with a partition of its own.
+fn senders(
+    broker: &Broker,
+    targets: &[Target],
+    shape: Shape,
+    cores: Cores,
+) -> Result<Vec<client::Producer>> {
     let stamps = match shape.window <= IDEMPOTENT_WINDOW {
         true => init_producers(broker, shape.producers, cores)?,
         false => vec![ProducerStamp::NONE; shape.producers],
@@ -640,7 +641,19 @@ fn closed_loop(
         let frame = ProduceFrame::new(target, stamp, shape.records, shape.value_bytes);
         client::Producer { target: *target, frame, says_hello: true }
     });
-    client::closed_loop(&broker.certs(), runtime, producers.collect(), shape.window, period)
+    Ok(producers.collect())
+}
+
+/// Where these partitions end now.
+async fn ends(certs: &Path, targets: &[Target]) -> Result<Vec<(Target, Offset)>> {
+    let endpoint = client_endpoint(certs)?;
+    let mut ends = Vec::with_capacity(targets.len());
+    for target in targets {
+        let connection = wire::connect(&endpoint, target.address).await?;
+        let mut link = Link::to_broker(&connection).await?;
+        ends.push((*target, tail::end_of(&mut link, target).await?));
+    }
+    Ok(ends)
 }
 
 /// Ids of new producers.

@@ -1,20 +1,22 @@
-//! The client of closed loops: as little of a client as there can be, so that the server is what is
-//! measured. QUIC on the shards' runtime; each connection keeps so many requests in flight.
+//! The client: as little of one as there can be, so that the server is what is measured. QUIC on the
+//! shards' runtime. In closed loop each connection keeps so many requests in flight; in open loop
+//! requests are due at even distances, whatever the server does.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use quinn_proto::{Connection, Dir, Event, StreamEvent, StreamId};
-use rustmq_protocol::{CorrelationId, ErrorCode, FrameHeader, RequestKind};
+use rustmq_protocol::{CorrelationId, ErrorCode, FrameHeader, Offset, RequestKind};
 use rustmq_sys::clock;
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::runtime::{self, RuntimeConfig};
 
 use super::drive::{Period, Tally};
+use super::end_to_end::Consumer;
 use super::quic::{self, Driver, FrameReader, Peer};
 use super::wire::{self, ProduceFrame, Target};
 use super::{device, tls};
@@ -38,25 +40,63 @@ pub fn closed_loop(
     window: usize,
     period: Period,
 ) -> Result<Tally> {
+    run(certs, runtime, producers, Vec::new(), window, None, period)
+}
+
+/// All producers together are due to send `rate_per_s` requests, at even distances, one producer after the
+/// other. A latency counts from when its request was due until it is answered; with a consumer, until
+/// that has the record.
+pub fn open_loop(
+    certs: &Path,
+    runtime: RuntimeConfig,
+    producers: Vec<Producer>,
+    consumed: Vec<(Target, Offset)>,
+    rate_per_s: f64,
+    period: Period,
+) -> Result<Tally> {
+    run(certs, runtime, producers, consumed, OPEN_LOOP_WINDOW, Some(rate_per_s), period)
+}
+
+fn run(
+    certs: &Path,
+    runtime: RuntimeConfig,
+    producers: Vec<Producer>,
+    consumed: Vec<(Target, Offset)>,
+    window: usize,
+    rate_per_s: Option<f64>,
+    period: Period,
+) -> Result<Tally> {
     let config = tls::client(certs)?;
     let socket = quic::bind()?;
     device::on_core(runtime.core, || {
         let doorbell = Doorbell::new()?;
         runtime::run(runtime, doorbell, async {
             let mut driver = Driver::client(socket);
-            let connecting = Cell::new(producers.len());
+            let count = producers.len();
+            let connecting = Cell::new(count + usize::from(!consumed.is_empty()));
             let (begin, failed) = (Cell::default(), Cell::default());
-            let race = Rc::new(Race { period, connecting, begin, failed });
-            for producer in producers {
+            let race = Rc::new(Race { period, rate_per_s, count, connecting, begin, failed });
+            let is_consumed = !consumed.is_empty();
+            if let Some((target, _)) = consumed.first() {
+                let to = target.address;
+                let consumer = Consumer::new(consumed, Rc::clone(&race));
+                driver.connect(config.clone(), to, Side::Consumer(consumer))?;
+            }
+            for (number, producer) in producers.into_iter().enumerate() {
                 let to = producer.target.address;
-                let pipeline = Pipeline::new(producer, window, Rc::clone(&race));
-                driver.connect(config.clone(), to, pipeline)?;
+                let pipeline = Pipeline::new(producer, number, window, Rc::clone(&race));
+                driver.connect(config.clone(), to, Side::Producer(pipeline))?;
             }
             let mut all = Tally { elapsed: period.measured, ..Tally::new() };
-            for pipeline in driver.run().await {
-                match pipeline.failure {
-                    Some(error) => return Err(error),
-                    None => all.merge(&pipeline.tally)?,
+            for side in driver.run().await {
+                match side {
+                    Side::Producer(Pipeline { failure: Some(error), .. })
+                    | Side::Consumer(Consumer { failure: Some(error), .. }) => return Err(error),
+                    Side::Producer(producer) if is_consumed => {
+                        all.late.add(&producer.tally.late)?
+                    }
+                    Side::Producer(producer) => all.merge(&producer.tally)?,
+                    Side::Consumer(consumer) => all.merge(&consumer.tally)?,
                 }
             }
             Ok(all)
@@ -64,9 +104,46 @@ pub fn closed_loop(
     })
 }
 
+/// Requests that one producer may have in flight in open loop; what is due beyond waits here, with
+/// its time running. As many as a broker allows an idempotent producer.
+const OPEN_LOOP_WINDOW: usize = 8;
+
+/// Who is at this end of a connection.
+enum Side {
+    Producer(Pipeline),
+    Consumer(Consumer),
+}
+
+impl Peer for Side {
+    fn serve(&mut self, quic: &mut Connection) {
+        match self {
+            Self::Producer(producer) => producer.serve(quic),
+            Self::Consumer(consumer) => consumer.serve(quic),
+        }
+    }
+
+    fn wakes_at(&self) -> Option<Instant> {
+        match self {
+            Self::Producer(producer) => producer.wakes_at(),
+            Self::Consumer(_) => None,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Producer(producer) => producer.is_done(),
+            Self::Consumer(consumer) => consumer.is_done(),
+        }
+    }
+}
+
 /// What all connections of a run share.
-struct Race {
+pub(super) struct Race {
     period: Period,
+    /// Requests that all producers together are due to send; in closed loop as many as get through.
+    rate_per_s: Option<f64>,
+    /// Producers.
+    count: usize,
     /// Connections that may not be sent requests yet: a broker under load takes its time to let one in.
     connecting: Cell<usize>,
     /// From when on requests are measured: all are connected, and warm.
@@ -76,7 +153,23 @@ struct Race {
 }
 
 impl Race {
-    fn handle_open(&self) {
+    /// When a producer's request is due, the first being number 0; `None` before all are connected.
+    pub(super) fn due(&self, producer: usize, request: u64) -> Option<Instant> {
+        let rate = self.rate_per_s?;
+        let turn = request as f64 * self.count as f64 + producer as f64;
+        let start = self.begin.get()? - self.period.warm_up;
+        Some(start + Duration::from_secs_f64(turn / rate))
+    }
+
+    pub(super) fn fail(&self) {
+        self.failed.set(true);
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.get()
+    }
+
+    pub(super) fn handle_open(&self) {
         self.connecting.set(self.connecting.get() - 1);
         if self.connecting.get() == 0 {
             self.begin.set(Some(clock::now() + self.period.warm_up));
@@ -84,12 +177,12 @@ impl Race {
     }
 
     /// Was a request that was sent then sent in the time that is measured?
-    fn is_measured(&self, sent: Instant) -> bool {
+    pub(super) fn is_measured(&self, sent: Instant) -> bool {
         self.begin.get().is_some_and(|begin| begin <= sent)
     }
 
     /// Is it too late for another request?
-    fn is_over(&self, now: Instant) -> bool {
+    pub(super) fn is_over(&self, now: Instant) -> bool {
         self.begin.get().is_some_and(|begin| begin + self.period.measured <= now)
     }
 }
@@ -97,6 +190,9 @@ impl Race {
 /// One connection and its stream.
 struct Pipeline {
     frame: ProduceFrame,
+    /// Which of the producers it is, and how many requests it has begun.
+    number: usize,
+    begun: u64,
     window: usize,
     race: Rc<Race>,
     stream: Option<StreamId>,
@@ -113,11 +209,13 @@ struct Pipeline {
 }
 
 impl Pipeline {
-    fn new(producer: Producer, window: usize, race: Rc<Race>) -> Self {
+    fn new(producer: Producer, number: usize, window: usize, race: Rc<Race>) -> Self {
         let Producer { frame, says_hello, .. } = producer;
         let hello = if says_hello { wire::hello_frame() } else { Vec::new() };
         Self {
             frame,
+            number,
+            begun: 0,
             window,
             race,
             stream: None,
@@ -176,13 +274,11 @@ impl Pipeline {
         }
         while self.is_open {
             if self.unsent == 0 {
-                let sent = Instant::now();
-                if self.window <= self.in_flight.len() || self.race.is_over(sent) {
-                    return Ok(());
-                }
+                let Some(since) = self.next_since(Instant::now()) else { return Ok(()) };
                 let (correlation, bytes) = self.frame.next_batch();
                 self.unsent = bytes.len();
-                self.in_flight.push_back((correlation, sent));
+                self.begun += 1;
+                self.in_flight.push_back((correlation, since));
             }
             let bytes = self.frame.bytes();
             // Blocked: it goes on when the stream is writable.
@@ -192,6 +288,24 @@ impl Pipeline {
             self.unsent -= count;
         }
         Ok(())
+    }
+
+    /// Since when the next request's latency counts, if it may be sent now.
+    fn next_since(&mut self, now: Instant) -> Option<Instant> {
+        if self.window <= self.in_flight.len() {
+            return None;
+        }
+        if self.race.rate_per_s.is_none() {
+            return (!self.race.is_over(now)).then_some(now);
+        }
+        let due = self.race.due(self.number, self.begun).filter(|due| *due <= now)?;
+        if self.race.is_over(due) {
+            return None;
+        }
+        if self.race.is_measured(due) {
+            self.tally.record_late(now - due);
+        }
+        Some(due)
     }
 
     fn handle(&mut self, quic: &mut Connection, event: Event) -> Result<()> {
@@ -225,6 +339,12 @@ impl Peer for Pipeline {
             self.failure.get_or_insert(error);
             self.race.failed.set(true);
         }
+    }
+
+    fn wakes_at(&self) -> Option<Instant> {
+        let due = self.race.due(self.number, self.begun)?;
+        let may_send = self.in_flight.len() < self.window && !self.race.is_over(due);
+        may_send.then_some(due)
     }
 
     fn is_done(&self) -> bool {

@@ -33,6 +33,11 @@ pub trait Peer {
     /// Takes the connection's events, reads, and writes.
     fn serve(&mut self, quic: &mut Connection);
 
+    /// When it wants to be served next although nothing came.
+    fn wakes_at(&self) -> Option<Instant> {
+        None
+    }
+
     /// Nothing is left to say.
     fn is_done(&self) -> bool;
 }
@@ -54,6 +59,12 @@ struct Link<P> {
     /// When its timers are due.
     deadline: Option<Instant>,
     dirty: bool,
+}
+
+impl<P: Peer> Link<P> {
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline.into_iter().chain(self.peer.wakes_at()).min()
+    }
 }
 
 /// A socket on a port of its own on this host.
@@ -103,7 +114,7 @@ impl<P: Peer> Driver<P> {
         let mut buffers = ReceiveBuffers::new(RECEIVE_BYTES);
         self.drive(clock::refresh());
         while self.accept.is_some() || !self.links.values().all(|link| link.peer.is_done()) {
-            let deadline = self.links.values().filter_map(|link| link.deadline).min();
+            let deadline = self.links.values().filter_map(Link::deadline).min();
             readable_or_at(&self.socket, deadline).await;
             let now = clock::refresh();
             self.receive(&mut buffers, now);
@@ -148,8 +159,11 @@ impl<P: Peer> Driver<P> {
 
     fn expire(&mut self, now: Instant) {
         for (handle, link) in &mut self.links {
-            if link.deadline.is_some_and(|at| at <= now) {
+            let is_due = link.deadline.is_some_and(|at| at <= now);
+            if is_due {
                 link.quic.handle_timeout(now);
+            }
+            if is_due || link.peer.wakes_at().is_some_and(|at| at <= now) {
                 mark(&mut self.dirty, *handle, &mut link.dirty);
             }
         }
@@ -250,11 +264,23 @@ pub struct FrameReader {
     header: Vec<u8>,
     /// Bytes of the body that are still to come, behind a whole header.
     body_left: usize,
+    /// The body so far, if anybody wants it.
+    body: Option<Vec<u8>>,
 }
 
 impl FrameReader {
+    /// A reader that gathers bodies, too.
+    pub fn with_bodies() -> Self {
+        Self { body: Some(Vec::new()), ..Self::default() }
+    }
+
     /// Takes bytes, and tells of each frame that is whole now. What is no frame is passed over.
-    pub fn take(&mut self, mut bytes: &[u8], mut whole: impl FnMut(FrameHeader)) {
+    pub fn take(&mut self, bytes: &[u8], mut whole: impl FnMut(FrameHeader)) {
+        self.take_whole(bytes, |header, _| whole(header));
+    }
+
+    /// The same, with the frame's body: empty unless it is gathered.
+    pub fn take_whole(&mut self, mut bytes: &[u8], mut whole: impl FnMut(FrameHeader, &[u8])) {
         while !bytes.is_empty() {
             if self.header.len() < FRAME_HEADER_BYTES {
                 let missing = FRAME_HEADER_BYTES - self.header.len();
@@ -263,15 +289,21 @@ impl FrameReader {
                 bytes = rest;
                 self.body_left = self.header().map_or(0, |header| header.body_bytes());
             } else {
-                let part = self.body_left.min(bytes.len());
-                bytes = &bytes[part..];
-                self.body_left -= part;
+                let (part, rest) = bytes.split_at(self.body_left.min(bytes.len()));
+                if let Some(body) = &mut self.body {
+                    body.extend_from_slice(part);
+                }
+                bytes = rest;
+                self.body_left -= part.len();
             }
             if self.header.len() == FRAME_HEADER_BYTES && self.body_left == 0 {
                 if let Some(header) = self.header() {
-                    whole(header);
+                    whole(header, self.body.as_deref().unwrap_or_default());
                 }
                 self.header.clear();
+                if let Some(body) = &mut self.body {
+                    body.clear();
+                }
             }
         }
     }
