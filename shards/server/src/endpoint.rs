@@ -255,6 +255,9 @@ async fn receive_loop(shard: Rc<Shard>, index: usize, buffers: Rc<RefCell<Receiv
         while more && reads < RECEIVES_PER_TURN_MAX {
             more = receive(&shard, index, &mut buffers.borrow_mut());
             reads += 1;
+            if runtime::need_preempt() {
+                break;
+            }
         }
         drive(&shard);
         if more {
@@ -346,6 +349,11 @@ fn drive(shard: &Rc<Shard>) {
                 break;
             };
             state.drive(shard, handle, now);
+            if runtime::need_preempt() && !endpoint.dirty.borrow().is_empty() {
+                // The others have their turn when the disk and the network were looked at.
+                endpoint.wake_driver.notify();
+                break;
+            }
         }
         std::mem::take(&mut state.requests)
     };

@@ -23,6 +23,10 @@ pub const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
 /// 32: the most trains one system call receives.
 pub const TRAINS_MAX: usize = BATCH_SIZE;
 
+/// 128 KiB: what one system call should receive at most, a tenth of a millisecond of work. As trains
+/// differ in length, the next call asks for fewer of them when one brought more.
+const CALL_BYTES: usize = 128 * 1024;
+
 /// 2 KiB: shorter trains are copied, so that an acknowledgement does not keep 64 KiB busy.
 const COPY_BELOW_BYTES: usize = 2 * 1024;
 
@@ -48,6 +52,8 @@ pub struct ReceiveBuffers {
     /// Where short trains are copied to; the first is in use, the last was used up latest.
     short: VecDeque<BytesMut>,
     buffers_max: usize,
+    /// How many trains the next call asks for.
+    trains_wanted: usize,
 }
 
 impl ReceiveBuffers {
@@ -61,6 +67,7 @@ impl ReceiveBuffers {
             spare: (0..buffers_max).map(|_| buffer()).collect(),
             short: (0..SHORT_BUFFERS).map(|_| buffer()).collect(),
             buffers_max,
+            trains_wanted: TRAINS_MAX,
         };
         buffers.refill();
         buffers
@@ -79,13 +86,19 @@ impl ReceiveBuffers {
         take: &mut impl FnMut(DatagramMeta, BytesMut),
     ) -> io::Result<(usize, usize)> {
         self.refill();
-        let room = self.ready.len().min(TRAINS_MAX);
+        let room = self.ready.len().min(self.trains_wanted);
         let mut metas = [RecvMeta::default(); TRAINS_MAX];
         let count = {
             let mut ready = self.ready.iter_mut();
             let mut slices: [IoSliceMut<'_>; TRAINS_MAX] =
                 array::from_fn(|_| IoSliceMut::new(ready.next().map_or(&mut [], whole)));
             state.recv(UdpSockRef::from(socket), &mut slices[..room], &mut metas[..room])?
+        };
+        let bytes: usize = metas.iter().take(count).map(|meta| meta.len).sum();
+        self.trains_wanted = match bytes {
+            _ if CALL_BYTES < bytes => (count / 2).max(1),
+            _ if count == room => (room * 2).min(TRAINS_MAX),
+            _ => self.trains_wanted,
         };
         for meta in metas.iter().take(count) {
             let len = meta.len.min(RECEIVE_BUFFER_BYTES);
