@@ -13,7 +13,7 @@
 //! is: a reused buffer holds old bytes, and whoever writes less than a block pads it.
 //! At the limit [`BufferPool::try_get`] says no, and the caller pushes back on its clients.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::{fmt, slice};
@@ -26,6 +26,10 @@ use crate::sync::{Arc, AtomicUsize, Ordering, fence};
 /// 4 KiB: what `O_DIRECT` asks of addresses, positions and lengths on every disk we know of, and a
 /// page of memory.
 pub const ALIGN: usize = 4096;
+
+/// 2 MiB: a huge page of x86-64, and of arm64 with pages of 4 KiB. Buffers of so much or more ask for
+/// them: one translation of an address instead of 512, which a virtual machine does in two dimensions.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// The buffers of one shard. A handle: clones share the budget.
 #[derive(Clone)]
@@ -212,9 +216,26 @@ impl Shared {
 
 impl Memory {
     fn zeroed(bytes: usize) -> Option<Self> {
-        let layout = Layout::from_size_align(bytes, ALIGN).ok().filter(|it| it.size() > 0)?;
+        let align = if HUGE_PAGE_BYTES <= bytes { HUGE_PAGE_BYTES } else { ALIGN };
+        let layout = Layout::from_size_align(bytes, align).ok().filter(|it| it.size() > 0)?;
+        if align == ALIGN {
+            // SAFETY: the layout's size is not zero.
+            let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+            return Some(Self { start, layout });
+        }
         // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let start = NonNull::new(unsafe { alloc(layout) })?;
+        // Before anything is touched. Where there are no huge pages, it is as it was.
+        // SAFETY: whole huge pages of our own, of which nothing but how they are backed is changed.
+        unsafe {
+            libc::madvise(
+                start.as_ptr().cast(),
+                bytes - bytes % HUGE_PAGE_BYTES,
+                libc::MADV_HUGEPAGE,
+            )
+        };
+        // SAFETY: `bytes` of memory that is ours and may be written.
+        unsafe { start.as_ptr().write_bytes(0, bytes) };
         Some(Self { start, layout })
     }
 }
