@@ -1,22 +1,22 @@
 //! The one clock. Code that runs on a runtime asks here and nowhere else.
 //!
-//! Inside a runtime the monotonic time is read once per turn of its loop: everything done in a turn
-//! happens at one moment, and asking costs nothing. A task that runs for long calls [`refresh`].
+//! Inside a runtime the monotonic time is read between two tasks: everything that a task does until it
+//! waits happens at one moment, and asking costs nothing. A task that runs for long calls [`refresh`].
 
 use std::cell::Cell;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 thread_local! {
-    /// The moment of this turn while this thread runs a runtime.
+    /// The moment of the task at work while this thread runs a runtime.
     static TURN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// The moment of this turn inside a runtime; the present moment outside.
+/// The moment of the task at work inside a runtime; the present moment outside.
 pub fn now() -> Instant {
     TURN.get().unwrap_or_else(read)
 }
 
-/// The present moment, within a turn too: what time a turn has taken so far.
+/// The present moment, within a turn of a task too: what time it has taken so far.
 pub(crate) fn read() -> Instant {
     #[cfg(feature = "sim")]
     if let Some(now) = crate::sim::now() {
@@ -25,7 +25,7 @@ pub(crate) fn read() -> Instant {
     Instant::now()
 }
 
-/// Reads the clock again, for the rest of this turn.
+/// Reads the clock again, for the rest of what the task at work does.
 pub fn refresh() -> Instant {
     let now = read();
     if TURN.get().is_some() {

@@ -25,33 +25,37 @@ use crate::wal_writer::{Ticket, WalWriter};
 /// configuration is checked for.
 const BATCH_OVERHEAD_BYTES: usize = 64 << 10;
 
-/// Serves one produce request. With `acks = none` nothing is answered, whatever happens.
-pub(crate) async fn produce(shard: Rc<Shard>, request: Request) {
-    let head = match check_head(&shard, &request) {
-        Ok(head) => head,
-        Err(error) => return request.refuse(&shard, &error),
-    };
-    let tag = match shard.route(head.topic_partition()) {
-        Ok(Route::Here(tag)) => tag,
-        Ok(Route::Shard(owner)) => return shard.mesh.forward(&shard, owner, request, true),
-        Err(error) => return request.refuse(&shard, &error),
-    };
-    let arrived = request.arrived;
-    shard.metrics.borrow_mut().record(Stage::ProduceReceive, clock::now() - arrived);
-    let outcome = accept(&shard, &request, &head, tag).await;
-    let accepted = clock::refresh();
-    match outcome {
-        _ if head.acks == Acks::None => request.end(&shard),
-        Ok(response) => {
-            let response = shard.small_response(|out| response.encode(out));
-            request.answer(&shard, response);
+/// Serves one produce request. With `acks = none` nothing is answered, whatever happens. A block instead
+/// of an `async fn`: that would keep room for its arguments twice.
+#[expect(clippy::manual_async_fn, reason = "its memory is moved for each request: see above")]
+pub(crate) fn produce(shard: Rc<Shard>, request: Request) -> impl Future<Output = ()> {
+    async move {
+        let head = match check_head(&shard, &request) {
+            Ok(head) => head,
+            Err(error) => return request.refuse(&shard, &error),
+        };
+        let tag = match shard.route(head.topic_partition()) {
+            Ok(Route::Here(tag)) => tag,
+            Ok(Route::Shard(owner)) => return shard.mesh.forward(&shard, owner, request, true),
+            Err(error) => return request.refuse(&shard, &error),
+        };
+        let arrived = request.arrived;
+        shard.metrics.borrow_mut().record(Stage::ProduceReceive, clock::now() - arrived);
+        let outcome = accept(&shard, &request, &head, tag).await;
+        let accepted = clock::now();
+        match outcome {
+            _ if head.acks == Acks::None => request.end(&shard),
+            Ok(response) => {
+                let response = shard.small_response(|out| response.encode(out));
+                request.answer(&shard, response);
+            }
+            Err(error) => return request.refuse(&shard, &error),
         }
-        Err(error) => return request.refuse(&shard, &error),
+        let answered = clock::refresh();
+        let mut metrics = shard.metrics.borrow_mut();
+        metrics.record(Stage::ProduceReply, answered - accepted);
+        metrics.record(Stage::Produce, answered - arrived);
     }
-    let answered = clock::refresh();
-    let mut metrics = shard.metrics.borrow_mut();
-    metrics.record(Stage::ProduceReply, answered - accepted);
-    metrics.record(Stage::Produce, answered - arrived);
 }
 
 /// Authorise → room → append → durable: returns once the records are as safe as was asked for.

@@ -41,19 +41,18 @@ impl<F: Future<Output = ()> + 'static> TaskPool<F> {
     /// # Panics
     /// Outside of a runtime.
     pub fn spawn(&self, future: F) {
-        super::with_reactor(|reactor| {
-            if reactor.is_ending() {
-                return;
-            }
-            let idle = self.home.idle.borrow_mut().pop();
-            let mut member = idle.unwrap_or_else(|| {
-                let home = Rc::downgrade(&self.home);
-                Box::new(Member { future: Box::pin(None), home })
-            });
-            member.future.set(Some(future));
-            let slot = reactor.scheduler().claim(self.class);
-            reactor.scheduler().poll(&slot, Task::Pooled(member));
+        let reactor = super::current();
+        if reactor.is_ending() {
+            return;
+        }
+        let idle = self.home.idle.borrow_mut().pop();
+        let mut member = idle.unwrap_or_else(|| {
+            let home = Rc::downgrade(&self.home);
+            Box::new(Member { future: Box::pin(None), home })
         });
+        member.future.set(Some(future));
+        let slot = reactor.scheduler().claim(self.class);
+        reactor.scheduler().poll(&slot, Task::Pooled(member));
     }
 }
 

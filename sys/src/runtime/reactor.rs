@@ -202,8 +202,9 @@ impl Reactor {
         &self.scheduler
     }
 
+    /// Reads the clock: what comes next happens now.
     pub(super) fn slice_is_over(&self) -> bool {
-        clock::read() >= self.slice_end.get()
+        clock::refresh() >= self.slice_end.get()
     }
 
     pub(super) fn stats(&self) -> Stats {
