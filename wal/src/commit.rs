@@ -51,8 +51,8 @@ const FLUSH_WEIGHT: u64 = 8;
 ///
 /// One write is in flight at a time; what arrives meanwhile is the next block. An idle WAL closes a
 /// block at once. With more than one active producer, and fewer appends waiting than there were in
-/// the last block and beside it, it waits for stragglers for at most a quarter of a flush, as long
-/// as that brings some.
+/// the last block and beside it, it waits for stragglers: half a flush for the next of them and a
+/// flush for all, as long as that brings some.
 /// Times are nanoseconds of one monotonic clock.
 #[derive(Clone, Debug)]
 pub struct GroupCommit {
@@ -62,6 +62,8 @@ pub struct GroupCommit {
     waiting: u32,
     /// Since when the open block could have been closed.
     waiting_since: u64,
+    /// The last time that an append came since then.
+    latest_append_at: u64,
     /// Appends that may come together: those in the block that was closed last, and those that
     /// waited when its write ended.
     expected: u32,
@@ -95,6 +97,7 @@ impl GroupCommit {
             in_flight: None,
             waiting: 0,
             waiting_since: 0,
+            latest_append_at: 0,
             expected: 0,
             crowded: false,
             waiting_at_wait: None,
@@ -114,6 +117,7 @@ impl GroupCommit {
         if self.waiting == 0 {
             self.waiting_since = now_ns;
         }
+        self.latest_append_at = now_ns;
         self.waiting += 1;
         if let Some((latest, at)) = self.latest_producer
             && latest != producer
@@ -229,7 +233,9 @@ impl GroupCommit {
             && self.blocks_until_retry == 0
             && self.waiting < self.expected
             && self.other_producer_at.is_some_and(|at| now_ns < at + PRODUCER_ACTIVE_NS);
-        pays.then(|| self.waiting_since + (flush_ns / 4).min(STRAGGLER_WAIT_NS_MAX))
+        let since = self.latest_append_at.max(self.waiting_since);
+        let next = since + (flush_ns / 2).min(STRAGGLER_WAIT_NS_MAX);
+        pays.then(|| next.min(self.waiting_since + flush_ns.min(STRAGGLER_WAIT_NS_MAX)))
     }
 
     fn flush_due(&self) -> Option<u64> {
@@ -287,15 +293,29 @@ mod tests {
     }
 
     #[test]
-    fn with_several_producers_it_waits_a_quarter_of_a_flush_for_as_many_as_last_time() {
+    fn with_several_producers_it_waits_for_each_of_as_many_as_last_time() {
         let mut commit = after_block(3);
         let now = FLUSH_NS + 100;
         commit.handle_append(now, 0);
-        assert_eq!(commit.poll(now), Commit::WaitUntil(now + FLUSH_NS / 4));
+        assert_eq!(commit.poll(now), Commit::WaitUntil(now + FLUSH_NS / 2));
         commit.handle_append(now + 10, 1);
-        assert_eq!(commit.poll(now + 10), Commit::WaitUntil(now + FLUSH_NS / 4));
+        assert_eq!(commit.poll(now + 10), Commit::WaitUntil(now + 10 + FLUSH_NS / 2));
         commit.handle_append(now + 20, 2);
         assert_eq!(commit.poll(now + 20), Commit::Close, "all are here: no further wait");
+    }
+
+    #[test]
+    fn stragglers_that_keep_coming_are_waited_for_no_longer_than_a_flush() {
+        let mut commit = after_block(100);
+        let begun = FLUSH_NS + 100;
+        let mut now = begun;
+        commit.handle_append(now, 0);
+        while let Commit::WaitUntil(until) = commit.poll(now) {
+            assert!(now < until && until <= begun + FLUSH_NS);
+            now += FLUSH_NS / 4;
+            commit.handle_append(now, now);
+        }
+        assert_eq!(now, begun + FLUSH_NS);
     }
 
     #[test]
