@@ -12,11 +12,13 @@
 //! | `driver` | the runtime's driver over the two |
 //! | [`host`] | a runtime that is given one turn at a time |
 //! | [`choice`] | numbers from a seed |
+//! | [`interrupts`] | signals to whoever runs many worlds |
 
 pub mod choice;
 pub mod disk;
 mod driver;
 pub mod host;
+pub mod interrupts;
 pub mod network;
 
 use std::cell::{Cell, RefCell, RefMut};
