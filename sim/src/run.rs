@@ -223,7 +223,11 @@ impl Simulator {
         if scenario.space.is_some() {
             // With space again it goes on by itself.
             world.disk().set_capacity(None);
-            workload.settle(&mut node, SETTLE_STEPS_MAX).map_err(here)?;
+            match workload.settle(&mut node, SETTLE_STEPS_MAX) {
+                // A disk that fails ends the broker here too.
+                Err(Failure::Ended { error: ShardError::Device { .. } }) if fails(scenario) => {}
+                settled => settled.map_err(here)?,
+            }
         }
         Ok(())
     }
