@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use rustmq_sys::sim::choice::Choice;
-use rustmq_sys::sim::disk::{Applied, PAGE_BYTES};
+use rustmq_sys::sim::disk::{Applied, Disk, PAGE_BYTES};
 
 use crate::run::Image;
 
@@ -29,12 +29,13 @@ pub(crate) struct Lie {
 
 /// Lies once. `None`: there was nothing to lie about.
 pub(crate) fn tell(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
-    let last: Vec<Applied> = last_of_each_folder(image);
+    let before = image.before.take()?;
+    let last: Vec<Applied> = last_of_each_folder(image, &before);
     for _ in 0..16 {
         let lie = match choice.below(4) {
-            0 => take_back(image, choice),
-            1 => lying_flush(image, choice),
-            2 => misdirect(image, choice),
+            0 => take_back(image, &before, choice),
+            1 => lying_flush(image, &before, choice),
+            2 => misdirect(image, &before, choice),
             _ => rot(image, choice),
         };
         if let Some(lie) = lie {
@@ -47,15 +48,15 @@ pub(crate) fn tell(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
 
 /// Of each folder the last block or append that tells of those before it, if the crash has left it.
 /// One that the device took in parts is several writes.
-fn last_of_each_folder(image: &Image) -> Vec<Applied> {
-    let files = image.before.files();
+fn last_of_each_folder(image: &Image, before: &Disk) -> Vec<Applied> {
+    let files = before.files();
     let folder_of = |write: &Applied| {
         let (file, _, _) = write.place();
         let (name, _, _) = files.iter().find(|(_, id, _)| *id == file)?;
         name.parent()
     };
     let mut last: BTreeMap<&Path, Vec<&Applied>> = BTreeMap::new();
-    for write in image.before.applied().filter(|write| image.disk.has(write)) {
+    for write in before.applied().filter(|write| image.disk.has(write)) {
         let Some(folder) = folder_of(write) else { continue };
         let parts = last.entry(folder).or_default();
         // What goes on with a block is no block, even if a forger made it look like one.
@@ -89,24 +90,21 @@ fn length_of(write: &Applied) -> Option<u64> {
     bytes[*at..].first_chunk().map(|length| u64::from(u32::from_le_bytes(*length)))
 }
 
-fn take_back(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
-    let index = recent(image.before.applied().len(), choice)?;
-    let before = image.before.clone();
+fn take_back(image: &mut Image, before: &Disk, choice: &mut Choice) -> Option<Lie> {
+    let index = recent(before.applied().len(), choice)?;
     let write = before.applied().nth(index)?;
-    image.disk.lose(write).then(|| describe(image, "lost write", write))?
+    image.disk.lose(write).then(|| describe(before, "lost write", write))?
 }
 
-fn lying_flush(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
-    let index = recent(image.before.applied().len(), choice)?;
-    let before = image.before.clone();
+fn lying_flush(image: &mut Image, before: &Disk, choice: &mut Choice) -> Option<Lie> {
+    let index = recent(before.applied().len(), choice)?;
     let write = before.applied().nth(index)?;
     let lied = image.disk.lose_sectors(write, choice);
-    lied.then(|| describe(image, "lying flush", write))?
+    lied.then(|| describe(before, "lying flush", write))?
 }
 
-fn misdirect(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
-    let index = recent(image.before.applied().len(), choice)?;
-    let before = image.before.clone();
+fn misdirect(image: &mut Image, before: &Disk, choice: &mut Choice) -> Option<Lie> {
+    let index = recent(before.applied().len(), choice)?;
     let write = before.applied().nth(index)?;
     let files = image.disk.files();
     let (_, to, bytes) = choice.pick(&files);
@@ -117,7 +115,7 @@ fn misdirect(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     }
     let to = files.iter().find(|(_, file, _)| file == to)?;
     let to = format!("{} at {}", to.0.display(), page * PAGE_BYTES);
-    Some(Lie { to: Some(to), ..describe(image, "misdirected write", write)? })
+    Some(Lie { to: Some(to), ..describe(before, "misdirected write", write)? })
 }
 
 /// Flips bits where something is: a page of zeroes tells little.
@@ -135,9 +133,9 @@ fn rot(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     Some(Lie { kind: "rot", file, position, bytes: 1, to: None, takes_an_end: false })
 }
 
-fn describe(image: &Image, kind: &'static str, write: &Applied) -> Option<Lie> {
+fn describe(before: &Disk, kind: &'static str, write: &Applied) -> Option<Lie> {
     let (file, position, bytes) = write.place();
-    let files = image.before.files();
+    let files = before.files();
     let (name, _, _) = files.iter().find(|(_, id, _)| *id == file)?;
     let file = name.display().to_string();
     Some(Lie { kind, file, position, bytes, to: None, takes_an_end: false })

@@ -1,33 +1,47 @@
 //! `cargo run -p sim -- --seeds N [--seed S]`: simulates seeds and says what came of it.
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustmq_planted::Bug;
+use rustmq_sys::sim::interrupts::Interrupts;
 use sim::{Finding, Options, Simulator, Tally};
 
 const HELP: &str = "\
-usage: sim [--seeds N] [--seed S] [--images N] [--dishonest] [--no-network]
-           [--recall] [--jobs N] [--trace N]
+usage: sim [--seeds N] [--minutes N] [--seed S] [--images N] [--dishonest]
+           [--no-network] [--recall] [--jobs N] [--trace N]
 
   --seeds N      simulate seeds S, S+1, ..., N of them (default 20)
+  --minutes N    begin no seed after so long; without --seeds there is no other end
   --seed S       the first seed (default 1)
   --images N     images of each seed (default 100)
   --dishonest    the disk lies once in each image
   --no-network   no client speaks QUIC: many more images in the same time
   --recall       plant one bug after the other, and find each
   --jobs N       threads (default: one for each core)
-  --trace N      lines of the trace to show of a failure (default 60)";
+  --trace N      lines of the trace to show of a failure (default 60)
+
+A run that is interrupted (SIGINT, SIGTERM) finishes the seeds that it has begun,
+says what came of all of them, and with which seed to go on.";
 
 /// So many seeds show everything that may go wrong.
 const MANY_SEEDS: u64 = 100;
+
+/// How often a long run says how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// How often it looks whether it is to end.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What is asked for on the command line.
 struct Ask {
     seeds: u64,
     first: u64,
+    /// No seed is begun after so long.
+    minutes: Option<u64>,
     options: Options,
     /// Threads.
     jobs: u64,
@@ -47,8 +61,8 @@ fn main() -> ExitCode {
         return recall(&ask);
     }
     let begun = Instant::now();
-    let total = match simulate(&ask) {
-        Ok(total) => total,
+    let (total, next) = match simulate(&ask, begun) {
+        Ok(done) => done,
         Err(finding) => {
             report(&finding);
             return ExitCode::FAILURE;
@@ -86,40 +100,94 @@ fn main() -> ExitCode {
             total.refused, total.named, total.harmless, total.last_block
         );
     }
+    if next < ask.end() {
+        println!("ended early; to go on: --seed {next}");
+    }
     ExitCode::SUCCESS
 }
 
-/// Runs all seeds, on as many threads as asked for; the result does not depend on how many.
-fn simulate(ask: &Ask) -> Result<Tally, Box<Finding>> {
+impl Ask {
+    /// The first seed that is not asked for.
+    fn end(&self) -> u64 {
+        self.first.saturating_add(self.seeds)
+    }
+}
+
+/// A seed under way: its number is said if it panics.
+struct Running {
+    seed: u64,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("sim: that was seed {}", self.seed);
+        }
+    }
+}
+
+/// What came of a seed.
+type Done = (u64, Result<Tally, Box<Finding>>);
+
+/// Runs all seeds, on as many threads as asked for, or those that are begun before the end of the time
+/// or a signal. What comes of them does not depend on how many threads there are. The second value is
+/// the first seed that was not run.
+fn simulate(ask: &Ask, begun: Instant) -> Result<(Tally, u64), Box<Finding>> {
     let next = AtomicU64::new(ask.first);
-    let end = ask.first + ask.seeds;
+    let stop = AtomicBool::new(false);
+    let done: Mutex<Vec<Done>> = Mutex::default();
+    let lock = || done.lock().unwrap_or_else(PoisonError::into_inner);
     let work = || {
         let mut simulator = Simulator::new(ask.options.clone());
-        let mut done = Vec::new();
-        loop {
+        while !stop.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if end <= seed {
-                return done;
+            if ask.end() <= seed {
+                break;
             }
+            let running = Running { seed };
             let outcome = simulator.run(seed);
+            drop(running);
             if outcome.is_err() {
                 // Nobody begins another one.
-                next.store(end, Ordering::Relaxed);
+                stop.store(true, Ordering::Relaxed);
             }
-            done.push((seed, outcome));
+            lock().push((seed, outcome));
         }
     };
-    let mut outcomes: Vec<_> = thread::scope(|scope| {
+    // Without them a signal ends the run at once.
+    let interrupts = Interrupts::hold().ok();
+    thread::scope(|scope| {
         let threads: Vec<_> = (0..ask.jobs).map(|_| scope.spawn(work)).collect();
-        let done = threads.into_iter().map(|thread| thread.join().expect("a worker ends"));
-        done.flatten().collect()
+        let mut told = begun;
+        while !threads.iter().all(thread::ScopedJoinHandle::is_finished) {
+            thread::sleep(LOOK_EVERY);
+            let minutes = begun.elapsed().as_secs() / 60;
+            // A thread that has ended had no seed left, or has panicked.
+            if ask.minutes.is_some_and(|most| most <= minutes)
+                || interrupts.as_ref().is_some_and(Interrupts::came)
+                || threads.iter().any(thread::ScopedJoinHandle::is_finished)
+            {
+                stop.store(true, Ordering::Relaxed);
+            }
+            if TELL_EVERY <= told.elapsed() {
+                told = Instant::now();
+                let (seeds, images) = so_far(&lock());
+                eprintln!("sim: {seeds} seeds, {images} images and no failure so far");
+            }
+        }
     });
+    let mut outcomes = std::mem::take(&mut *lock());
     outcomes.sort_by_key(|(seed, _)| *seed);
     let mut total = Tally::default();
     for (_, outcome) in outcomes {
         total.add(&outcome?);
     }
-    Ok(total)
+    Ok((total, next.into_inner().min(ask.end())))
+}
+
+fn so_far(done: &[Done]) -> (usize, u64) {
+    let tallies = done.iter().filter_map(|(_, outcome)| outcome.as_ref().ok());
+    (done.len(), tallies.map(|tally| tally.images).sum())
 }
 
 /// Plants one bug after the other: each must be found within so many seeds.
@@ -177,14 +245,16 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
         trace_lines: 60,
     };
     let jobs = thread::available_parallelism().map_or(1, |count| count.get() as u64);
-    let mut ask = Ask { seeds: 20, first: 1, options, jobs, recall: false };
+    let mut ask = Ask { seeds: 20, first: 1, minutes: None, options, jobs, recall: false };
+    let mut seeds = None;
     while let Some(name) = arguments.next() {
         let mut number = || {
             let value = arguments.next().ok_or_else(|| format!("{name} needs a number"))?;
             value.parse::<u64>().map_err(|_| format!("{name} {value}: a number is allowed"))
         };
         match name.as_str() {
-            "--seeds" => ask.seeds = number()?,
+            "--seeds" => seeds = Some(number()?),
+            "--minutes" => ask.minutes = Some(number()?),
             "--seed" => ask.first = number()?,
             "--images" => ask.options.images_per_seed = number()?,
             "--jobs" => ask.jobs = number()?.max(1),
@@ -196,5 +266,10 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
             _ => return Err(format!("{name} is not known")),
         }
     }
+    ask.seeds = match (seeds, ask.minutes) {
+        (Some(seeds), _) => seeds,
+        (None, Some(_)) => u64::MAX,
+        (None, None) => ask.seeds,
+    };
     Ok(ask)
 }

@@ -216,7 +216,11 @@ impl Node {
     /// One turn of one shard, or the next thing in time. Fails when a shard has ended.
     pub(crate) fn step(&mut self) -> Result<(), Failure> {
         self.turn_of_wire();
-        let ready: u64 = self.shards.iter().map(|shard| u64::from(shard.host.wants_turn())).sum();
+        let wants_turn = |shard: &Shard| shard.host.wants_turn();
+        let ready = match &self.shards[..] {
+            [only] => u64::from(wants_turn(only)),
+            all => all.iter().filter(|shard| wants_turn(shard)).count() as u64,
+        };
         if ready == 0 {
             let timers = self.shards.iter().filter_map(|shard| shard.host.next_timer_ns());
             let client = self.wire.as_mut().and_then(Wire::next_timer_ns);
@@ -226,8 +230,13 @@ impl Node {
             return Ok(());
         }
         let chosen = if ready == 1 { 0 } else { self.world.choice().below(ready) };
-        let mut waiting = self.shards.iter_mut().filter(|shard| shard.host.wants_turn());
-        let shard = waiting.nth(chosen as usize).expect("counted just now");
+        let shard = match &mut self.shards[..] {
+            [only] => only,
+            all => {
+                let mut waiting = all.iter_mut().filter(|shard| wants_turn(shard));
+                waiting.nth(chosen as usize).expect("counted just now")
+            }
+        };
         if let Some(ended) = shard.host.turn() {
             shard.ended = Some(ended);
         }

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   load ──── cut ──── cut ──── cut ────▶
-//!              │        │        └─▶ image → start → read → repeat → load ── cut → start → read
+//!              │        │        └─▶ image → start → read → repeat → load ── cut ─▶ image → …
 //!              │        └─▶ image → …
-//!              └─▶ image → …
+//!              └─▶ image → …                          … ── cut → start → read → repeat
 //! ```
 //!
 //! The broker under load does not notice a cut: the disk is copied, page by reference, and the copy
-//! goes through the crash.
+//! goes through the crash. What a cut leaves is an image. The broker that starts on it is cut too, and
+//! that is the next image of the row; the last cut of a row is started and read, but is none.
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -42,6 +43,9 @@ const STEPS_MAX: u64 = 400_000;
 
 /// Steps in which a recovered broker has to acknowledge what producers repeat.
 const SETTLE_STEPS_MAX: u64 = 200_000;
+
+/// Images in a row at most: each but the first is of a broker that began on the one before.
+const ROW_MAX: u64 = 6;
 
 /// On a disk with too little space, space comes or goes once in so many steps.
 const SPACE_CHANGES: u64 = 6_000;
@@ -162,7 +166,7 @@ impl Simulator {
             // A broker that has only just begun is cut too, once; that is not an image that counts.
             let mut choice = choice.split();
             let image = self.cut(world, &workload, &mut choice);
-            self.image(image, scenario, choice, &mut Tally::default())
+            self.row(image, scenario, choice, ROW_MAX, &mut Tally::default())
                 .map_err(|(failure, trace)| (None, failure, Some(trace)))?;
         }
         world.set_faults(scenario.faults);
@@ -206,11 +210,11 @@ impl Simulator {
             let cut = warm && now != cut_at && choice.chance(if busy { 8 } else { 1 }, 32);
             if cut || ended {
                 cut_at = now;
-                let number = tally.images;
                 let mut choice = choice.split();
                 let image = self.cut(world, &workload, &mut choice);
-                self.image(image, scenario, choice, tally)
-                    .map_err(|(failure, trace)| (Some(number), failure, Some(trace)))?;
+                let row_max = ROW_MAX.min(images_max - tally.images);
+                self.row(image, scenario, choice, row_max, tally)
+                    .map_err(|(failure, trace)| (Some(tally.images - 1), failure, Some(trace)))?;
             }
             if ended {
                 return Ok(());
@@ -219,90 +223,126 @@ impl Simulator {
         if scenario.space.is_some() {
             // With space again it goes on by itself.
             world.disk().set_capacity(None);
-            workload.settle(&mut node, SETTLE_STEPS_MAX).map_err(here)?;
+            match workload.settle(&mut node, SETTLE_STEPS_MAX) {
+                // A disk that fails ends the broker here too.
+                Err(Failure::Ended { error: ShardError::Device { .. } }) if fails(scenario) => {}
+                settled => settled.map_err(here)?,
+            }
         }
         Ok(())
     }
 
     fn cut(&self, world: &World, workload: &Workload, choice: &mut Choice) -> Image {
-        match !self.options.dishonest && choice.chance(1, 6) {
-            true => Image::after_kill(world, workload, choice),
-            false => Image::after_power_cut(world, workload, choice),
+        if self.options.dishonest {
+            let before = Some(world.disk().clone());
+            return Image { before, ..power_cut(world, workload, choice) };
+        }
+        match choice.chance(1, 6) {
+            true => kill(world, workload, choice),
+            false => power_cut(world, workload, choice),
         }
     }
 
-    /// What one cut leaves: started, read, written to, cut again, started, read.
-    fn image(
+    /// What one cut leaves, and on an honest disk the cuts of what comes of it.
+    fn row(
         &mut self,
-        mut image: Image,
+        image: Image,
         scenario: &Scenario,
         mut choice: Choice,
+        row_max: u64,
         tally: &mut Tally,
     ) -> Result<(), (Failure, Vec<String>)> {
-        let lie = self.options.dishonest.then(|| lies::tell(&mut image, &mut choice));
-        tally.images += 1;
-        tally.acknowledged += image.workload.history.acknowledged();
-        let world = World::new(choice.number(), image.disk);
-        world.keep_trace(self.trace_lines);
-        if lie.is_none() {
-            world.set_faults(scenario.image_faults);
+        if self.options.dishonest {
+            return self.lied_to(image, scenario, &mut choice, tally);
         }
+        let mut image = image;
+        let mut life = Life { shards: scenario.shards, setup: Rc::clone(&scenario.setup) };
+        // WALs stay when there are fewer shards again.
+        let mut wals = scenario.shards;
+        for _ in 0..choice.between(1, row_max) {
+            // Now and then with another number of shards than before.
+            life.shards = match choice.chance(1, 8) {
+                true => choice.between(1, 3) as u16,
+                false => scenario.shards,
+            };
+            wals = wals.max(life.shards);
+            life.setup = with_room(&scenario.setup, scenario.shards, wals);
+            image = self.image(image, scenario, &life, &mut choice, tally)?;
+        }
+        self.last(image, &life, &mut choice, tally)
+    }
+
+    /// What a cut leaves: started, read, written to, and in the middle of it cut again.
+    fn image(
+        &mut self,
+        image: Image,
+        scenario: &Scenario,
+        life: &Life,
+        choice: &mut Choice,
+        tally: &mut Tally,
+    ) -> Result<Image, (Failure, Vec<String>)> {
+        let Image { disk, mut workload, .. } = image;
+        workload.handle_crash();
+        tally.images += 1;
+        tally.acknowledged += workload.history.acknowledged();
+        self.within(disk, choice.number(), tally, |simulator, world, tally| {
+            world.set_faults(scenario.image_faults);
+            if scenario.space.is_some() && choice.chance(1, 2) {
+                world.disk().set_capacity(None);
+            }
+            let mut node = start(world, life, tally)?;
+            match simulator.live(&mut workload, &mut node, scenario, choice) {
+                // A disk that fails ends the broker, as it should: and it is cut like that.
+                Err(Failure::Ended { error: ShardError::Device { .. } }) if may_fail(world) => {}
+                lived => lived?,
+            }
+            Ok(power_cut_of(world, workload, choice))
+        })
+    }
+
+    /// The last cut of a row: what it leaves is started, read, and sent what is not acknowledged.
+    fn last(
+        &mut self,
+        image: Image,
+        life: &Life,
+        choice: &mut Choice,
+        tally: &mut Tally,
+    ) -> Result<(), (Failure, Vec<String>)> {
+        let Image { disk, mut workload, .. } = image;
+        workload.handle_crash();
+        self.within(disk, choice.number(), tally, |simulator, world, _| {
+            let mut node = Node::boot(world, &life.setup, life.shards);
+            let outcome = node.until_serving().and_then(|()| {
+                simulator.read(&mut workload, &mut node)?;
+                workload.settle(&mut node, SETTLE_STEPS_MAX)
+            });
+            outcome.map_err(|failure| match failure {
+                Failure::Broken { what } => {
+                    Failure::broken(format!("after the last cut of a row: {what}"))
+                }
+                other => other,
+            })
+        })
+    }
+
+    /// Does something in a new world with this disk, and adds to the tally what happened there.
+    fn within<T>(
+        &mut self,
+        disk: Disk,
+        seed: u64,
+        tally: &mut Tally,
+        act: impl FnOnce(&mut Self, &World, &mut Tally) -> Result<T, Failure>,
+    ) -> Result<T, (Failure, Vec<String>)> {
+        let world = World::new(seed, disk);
+        world.keep_trace(self.trace_lines);
         let outcome = {
             let _entered = world.enter();
-            match lie {
-                Some(lie) => self.lied_to(&world, image.workload, scenario, lie.as_ref(), tally),
-                None => self.recovered(&world, image.workload, scenario, &mut choice, tally),
-            }
+            act(self, &world, tally)
         };
         tally.simulated_ns += world.now_ns();
         tally.count(&world);
         tally.hash = tally.hash.rotate_left(3) ^ world.trace_hash().0;
         outcome.map_err(|failure| (failure, world.trace_lines()))
-    }
-
-    fn recovered(
-        &mut self,
-        world: &World,
-        mut workload: Workload,
-        scenario: &Scenario,
-        choice: &mut Choice,
-        tally: &mut Tally,
-    ) -> Result<(), Failure> {
-        workload.handle_crash();
-        // Now and then with another number of shards than before.
-        let shards = match choice.chance(1, 8) {
-            true => choice.between(1, 3) as u16,
-            false => scenario.shards,
-        };
-        let setup = with_room(&scenario.setup, scenario.shards, shards);
-        if scenario.space.is_some() && choice.chance(1, 2) {
-            world.disk().set_capacity(None);
-        }
-        let mut node = start(world, &setup, shards, tally)?;
-        match self.live(&mut workload, &mut node, scenario, choice) {
-            // A disk that fails ends the broker, as it should: and it is cut like that.
-            Err(Failure::Ended { error: ShardError::Device { .. } }) if may_fail(world) => {}
-            lived => lived?,
-        }
-        // And once more, in the middle of it.
-        let mut again = Image::after_power_cut(world, &workload, choice);
-        drop(node);
-        let second = World::new(choice.number(), again.disk);
-        second.keep_trace(self.trace_lines);
-        let _entered = second.enter();
-        again.workload.handle_crash();
-        let mut node = Node::boot(&second, &setup, shards);
-        let outcome = node.until_serving().and_then(|()| {
-            self.read(&mut again.workload, &mut node)?;
-            again.workload.settle(&mut node, SETTLE_STEPS_MAX)
-        });
-        tally.simulated_ns += second.now_ns();
-        tally.count(&second);
-        tally.hash = tally.hash.rotate_left(3) ^ second.trace_hash().0;
-        outcome.map_err(|failure| match failure {
-            Failure::Broken { what } => Failure::broken(format!("after the second cut: {what}")),
-            other => other,
-        })
     }
 
     /// What a recovered broker is asked before it is cut once more.
@@ -356,13 +396,29 @@ impl Simulator {
     /// The disk lied once: nothing wrong may be served, and what is lost must be named.
     fn lied_to(
         &mut self,
+        mut image: Image,
+        scenario: &Scenario,
+        choice: &mut Choice,
+        tally: &mut Tally,
+    ) -> Result<(), (Failure, Vec<String>)> {
+        let lie = lies::tell(&mut image, choice);
+        let Image { disk, mut workload, .. } = image;
+        workload.handle_crash();
+        tally.images += 1;
+        tally.acknowledged += workload.history.acknowledged();
+        self.within(disk, choice.number(), tally, |simulator, world, tally| {
+            simulator.after_a_lie(world, &mut workload, scenario, lie.as_ref(), tally)
+        })
+    }
+
+    fn after_a_lie(
+        &mut self,
         world: &World,
-        mut workload: Workload,
+        workload: &mut Workload,
         scenario: &Scenario,
         lie: Option<&Lie>,
         tally: &mut Tally,
     ) -> Result<(), Failure> {
-        workload.handle_crash();
         let mut node = Node::boot(world, &scenario.setup, scenario.shards);
         match node.until_serving() {
             Ok(()) => {}
@@ -381,8 +437,8 @@ impl Simulator {
             }
             Err(failure) => return Err(failure),
         }
-        let reading = verify::read_all(&mut workload, &mut node, false)?;
-        let report = verify::judge(&workload, &mut self.checker);
+        let reading = verify::read_all(workload, &mut node, false)?;
+        let report = verify::judge(workload, &mut self.checker);
         let silent = only_lost(&report);
         match (report.is_clean(), silent && may_be_last) {
             (true, _) if 0 < reading.damaged => tally.named += 1,
@@ -400,44 +456,49 @@ impl Simulator {
 pub(crate) struct Image {
     pub(crate) disk: Disk,
     /// The disk as it was, for lies about what had been durable.
-    pub(crate) before: Disk,
+    pub(crate) before: Option<Disk>,
     pub(crate) workload: Workload,
 }
 
-impl Image {
-    /// A broker that was killed: its disk still has everything, durable or not.
-    fn after_kill(world: &World, workload: &Workload, choice: &mut Choice) -> Self {
-        let before = world.disk().clone();
-        world.note("kill", before.pending_writes() as u64, 0, 0);
-        Self { disk: before.killed(choice), before, workload: workload.clone() }
-    }
+/// How a broker begins on an image.
+struct Life {
+    setup: Rc<Setup>,
+    shards: u16,
+}
 
-    fn after_power_cut(world: &World, workload: &Workload, choice: &mut Choice) -> Self {
-        let survivals = [
-            Survival::Nothing,
-            Survival::Nothing,
-            Survival::Everything,
-            Survival::Some,
-            Survival::Pages,
-            Survival::Torn,
-            Survival::Torn,
-        ];
-        let survival = *choice.pick(&survivals);
-        let before = world.disk().clone();
-        world.note("cut", survival as u64, before.pending_writes() as u64, 0);
-        Self { disk: before.crash(choice, survival), before, workload: workload.clone() }
-    }
+/// A broker that was killed: its disk still has everything, durable or not.
+fn kill(world: &World, workload: &Workload, choice: &mut Choice) -> Image {
+    let before = world.disk();
+    world.note("kill", before.pending_writes() as u64, 0, 0);
+    Image { disk: before.killed(choice), before: None, workload: workload.clone() }
+}
+
+fn power_cut(world: &World, workload: &Workload, choice: &mut Choice) -> Image {
+    power_cut_of(world, workload.clone(), choice)
+}
+
+/// The same when nobody needs the clients any more.
+fn power_cut_of(world: &World, workload: Workload, choice: &mut Choice) -> Image {
+    let survivals = [
+        Survival::Nothing,
+        Survival::Nothing,
+        Survival::Everything,
+        Survival::Some,
+        Survival::Pages,
+        Survival::Torn,
+        Survival::Torn,
+    ];
+    let survival = *choice.pick(&survivals);
+    let before = world.disk();
+    world.note("cut", survival as u64, before.pending_writes() as u64, 0);
+    Image { disk: before.crash(choice, survival), before: None, workload }
 }
 
 /// Starts a broker. One that is refused because the disk fails or is full says where, and starts
 /// once the disk is well.
-fn start(
-    world: &World,
-    setup: &Rc<Setup>,
-    shards: u16,
-    tally: &mut Tally,
-) -> Result<Node, Failure> {
-    let mut node = Node::boot(world, setup, shards);
+fn start(world: &World, life: &Life, tally: &mut Tally) -> Result<Node, Failure> {
+    let boot = || Node::boot(world, &life.setup, life.shards);
+    let mut node = boot();
     match node.until_serving() {
         Ok(()) => return Ok(node),
         Err(Failure::Ended { error }) if has_trouble(world) && names_a_place(&error) => {}
@@ -447,7 +508,7 @@ fn start(
     drop(node);
     world.set_faults(Faults::default());
     world.disk().set_capacity(None);
-    let mut node = Node::boot(world, setup, shards);
+    let mut node = boot();
     node.until_serving()?;
     Ok(node)
 }

@@ -218,6 +218,10 @@ impl Memory {
     fn zeroed(bytes: usize) -> Option<Self> {
         let align = if HUGE_PAGE_BYTES <= bytes { HUGE_PAGE_BYTES } else { ALIGN };
         let layout = Layout::from_size_align(bytes, align).ok().filter(|it| it.size() > 0)?;
+        #[cfg(feature = "sim")]
+        if let Some(memory) = kept::take(layout) {
+            return Some(memory);
+        }
         if align == ALIGN {
             // SAFETY: the layout's size is not zero.
             let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
@@ -242,8 +246,59 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        #[cfg(feature = "sim")]
+        if kept::keep(self) {
+            return;
+        }
         // SAFETY: allocated with this layout, and the last reference is gone.
         unsafe { dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
+
+/// Memory that goes from one modelled host to the next on a thread: a simulation starts thousands of
+/// them in a second, and each would zero more than it ever uses. What is in it is old, as in any buffer
+/// that is used again; in a build with debug assertions it is junk, so that a test shows who reads what
+/// nobody wrote.
+#[cfg(feature = "sim")]
+mod kept {
+    use std::alloc::Layout;
+    use std::cell::RefCell;
+
+    use super::Memory;
+    use crate::sim;
+
+    /// 64: what three shards have at once. More is freed.
+    const KEPT_MAX: usize = 64;
+
+    thread_local! {
+        static KEPT: RefCell<Vec<Memory>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn take(layout: Layout) -> Option<Memory> {
+        if !sim::is_entered() {
+            return None;
+        }
+        let memory = KEPT.with_borrow_mut(|kept| {
+            let index = kept.iter().position(|memory| memory.layout == layout)?;
+            Some(kept.swap_remove(index))
+        })?;
+        #[cfg(debug_assertions)]
+        // SAFETY: nobody else knows of this memory.
+        unsafe {
+            memory.start.write_bytes(0xa5, layout.size())
+        };
+        Some(memory)
+    }
+
+    /// Keeps the memory instead of freeing it, if there is room. It is not the caller's any more then.
+    pub(super) fn keep(memory: &Memory) -> bool {
+        // At the end of a thread there is nothing to keep it in.
+        let keep = |kept: &RefCell<Vec<Memory>>| {
+            let mut kept = kept.try_borrow_mut().ok().filter(|kept| kept.len() < KEPT_MAX)?;
+            kept.push(Memory { start: memory.start, layout: memory.layout });
+            Some(())
+        };
+        sim::is_entered() && KEPT.try_with(keep).ok().flatten().is_some()
     }
 }
 

@@ -115,8 +115,8 @@ impl Body {
 
     /// All bytes in one piece; for requests that are rare and small.
     pub(crate) fn to_vec(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.bytes];
-        self.copy_to(0, &mut bytes);
+        let mut bytes = Vec::with_capacity(self.bytes);
+        self.chunks.iter().for_each(|chunk| bytes.extend_from_slice(chunk));
         bytes
     }
 }

@@ -66,8 +66,9 @@ impl Response {
 
     /// The body in one piece.
     pub fn to_vec(&self) -> Vec<u8> {
-        let mut body = self.small[..usize::from(self.small_len)].to_vec();
-        body.extend(self.rest.to_vec());
+        let mut body = Vec::with_capacity(self.body_bytes());
+        body.extend_from_slice(&self.small[..usize::from(self.small_len)]);
+        self.rest.chunks().for_each(|chunk| body.extend_from_slice(chunk));
         body
     }
 }

@@ -401,9 +401,16 @@ impl Disk {
     /// it. What was on its way has arrived or not.
     #[must_use]
     pub fn killed(&self, choice: &mut Choice) -> Self {
-        let mut disk = self.clone();
-        disk.flushes.clear();
-        let mut pending = std::mem::take(&mut disk.pending);
+        let mut disk = Self {
+            live: self.live.clone(),
+            durable: self.durable.clone(),
+            journal: self.journal.clone(),
+            next: self.next,
+            next_file: self.next_file,
+            capacity_bytes: self.capacity_bytes,
+            ..Self::default()
+        };
+        let mut pending = self.pending.clone();
         pending.retain(|write| write.state != WriteState::InFlight || choice.chance(1, 2));
         for write in &mut pending {
             if write.state == WriteState::InFlight {
@@ -414,7 +421,6 @@ impl Disk {
             }
         }
         disk.pending = pending;
-        disk.applied.clear();
         disk
     }
 
@@ -594,7 +600,6 @@ impl Pages {
 }
 
 fn page_of(bytes: &[u8]) -> Option<Page> {
-    let bytes: [u8; PAGE_BYTES] = bytes.try_into().expect("a page is cut to its length");
-
-    bytes.iter().any(|byte| *byte != 0).then(|| Rc::new(bytes))
+    let page = || Page::try_from(Rc::<[u8]>::from(bytes)).expect("a page is cut to its length");
+    (*bytes != [0; PAGE_BYTES]).then(page)
 }

@@ -29,7 +29,7 @@ pub(super) struct Read {
 impl SimDriver {
     /// The driver of the runtime with this number.
     pub(crate) fn new(world: World, runtime: u64) -> Self {
-        world.inner.news.borrow_mut().insert(runtime, Vec::new());
+        world.inner.news.borrow_mut().push((runtime, Vec::new()));
         Self { world, runtime }
     }
 
@@ -116,7 +116,7 @@ impl Driver for SimDriver {
 
     fn poll(&mut self, _wait: DriverWait, news: &mut Vec<DriverEvent>) -> io::Result<()> {
         let mut all = self.world.inner.news.borrow_mut();
-        if let Some(mine) = all.get_mut(&self.runtime) {
+        if let Some((_, mine)) = all.iter_mut().find(|(of, _)| *of == self.runtime) {
             news.append(mine);
         }
         Ok(())
@@ -129,7 +129,7 @@ impl Driver for SimDriver {
 
 impl Drop for SimDriver {
     fn drop(&mut self) {
-        self.world.inner.news.borrow_mut().remove(&self.runtime);
+        self.world.inner.news.borrow_mut().retain(|(of, _)| *of != self.runtime);
     }
 }
 

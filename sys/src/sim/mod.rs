@@ -12,11 +12,13 @@
 //! | `driver` | the runtime's driver over the two |
 //! | [`host`] | a runtime that is given one turn at a time |
 //! | [`choice`] | numbers from a seed |
+//! | [`interrupts`] | signals to whoever runs many worlds |
 
 pub mod choice;
 pub mod disk;
 mod driver;
 pub mod host;
+pub mod interrupts;
 pub mod network;
 
 use std::cell::{Cell, RefCell, RefMut};
@@ -53,7 +55,7 @@ struct Inner {
     events: RefCell<BTreeMap<(u64, u64), Due>>,
     next_event: Cell<u64>,
     /// What the drivers of this world's runtimes have not fetched yet, by runtime.
-    news: RefCell<BTreeMap<u64, Vec<DriverEvent>>>,
+    news: RefCell<Vec<(u64, Vec<DriverEvent>)>>,
     latency: Cell<Latency>,
     faults: Cell<Faults>,
     happened: Cell<Happened>,
@@ -358,13 +360,15 @@ impl World {
 
     fn news(&self, runtime: u64, event: DriverEvent) {
         // A runtime that has ended hears nothing more.
-        if let Some(news) = self.inner.news.borrow_mut().get_mut(&runtime) {
+        let mut all = self.inner.news.borrow_mut();
+        if let Some((_, news)) = all.iter_mut().find(|(of, _)| *of == runtime) {
             news.push(event);
         }
     }
 
     fn has_news(&self, runtime: u64) -> bool {
-        self.inner.news.borrow().get(&runtime).is_some_and(|news| !news.is_empty())
+        let all = self.inner.news.borrow();
+        all.iter().any(|(of, news)| *of == runtime && !news.is_empty())
     }
 
     /// A call on names: it takes its time and then happens all at once.
@@ -402,6 +406,11 @@ impl Drop for Entered {
 /// The world of this thread, if one was entered.
 pub(crate) fn entered() -> Option<World> {
     ENTERED.try_with(|world| world.borrow().clone()).ok().flatten()
+}
+
+/// Has this thread entered a world?
+pub(crate) fn is_entered() -> bool {
+    ENTERED.try_with(|world| world.borrow().is_some()).unwrap_or(false)
 }
 
 /// The moment it is in this thread's world, if one was entered.
