@@ -1,4 +1,5 @@
-//! Sending in open loop, where requests are due at fixed times whatever the broker does.
+//! Sending over quinn on tokio: in open loop, where requests are due at fixed times whatever the broker
+//! does, or in closed loop.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -85,6 +86,36 @@ pub struct Period {
     pub warm_up: Duration,
     /// Nothing is sent after so long.
     pub measured: Duration,
+}
+
+/// Every producer keeps `window` requests in flight.
+pub async fn closed_loop(producers: Vec<Producer>, window: usize, period: Period) -> Result<Tally> {
+    let begin = Instant::now() + period.warm_up;
+    let mut tasks = JoinSet::new();
+    for producer in producers {
+        tasks.spawn(in_turn(producer, window, begin, begin + period.measured));
+    }
+    gather(tasks, period.measured).await
+}
+
+async fn in_turn(producer: Producer, window: usize, begin: Instant, end: Instant) -> Result<Tally> {
+    let Producer { link, mut frame } = producer;
+    let Link { mut sender, receiver } = link;
+    let places = Semaphore::new(window);
+    let in_flight = InFlight::default();
+    let write = async {
+        loop {
+            places.acquire().await?.forget();
+            let now = Instant::now();
+            if end <= now {
+                return sender.finish();
+            }
+            send(&mut sender, &mut frame, &in_flight, now).await?;
+        }
+    };
+    let read = read_answers(receiver, &places, &in_flight, begin);
+    let ((), tally) = tokio::try_join!(write, read)?;
+    Ok(tally)
 }
 
 /// All producers together are due to send `rate_per_s` requests, at even distances. A latency counts
