@@ -40,7 +40,7 @@ pub struct Goal {
 const START_US: f64 = 50_000.0;
 
 /// All goals that the load generator can judge.
-pub const GOALS: [Goal; 42] = [
+pub const GOALS: [Goal; 43] = [
     Goal {
         number: "0",
         what: "the bare server, 1 KiB one at a time, p50",
@@ -380,6 +380,18 @@ pub const GOALS: [Goal; 42] = [
         reference: "the load generator's subscription, on quinn",
         bound: Bound::AtLeast(0.85),
         of_round: |round| round.mb_ratio("sdk/tail", "consume/tail"),
+    },
+    Goal {
+        number: "SDK",
+        what: "record after record of 100 bytes, batches as they are by default, records/s",
+        reference: "the best of other sizes and lingering",
+        bound: Bound::AtLeast(0.9),
+        of_round: |round| {
+            let others = ["16KiB", "256KiB", "1MiB", "64KiB_1ms", "64KiB_5ms", "256KiB_5ms"];
+            let rates = others.map(|other| round.rate(&format!("sdk_many/{other}")));
+            let best = rates.into_iter().flatten().reduce(f64::max)?;
+            Some(round.rate("sdk_many/64KiB")? / best)
+        },
     },
 ];
 

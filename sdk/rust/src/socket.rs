@@ -234,3 +234,81 @@ impl UdpPoller for Writable {
         Poll::Ready(writable)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const DATAGRAM_BYTES: usize = 100;
+
+    fn open(poll: PollMode) -> (Arc<ClientSocket>, UdpSocket) {
+        let bind = || std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let peer = bind();
+        peer.set_nonblocking(true).unwrap();
+        (ClientSocket::open(bind(), poll).unwrap(), UdpSocket::from_std(peer).unwrap())
+    }
+
+    fn send(socket: &ClientSocket, to: &UdpSocket, datagrams: u8) {
+        let contents: Vec<u8> =
+            (0..datagrams).flat_map(|number| [number; DATAGRAM_BYTES]).collect();
+        let transmit = Transmit {
+            destination: to.local_addr().unwrap(),
+            ecn: None,
+            contents: &contents,
+            segment_size: (1 < datagrams).then_some(DATAGRAM_BYTES),
+            src_ip: None,
+        };
+        socket.try_send(&transmit).unwrap();
+    }
+
+    async fn received(peer: &UdpSocket, datagrams: u8) -> Vec<u8> {
+        let mut numbers = Vec::new();
+        for _ in 0..datagrams {
+            let mut bytes = [0; DATAGRAM_BYTES + 1];
+            assert_eq!(peer.recv(&mut bytes).await.unwrap(), DATAGRAM_BYTES);
+            numbers.push(bytes[0]);
+        }
+        numbers
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_sent_in_order_once_nothing_follows() {
+        let (socket, peer) = open(PollMode::Sleep);
+        if socket.max_transmit_segments() < 30 {
+            // This kernel takes datagrams one by one.
+            return;
+        }
+        send(&socket, &peer, 10);
+        send(&socket, &peer, 10);
+        assert_eq!(lock(&socket.train).len(), 20 * DATAGRAM_BYTES);
+        let twice: Vec<u8> = (0..10).chain(0..10).collect();
+        assert_eq!(received(&peer, 20).await, twice);
+
+        send(&socket, &peer, 10);
+        send(&socket, &peer, 1);
+        assert_eq!(lock(&socket.train).len(), 0, "a shorter one ends the train");
+        assert_eq!(received(&peer, 11).await.last(), Some(&0));
+    }
+
+    #[tokio::test]
+    async fn datagrams_are_received_while_it_looks_and_after_it_slept() {
+        for poll in [PollMode::Sleep, PollMode::Adaptive] {
+            let (socket, peer) = open(poll);
+            let (mut bytes, mut metas) = ([0; 2000], [RecvMeta::default()]);
+            for number in 0..20 {
+                let to = socket.local_addr().unwrap();
+                let receive = std::future::poll_fn(|context| {
+                    socket.poll_recv(context, &mut [IoSliceMut::new(&mut bytes)], &mut metas)
+                });
+                let (received, sent) = tokio::join!(receive, async {
+                    tokio::task::yield_now().await;
+                    peer.send_to(&[number], to).await
+                });
+                assert_eq!((received.unwrap(), sent.unwrap()), (1, 1));
+                assert_eq!((metas[0].len, bytes[0]), (1, number));
+            }
+        }
+    }
+}
