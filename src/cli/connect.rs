@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use rustmq_client::{Client, ClientConfig, ClientError, MtuProfile, Pem, RouteMode, TlsConfig};
+use rustmq_client::{
+    Client, ClientConfig, ClientError, MtuProfile, Pem, PollMode, RouteMode, TlsConfig,
+};
 
 /// Where a broker listens unless it is told otherwise.
 const ADDRESS_DEFAULT: &str = "127.0.0.1:9092";
@@ -62,9 +64,19 @@ impl ConnectArgs {
 
     /// A connected client that sends its requests this way.
     pub(crate) async fn client_by(&self, route: RouteMode) -> anyhow::Result<Client> {
+        self.connect(route, PollMode::Sleep).await
+    }
+
+    /// A connected client that does this while it waits.
+    pub(crate) async fn client_that_waits(&self, poll: PollMode) -> anyhow::Result<Client> {
+        self.connect(RouteMode::Owner, poll).await
+    }
+
+    async fn connect(&self, route: RouteMode, poll: PollMode) -> anyhow::Result<Client> {
         let mut config = ClientConfig::new(vec![self.address()?], self.tls()?);
         config.client_name = concat!("rustmq ", env!("CARGO_PKG_VERSION")).to_owned();
         config.route = route;
+        config.poll = poll;
         config.mtu_profile = self.mtu_profile.into();
         let connected = Client::connect(config).await;
         connected.map_err(|error| match error {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use hdrhistogram::Histogram;
 use quinn::Endpoint;
+use rustmq_client::PollMode;
 use rustmq_config::Poll;
 use rustmq_protocol::{Offset, ProducerStamp};
 use rustmq_sys::runtime::{FlushPlan, Polling, RuntimeConfig};
@@ -18,10 +20,11 @@ use super::drive::{Period, Producer, Tally};
 use super::machine::Cores;
 use super::meter;
 use super::rounds::{Figure, Sample};
+use super::sdk::{Batching, Clients};
 use super::standing::{Question, Sizes, Standing};
 use super::tail::{self, By};
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
-use super::{bare, client, device, echo, floor, tls, transfer};
+use super::{bare, client, device, drive, echo, floor, sdk, tls, transfer};
 
 /// One question.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,6 +71,16 @@ enum Kind {
     EndToEnd,
     /// The broker in closed loop, alone or beside a producer of batches of 1 MiB.
     Beside { is_alone: bool },
+    /// The broker in closed loop, by the Rust SDK.
+    Sdk(Clients),
+    /// The broker, by producers of the Rust SDK that hand over record after record, batched so.
+    SdkMany(Batching),
+    /// The broker, by one producer and consumers of the Rust SDK at the tail.
+    SdkTail,
+    /// The broker in closed loop, by nothing but quinn on tokio: what the SDK is built on.
+    QuinnClient,
+    /// The same, of the server that is nothing but QUIC.
+    BareQuinnClient,
     /// Brokers of their own: what it costs that something is there.
     Standing(Question),
 }
@@ -76,7 +89,7 @@ enum Kind {
 const CLOSED: &str = "produce/8x1KiB";
 
 /// All, in the order of a round. References stand beside what is held against them.
-pub const CASES: [Case; 64] = [
+pub const CASES: [Case; 90] = [
     case("device/ring_4KiB", Kind::Ring(THROUGH), shape(1, 1, 4096, 1)),
     case("device/linked_4KiB", Kind::Ring(LINKED), shape(1, 1, 4096, 1)),
     case("device/busy_ring_4KiB", Kind::BusyRing(THROUGH), shape(1, 1, 4096, 1)),
@@ -86,8 +99,16 @@ pub const CASES: [Case; 64] = [
     case("quinn/1x1KiB", Kind::Quinn, shape(1, 1, KIB, 1)),
     case("floor/1x1KiB", Kind::Floor, shape(1, 1, KIB, 1)),
     case("produce/1x1KiB", Kind::Produce, shape(1, 1, KIB, 1)),
+    case("sdk/1x1KiB", Kind::Sdk(Clients::ONE), shape(1, 1, KIB, 1)),
+    case("sdk/1x1KiB_sleeping", Kind::Sdk(SLEEPING), shape(1, 1, KIB, 1)),
+    case("quinn_client/1x1KiB", Kind::QuinnClient, shape(1, 1, KIB, 1)),
+    case("bare/1x1KiB_quinn_client", Kind::BareQuinnClient, shape(1, 1, KIB, 1)),
     case("bare/8x1KiB", Kind::Bare, shape(8, 1, KIB, 1)),
     case(CLOSED, Kind::Produce, shape(8, 1, KIB, 1)),
+    case("sdk/8x1KiB", Kind::Sdk(Clients::ONE), shape(8, 1, KIB, 1)),
+    case("sdk/8x1KiB_sleeping", Kind::Sdk(SLEEPING), shape(8, 1, KIB, 1)),
+    case("sdk/8x1KiB_8_clients", Kind::Sdk(APART), shape(8, 1, KIB, 1)),
+    case("quinn_client/8x1KiB", Kind::QuinnClient, shape(8, 1, KIB, 1)),
     case("slow_flush/8x1KiB", Kind::Slow, shape(8, 1, KIB, 1)),
     case("open_loop/8x1KiB", Kind::Open, shape(8, 1, KIB, 1)),
     case("open_loop/8x1KiB_consumed", Kind::EndToEnd, shape(8, 1, KIB, 1)),
@@ -95,21 +116,39 @@ pub const CASES: [Case; 64] = [
     case("device/blocking_88KiB", Kind::Blocking, shape(1, 1, 88 * KIB, 1)),
     case("bare/8x10x1KiB", Kind::Bare, shape(8, 10, KIB, 1)),
     case("produce/8x10x1KiB", Kind::Produce, shape(8, 10, KIB, 1)),
+    case("sdk/8x10x1KiB", Kind::Sdk(Clients::ONE), shape(8, 10, KIB, 1)),
+    case("quinn_client/8x10x1KiB", Kind::QuinnClient, shape(8, 10, KIB, 1)),
     case("device/ring_1MiB", Kind::Ring(THROUGH), shape(1, 1, 1024 * KIB, 1)),
     case("device/blocking_1MiB", Kind::Blocking, shape(1, 1, 1024 * KIB, 1)),
     case("bare/2x64KiB_window_8", Kind::Bare, shape(2, 1, 64 * KIB, 8)),
     case("quinn/2x64KiB_window_8", Kind::Quinn, shape(2, 1, 64 * KIB, 8)),
     case("produce/2x64KiB_window_8", Kind::Produce, shape(2, 1, 64 * KIB, 8)),
+    case("sdk/2x64KiB_window_8", Kind::Sdk(Clients::ONE), shape(2, 1, 64 * KIB, 8)),
+    case("quinn_client/2x64KiB_window_8", Kind::QuinnClient, shape(2, 1, 64 * KIB, 8)),
+    case("bare/2x64KiB_window_8_quinn_client", Kind::BareQuinnClient, shape(2, 1, 64 * KIB, 8)),
     case("bare/2x1MiB_window_2", Kind::Bare, shape(2, 1, 1024 * KIB, 2)),
     case("produce/2x1MiB_window_2", Kind::Produce, shape(2, 1, 1024 * KIB, 2)),
+    case("sdk/2x1MiB_window_2", Kind::Sdk(Clients::ONE), shape(2, 1, 1024 * KIB, 2)),
+    case("quinn_client/2x1MiB_window_2", Kind::QuinnClient, shape(2, 1, 1024 * KIB, 2)),
     case("bare/1x1KiB_window_256", Kind::Bare, shape(1, 1, KIB, 256)),
     case("quinn/1x1KiB_window_256", Kind::Quinn, shape(1, 1, KIB, 256)),
     case("floor/1x1KiB_window_256", Kind::Floor, shape(1, 1, KIB, 256)),
     case("produce/1x1KiB_window_256", Kind::Produce, shape(1, 1, KIB, 256)),
+    case("sdk/1x1KiB_window_256", Kind::Sdk(Clients::ONE), shape(1, 1, KIB, 256)),
+    case("quinn_client/1x1KiB_window_256", Kind::QuinnClient, shape(1, 1, KIB, 256)),
+    case("bare/1x1KiB_window_256_quinn_client", Kind::BareQuinnClient, shape(1, 1, KIB, 256)),
+    case("sdk_many/16KiB", many(16, 0), MANY),
+    case("sdk_many/64KiB", many(64, 0), MANY),
+    case("sdk_many/256KiB", many(256, 0), MANY),
+    case("sdk_many/1MiB", many(1024, 0), MANY),
+    case("sdk_many/64KiB_1ms", many(64, 1), MANY),
+    case("sdk_many/64KiB_5ms", many(64, 5), MANY),
+    case("sdk_many/256KiB_5ms", many(256, 5), MANY),
     case("produce/1x64KiB_window_8", Kind::Produce, shape(1, 1, 64 * KIB, 8)),
     case("bare/1x64KiB_window_8", Kind::Bare, shape(1, 1, 64 * KIB, 8)),
     case("bare/tail", Kind::BareTail, shape(1, 1, 64 * KIB, 8)),
     case("consume/tail", Kind::Tail(By::Subscription), shape(1, 1, 64 * KIB, 8)),
+    case("sdk/tail", Kind::SdkTail, shape(1, 1, 64 * KIB, 8)),
     case("consume/tail_x10", Kind::Tail(By::Subscription), shape(10, 1, 64 * KIB, 8)),
     case("consume/tail_fetch", Kind::Tail(By::Fetch), shape(1, 1, 64 * KIB, 8)),
     case("consume/tail_fetch_x10", Kind::Tail(By::Fetch), shape(10, 1, 64 * KIB, 8)),
@@ -154,6 +193,19 @@ const fn case(name: &'static str, kind: Kind, shape: Shape) -> Case {
 const fn standing(name: &'static str, question: Question) -> Case {
     case(name, Kind::Standing(question), shape(0, 0, 0, 0))
 }
+
+/// As a program has it that does not ask for more.
+const SLEEPING: Clients = Clients { poll: PollMode::Sleep, is_shared: true };
+
+/// A client for each producer.
+const APART: Clients = Clients { poll: PollMode::Adaptive, is_shared: false };
+
+const fn many(batch_kib: usize, linger_ms: u64) -> Kind {
+    Kind::SdkMany(Batching { batch_bytes: batch_kib * KIB, linger_ms })
+}
+
+/// Small records, more than fill the batches that may be on their way.
+const MANY: Shape = shape(1, 1, 100, 32 * KIB);
 
 /// Producers, or consumers, and what each of them sends or gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -365,6 +417,20 @@ impl Bench {
             Kind::EndToEnd => self.end_to_end(shape, period),
             Kind::Bare => self.echo(self.bare, shape, period),
             Kind::Quinn => self.echo(self.quinn, shape, period),
+            Kind::Sdk(clients) => self.sdk(clients, shape, period),
+            Kind::SdkMany(batching) => {
+                let (sample, _) = watched(&self.broker, shape, || {
+                    let config = sdk::config(&self.broker, PollMode::Sleep);
+                    on_client(self.cores, || sdk::many(config, TOPIC, batching, shape, period))
+                })?;
+                Ok(sample)
+            }
+            Kind::SdkTail => self.sdk_tail(shape, period),
+            Kind::QuinnClient => self.quinn_client(&self.targets, true, shape, period),
+            Kind::BareQuinnClient => {
+                let targets = vec![Target::echo(self.bare); shape.producers];
+                self.quinn_client(&targets, false, shape, period)
+            }
             Kind::Floor => {
                 let tally = floor::drive(self.floor, self.cores.client, shape.window, period)?;
                 Ok(sample(&tally, shape))
@@ -410,25 +476,84 @@ impl Bench {
         rate: Option<f64>,
         period: Period,
     ) -> Result<Sample> {
-        let flushed = "rustmq_wal_flushed_blocks_total";
-        let before = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
         let runtime = client_runtime(self.cores, self.polling);
-        let tally = match rate {
-            None => closed_loop(broker, targets, shape, period, self.cores, runtime)?,
+        let (mut sample, late) = watched(broker, shape, || match rate {
+            None => closed_loop(broker, targets, shape, period, self.cores, runtime),
             Some(rate) => {
                 let producers = senders(broker, targets, shape, self.cores)?;
-                client::open_loop(&broker.certs(), runtime, producers, Vec::new(), rate, period)?
+                client::open_loop(&broker.certs(), runtime, producers, Vec::new(), rate, period)
             }
-        };
-        let after = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
-        let mut sample = sample(&tally, shape);
-        let answers = tally.answers as f64;
-        sample.set(Figure::BatchesPerFlush, answers / (after.0 - before.0).max(1.0));
-        sample.set(Figure::BrokerCpuUs, (after.1 - before.1) * 1e6 / answers);
+        })?;
         if rate.is_some() {
-            sample.set(Figure::LateP99Us, tally.late.value_at_quantile(0.99) as f64 / 1e3);
+            sample.set(Figure::LateP99Us, late.value_at_quantile(0.99) as f64 / 1e3);
         }
         Ok(sample)
+    }
+
+    /// Producers of the SDK, in closed loop.
+    fn sdk(&self, clients: Clients, shape: Shape, period: Period) -> Result<Sample> {
+        let (sample, _) = watched(&self.broker, shape, || {
+            let config = sdk::config(&self.broker, clients.poll);
+            on_client(self.cores, || {
+                sdk::closed_loop(config, clients.is_shared, TOPIC, shape, period)
+            })
+        })?;
+        Ok(sample)
+    }
+
+    /// Producers that are nothing but quinn on tokio, in closed loop, of a broker or of the server that
+    /// is nothing but QUIC.
+    fn quinn_client(
+        &self,
+        targets: &[Target],
+        says_hello: bool,
+        shape: Shape,
+        period: Period,
+    ) -> Result<Sample> {
+        let stamps = match says_hello && shape.window <= IDEMPOTENT_WINDOW {
+            true => init_producers(&self.broker, shape.producers, self.cores)?,
+            false => vec![ProducerStamp::NONE; shape.producers],
+        };
+        let run = || {
+            on_client(self.cores, || {
+                let certs = self.broker.certs();
+                async move {
+                    let endpoint = client_endpoint(&certs)?;
+                    let mut producers = Vec::with_capacity(shape.producers);
+                    for (stamp, target) in stamps.into_iter().zip(targets) {
+                        let connection = wire::connect(&endpoint, target.address).await?;
+                        let link = match says_hello {
+                            true => Link::to_broker(&connection).await?,
+                            false => Link::open(&connection).await?,
+                        };
+                        let frame =
+                            ProduceFrame::new(target, stamp, shape.records, shape.value_bytes);
+                        producers.push(Producer { link, frame });
+                    }
+                    drive::closed_loop(producers, shape.window, period).await
+                }
+            })
+        };
+        match says_hello {
+            true => Ok(watched(&self.broker, shape, run)?.0),
+            false => Ok(sample(&run()?, shape)),
+        }
+    }
+
+    /// One producer as for [`Self::consume`], and consumers of the SDK.
+    fn sdk_tail(&self, shape: Shape, period: Period) -> Result<Sample> {
+        let target = *self.targets.first().context("the topic has a partition")?;
+        let tally = on_client(self.cores, || {
+            let certs = self.broker.certs();
+            let config = sdk::config(&self.broker, PollMode::Sleep);
+            async move {
+                let mut producers = producers(&certs, &[target], shape).await?;
+                let producer = producers.pop().context("one producer")?;
+                let consumers = sdk::consumers(config, TOPIC, shape.producers, &target).await?;
+                tail::run_sdk(producer, consumers, target, period).await
+            }
+        })?;
+        Ok(sample(&tally, shape))
     }
 
     /// One producer, and consumers with a connection each, of a broker or of the server that is
@@ -554,6 +679,27 @@ impl Bench {
             .or(half)
             .with_context(|| format!("the open loop needs --rate, or {CLOSED} before it"))
     }
+}
+
+/// What producers of a broker came to, with what the broker did for it, and how late they were.
+fn watched(
+    broker: &Broker,
+    shape: Shape,
+    run: impl FnOnce() -> Result<Tally>,
+) -> Result<(Sample, Histogram<u64>)> {
+    let flushed = "rustmq_wal_flushed_blocks_total";
+    let before = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
+    // The other servers of this process are at rest.
+    let client_before = meter::process_time(std::process::id())?;
+    let tally = run()?;
+    let client_took = meter::process_time(std::process::id())? - client_before;
+    let after = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
+    let mut sample = sample(&tally, shape);
+    let answers = tally.answers as f64;
+    sample.set(Figure::ClientCpuUs, client_took.as_secs_f64() * 1e6 / answers);
+    sample.set(Figure::BatchesPerFlush, answers / (after.0 - before.0).max(1.0));
+    sample.set(Figure::BrokerCpuUs, (after.1 - before.1) * 1e6 / answers);
+    Ok((sample, tally.late))
 }
 
 /// Writes until every segment of the broker's WAL was used once.

@@ -1,4 +1,4 @@
-//! What clients count, when, and how those on tokio read their answers.
+//! What clients count, when; and the closed loop of those on quinn and tokio.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use rustmq_protocol::CorrelationId;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
-use super::wire::{Link, LinkReceiver, ProduceFrame};
+use super::wire::{Link, LinkReceiver, LinkSender, ProduceFrame};
 
 /// The longest time that a histogram tells apart.
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
@@ -85,6 +86,44 @@ pub struct Period {
     pub measured: Duration,
 }
 
+/// Every producer keeps `window` requests in flight.
+pub async fn closed_loop(producers: Vec<Producer>, window: usize, period: Period) -> Result<Tally> {
+    let begin = Instant::now() + period.warm_up;
+    let mut tasks = JoinSet::new();
+    for producer in producers {
+        tasks.spawn(in_turn(producer, window, begin, begin + period.measured));
+    }
+    gather(tasks, period.measured).await
+}
+
+async fn in_turn(producer: Producer, window: usize, begin: Instant, end: Instant) -> Result<Tally> {
+    let Producer { link, mut frame } = producer;
+    let Link { mut sender, receiver } = link;
+    let places = Semaphore::new(window);
+    let in_flight = InFlight::default();
+    let write = async {
+        loop {
+            places.acquire().await?.forget();
+            let now = Instant::now();
+            if end <= now {
+                return sender.finish();
+            }
+            send(&mut sender, &mut frame, &in_flight, now).await?;
+        }
+    };
+    let read = read_answers(receiver, &places, &in_flight, begin);
+    let ((), tally) = tokio::try_join!(write, read)?;
+    Ok(tally)
+}
+
+async fn gather(mut tasks: JoinSet<Result<Tally>>, elapsed: Duration) -> Result<Tally> {
+    let mut all = Tally { elapsed, ..Tally::new() };
+    while let Some(tally) = tasks.join_next().await {
+        all.merge(&tally.context("a producer panicked")??)?;
+    }
+    Ok(all)
+}
+
 /// Requests that are not answered yet, and since when. Both halves of a stream run in one task, so
 /// the lock is always free; it is there because a task may move between threads.
 #[derive(Default)]
@@ -94,6 +133,17 @@ impl InFlight {
     pub(super) fn lock(&self) -> MutexGuard<'_, VecDeque<(CorrelationId, Instant)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn send(
+    sender: &mut LinkSender,
+    frame: &mut ProduceFrame,
+    in_flight: &InFlight,
+    since: Instant,
+) -> Result<()> {
+    let (correlation, bytes) = frame.next_batch();
+    in_flight.lock().push_back((correlation, since));
+    sender.send(bytes).await
 }
 
 pub(super) async fn read_answers(

@@ -40,7 +40,7 @@ pub struct Goal {
 const START_US: f64 = 50_000.0;
 
 /// All goals that the load generator can judge.
-pub const GOALS: [Goal; 35] = [
+pub const GOALS: [Goal; 43] = [
     Goal {
         number: "0",
         what: "the bare server, 1 KiB one at a time, p50",
@@ -332,6 +332,67 @@ pub const GOALS: [Goal; 35] = [
         bound: Bound::AtLeast(6.0),
         of_round: |round| round.get("slow_flush/8x1KiB", Figure::BatchesPerFlush),
     },
+    Goal {
+        number: "SDK",
+        what: "1 KiB, one at a time, requests/s",
+        reference: "the load generator's client",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| round.rate_ratio("sdk/1x1KiB", "produce/1x1KiB"),
+    },
+    Goal {
+        number: "SDK",
+        what: "8 producers of 1 KiB, acks/s",
+        reference: "the load generator's client",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| round.rate_ratio("sdk/8x1KiB", "produce/8x1KiB"),
+    },
+    Goal {
+        number: "SDK",
+        what: "8 producers of 10 x 1 KiB, batches/s",
+        reference: "the load generator's client",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| round.rate_ratio("sdk/8x10x1KiB", "produce/8x10x1KiB"),
+    },
+    Goal {
+        number: "SDK",
+        what: "2 producers of 64 KiB, MB/s",
+        reference: "the load generator's client",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| round.mb_ratio("sdk/2x64KiB_window_8", "produce/2x64KiB_window_8"),
+    },
+    Goal {
+        number: "SDK",
+        what: "2 producers of 1 MiB, MB/s",
+        reference: "the load generator's client",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| round.mb_ratio("sdk/2x1MiB_window_2", "produce/2x1MiB_window_2"),
+    },
+    Goal {
+        number: "SDK",
+        what: "256 records of 1 KiB in flight, records/s",
+        reference: "the load generator's client",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| round.rate_ratio("sdk/1x1KiB_window_256", "produce/1x1KiB_window_256"),
+    },
+    Goal {
+        number: "SDK",
+        what: "a consumer at the tail, batches of 64 KiB, MB/s",
+        reference: "the load generator's subscription, on quinn",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| round.mb_ratio("sdk/tail", "consume/tail"),
+    },
+    Goal {
+        number: "SDK",
+        what: "record after record of 100 bytes, batches as they are by default, records/s",
+        reference: "the best of other sizes and lingering",
+        bound: Bound::AtLeast(0.9),
+        of_round: |round| {
+            let others = ["16KiB", "256KiB", "1MiB", "64KiB_1ms", "64KiB_5ms", "256KiB_5ms"];
+            let rates = others.map(|other| round.rate(&format!("sdk_many/{other}")));
+            let best = rates.into_iter().flatten().reduce(f64::max)?;
+            Some(round.rate("sdk_many/64KiB")? / best)
+        },
+    },
 ];
 
 /// The cases of one round.
@@ -355,6 +416,16 @@ impl Round<'_> {
 
     fn mb(&self, case: &str) -> Option<f64> {
         self.get(case, Figure::MbPerS)
+    }
+
+    /// Requests of a case, over those of another.
+    fn rate_ratio(&self, case: &str, to: &str) -> Option<f64> {
+        Some(self.rate(case)? / self.rate(to)?)
+    }
+
+    /// Bytes of a case, over those of another.
+    fn mb_ratio(&self, case: &str, to: &str) -> Option<f64> {
+        Some(self.mb(case)? / self.mb(to)?)
     }
 
     /// The broker's time for each request of a case, over that of another.

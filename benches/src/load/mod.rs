@@ -13,7 +13,7 @@
 //! In reading order: [`machine`] says where this runs, [`meter`] who used the processors,
 //! [`device`], [`bare`], [`transfer`], [`echo`] and [`floor`] are the references, [`broker`] is the executable as a child process,
 //! [`tls`], [`wire`] and [`quic`] are what a client needs, [`client`] sends in closed and [`drive`] in open loop, [`tail`] and [`catch_up`]
-//! consume, [`end_to_end`] does both, [`cold`] is a broker that was just started, [`standing`] asks what it costs that something is
+//! consume, [`end_to_end`] does both, [`sdk`] is the Rust SDK in their place, [`cold`] is a broker that was just started, [`standing`] asks what it costs that something is
 //! there, [`cases`] are the questions, [`rounds`] asks them in turn, [`goals`] hold them against one another, and [`report`] prints
 //! the answers. [`runtimes`] asks two of
 //! them of brokers on different runtimes.
@@ -45,6 +45,8 @@ pub mod drive;
 pub mod client;
 
 pub mod tail;
+
+pub mod sdk;
 
 pub mod catch_up;
 

@@ -20,9 +20,10 @@ const COLUMNS: [Figure; 6] = [
 ];
 
 /// What only some cases have.
-const NOTES: [Figure; 8] = [
+const NOTES: [Figure; 9] = [
     Figure::BatchesPerFlush,
     Figure::BrokerCpuUs,
+    Figure::ClientCpuUs,
     Figure::BrokerNsPerByte,
     Figure::DiskBytesPerByte,
     Figure::MemoryKib,

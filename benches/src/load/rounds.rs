@@ -46,6 +46,8 @@ pub enum Figure {
     BatchesPerFlush,
     /// Processor time of the broker for each request, all its threads together.
     BrokerCpuUs,
+    /// Processor time of the client for each request, what it looks for news included.
+    ClientCpuUs,
     /// Processor time of the broker for each byte delivered, in nanoseconds, producing included.
     BrokerNsPerByte,
     /// Bytes read from the disk for each byte of values delivered.
@@ -73,6 +75,7 @@ impl Figure {
             Figure::MaxUs => "max us",
             Figure::BatchesPerFlush => "batches/flush",
             Figure::BrokerCpuUs => "broker cpu us",
+            Figure::ClientCpuUs => "client cpu us",
             Figure::BrokerNsPerByte => "broker cpu ns/byte delivered",
             Figure::DiskBytesPerByte => "bytes read/byte delivered",
             Figure::MemoryKib => "memory KiB",

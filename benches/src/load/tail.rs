@@ -4,10 +4,11 @@
 //! them are at the tail, whatever the client's core can take. A latency is from when a batch was handed
 //! to QUIC until a consumer has it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use rustmq_client::Consumer;
 use rustmq_protocol::{
     Credit, ErrorCode, Fetch, FetchResponse, ListOffsets, ListOffsetsResponse, Offset, OffsetAt,
     RequestKind, Subscribe, batches,
@@ -78,6 +79,32 @@ pub async fn run(
     by: By,
     period: Period,
 ) -> Result<Tally> {
+    beside(producer, consumers, target, period, move |link, index, shared| async move {
+        match by {
+            By::Subscription => follow(link, &target, index, &shared).await,
+            By::Fetch => fetch(link, &target, index, &shared).await,
+        }
+    })
+    .await
+}
+
+/// The same with consumers of the Rust SDK, which read this partition alone and nothing yet.
+pub async fn run_sdk(
+    producer: Producer,
+    consumers: Vec<Consumer>,
+    target: Target,
+    period: Period,
+) -> Result<Tally> {
+    beside(producer, consumers, target, period, receive).await
+}
+
+async fn beside<C, F: Future<Output = Result<()>> + Send + 'static>(
+    producer: Producer,
+    consumers: Vec<C>,
+    target: Target,
+    period: Period,
+    consume: impl Fn(C, usize, Arc<Shared>) -> F,
+) -> Result<Tally> {
     let mut producer = producer;
     let base = end_of(&mut producer.link, &target).await?;
     let begin = Instant::now() + period.warm_up;
@@ -87,16 +114,10 @@ pub async fn run(
         tally: Tally { elapsed: period.measured, ..Tally::new() },
     };
     let shared = Shared { state: Mutex::new(state), moved: Notify::new(), base, begin };
-    let shared = std::sync::Arc::new(shared);
+    let shared = Arc::new(shared);
     let mut consuming = JoinSet::new();
-    for (index, link) in consumers.into_iter().enumerate() {
-        let shared = std::sync::Arc::clone(&shared);
-        consuming.spawn(async move {
-            match by {
-                By::Subscription => follow(link, &target, index, &shared).await,
-                By::Fetch => fetch(link, &target, index, &shared).await,
-            }
-        });
+    for (index, consumer) in consumers.into_iter().enumerate() {
+        consuming.spawn(consume(consumer, index, Arc::clone(&shared)));
     }
     let delivered = async {
         produce(producer, begin + period.measured, &shared).await?;
@@ -158,6 +179,19 @@ async fn produce(producer: Producer, end: Instant, shared: &Shared) -> Result<()
     Ok(())
 }
 
+async fn receive(mut consumer: Consumer, index: usize, shared: Arc<Shared>) -> Result<()> {
+    let mut next = shared.base;
+    while let Some(record) = consumer.receive().await {
+        let record = record?;
+        let now = Instant::now();
+        let mut state = shared.lock();
+        arrived(&mut state, &shared, index, record.offset, record.offset, &mut next, now)?;
+        drop(state);
+        shared.moved.notify_one();
+    }
+    Ok(())
+}
+
 /// Counts the batches of an answer; `next` becomes the offset behind the last.
 fn take(shared: &Shared, index: usize, body: &[u8], next: &mut Offset) -> Result<()> {
     let response = FetchResponse::decode(body)?;
@@ -165,17 +199,32 @@ fn take(shared: &Shared, index: usize, body: &[u8], next: &mut Offset) -> Result
     let mut state = shared.lock();
     for batch in batches(response.batches) {
         let (header, _) = batch?;
-        ensure!(header.base_offset == *next, "{} came, {next} is next", header.base_offset);
-        let number = (next.0 - shared.base.0) as usize;
-        *next = Offset(header.last_offset().0 + 1);
-        let sent = *state.sent.get(number).context("a batch that was not sent")?;
-        match shared.begin <= sent {
-            true => state.tally.record(now - sent),
-            false => state.tally.answers += 1,
-        }
-        state.received[index] = number + 1;
+        let (first, last) = (header.base_offset, header.last_offset());
+        arrived(&mut state, shared, index, first, last, next, now)?;
     }
     shared.moved.notify_one();
+    Ok(())
+}
+
+/// Counts one batch.
+fn arrived(
+    state: &mut State,
+    shared: &Shared,
+    index: usize,
+    first: Offset,
+    last: Offset,
+    next: &mut Offset,
+    now: Instant,
+) -> Result<()> {
+    ensure!(first == *next, "{first} came, {next} is next");
+    let number = (next.0 - shared.base.0) as usize;
+    *next = Offset(last.0 + 1);
+    let sent = *state.sent.get(number).context("a batch that was not sent")?;
+    match shared.begin <= sent {
+        true => state.tally.record(now - sent),
+        false => state.tally.answers += 1,
+    }
+    state.received[index] = number + 1;
     Ok(())
 }
 

@@ -15,10 +15,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::timeout;
 
 use crate::backoff::{Backoff, random_seed};
-use crate::config::{ClientConfig, RouteMode, split_address};
+use crate::config::{ClientConfig, PollMode, RouteMode, split_address};
 use crate::connection::{Connection, OpenError};
 use crate::error::{ClientError, ConfigError, ConnectError};
 use crate::mtu::Datagrams;
+use crate::socket::ClientSocket;
 use crate::tls::quic_config;
 
 /// Attempts of a call that may be made again without harm: reading metadata, topics, offsets.
@@ -70,7 +71,7 @@ impl Cluster {
     /// Checks the configuration and dials the first bootstrap address that answers.
     pub(crate) async fn connect(config: ClientConfig) -> Result<Cluster, ClientError> {
         config.check()?;
-        let mut endpoint = open_endpoint(Datagrams::of(config.mtu_profile))?;
+        let mut endpoint = open_endpoint(Datagrams::of(config.mtu_profile), config.poll)?;
         endpoint.set_default_client_config(quic_config(&config)?);
         let cluster = Cluster {
             config,
@@ -309,7 +310,7 @@ pub(crate) fn check_topic_name_length(name: &str) -> Result<(), ClientError> {
 }
 
 /// A socket for IPv6 and IPv4, or for IPv4 alone where the host has no IPv6.
-fn open_endpoint(datagrams: Datagrams) -> Result<quinn::Endpoint, ConfigError> {
+fn open_endpoint(datagrams: Datagrams, poll: PollMode) -> Result<quinn::Endpoint, ConfigError> {
     let open = |any: SocketAddr| {
         let socket = Socket::new(Domain::for_address(any), Type::DGRAM, Some(Protocol::UDP))?;
         if any.is_ipv6() {
@@ -322,8 +323,9 @@ fn open_endpoint(datagrams: Datagrams) -> Result<quinn::Endpoint, ConfigError> {
             let _ = socket.set_send_buffer_size(bytes);
         }
         socket.bind(&any.into())?;
+        let socket = ClientSocket::open(socket.into(), poll)?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        quinn::Endpoint::new(datagrams.endpoint(), None, socket.into(), runtime)
+        quinn::Endpoint::new_with_abstract_socket(datagrams.endpoint(), None, socket, runtime)
     };
     let opened = open((Ipv6Addr::UNSPECIFIED, 0).into());
     let opened = opened.or_else(|_| open((Ipv4Addr::UNSPECIFIED, 0).into()));

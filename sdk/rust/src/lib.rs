@@ -37,7 +37,7 @@
 //! - [`client`]: the handle from which producers and consumers are made; topics are managed here.
 //! - [`producer`]: records towards a topic.
 //! - [`consumer`]: records from a topic.
-//! - `cluster`, `connection`, `stream`, `tls`, `mtu`: the shell below, from metadata down to bytes.
+//! - `cluster`, `connection`, `stream`, `tls`, `mtu`, `socket`, `train`, `looking`: the shell below, from metadata down to bytes.
 //! - `backoff`: how long to wait before trying again.
 
 pub mod config;
@@ -60,10 +60,16 @@ mod tls;
 
 mod mtu;
 
+mod socket;
+
+mod looking;
+
+mod train;
+
 mod backoff;
 
 pub use client::{Client, NewTopic, OffsetAndTimestamp};
-pub use config::{ClientConfig, MtuProfile, Pem, RouteMode, TlsConfig};
+pub use config::{ClientConfig, MtuProfile, Pem, PollMode, RouteMode, TlsConfig};
 pub use consumer::{Consumer, ConsumerBuilder, ConsumerRecord, OutOfRange, Partitions, Start};
 pub use error::ClientError;
 pub use producer::{Producer, ProducerBuilder, ProducerRecord, RecordMetadata, Ticket};

@@ -83,12 +83,16 @@ pub(super) async fn produce(args: &BenchArgs, topic: &str) -> anyhow::Result<Rep
     Ok(tally.report(begun_at))
 }
 
-/// Producers with a connection each, warmed up: each has sent a record to every partition.
+/// Producers, warmed up: each has sent a record to every partition. They share as many clients as asked
+/// for.
 pub(super) async fn connect(args: &BenchArgs, topic: &str) -> anyhow::Result<Vec<Producer>> {
     let mut producers = Vec::new();
-    for _ in 0..args.producers {
-        let client = args.connect.client().await?;
-        producers.push(producer(args, &client, topic).await?);
+    let mut clients = Vec::new();
+    for _ in 0..args.clients.min(args.producers) {
+        clients.push(args.client().await?);
+    }
+    for (_, client) in (0..args.producers).zip(clients.iter().cycle()) {
+        producers.push(producer(args, client, topic).await?);
     }
     Ok(producers)
 }
@@ -98,7 +102,6 @@ async fn producer(args: &BenchArgs, client: &Client, topic: &str) -> anyhow::Res
     let producer = client
         .producer(topic)
         .acks(args.acks.into())
-        .batch_records_max(args.batch)
         .batch_bytes(wanted.clamp(64 << 10, BATCH_BYTES_MAX))
         .delivery_timeout(DELIVERY_TIMEOUT)
         .build()

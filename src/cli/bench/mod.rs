@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
-use rustmq_client::{Client, NewTopic};
+use rustmq_client::{Client, NewTopic, PollMode};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::connect::ConnectArgs;
@@ -39,11 +39,15 @@ pub(crate) struct BenchArgs {
     /// What is measured
     #[arg(value_enum)]
     mode: Mode,
-    /// Producers, or consumers with `consume`; each has its own connections
+    /// Producers, or consumers with `consume`; these have connections of their own
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..=1024))]
     producers: u32,
-    /// Records of a batch
+    /// Clients that the producers share; each has connections of its own
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=1024))]
+    clients: u32,
+    /// Records that are handed over together, as a batch
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: u32,
@@ -62,12 +66,16 @@ pub(crate) struct BenchArgs {
     /// Records a second of all producers together; without it, as many as get acknowledged
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     rate: Option<u64>,
-    /// Batches of a producer on their way at once [default: 1, with --rate 1024]
+    /// Batches that a producer has not got acknowledged at once; those that wait are sent together
+    /// [default: 1, with --rate 1024]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: Option<u32>,
     /// What must be true of a batch before it is acknowledged
     #[arg(long, value_enum, default_value_t = AcksArg::All)]
     acks: AcksArg,
+    /// What clients do while they wait for the broker
+    #[arg(long, value_enum, default_value_t = PollArg::Adaptive)]
+    poll: PollArg,
     /// For people or for programs
     #[arg(long, value_enum, default_value_t = TextOrJson::Text)]
     format: TextOrJson,
@@ -85,7 +93,29 @@ enum Mode {
     E2e,
 }
 
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum PollArg {
+    /// Look for news for up to 500 µs as long as that pays off, as brokers do
+    Adaptive,
+    /// Sleep at once, as other programs do unless told otherwise
+    Sleep,
+}
+
+impl From<PollArg> for PollMode {
+    fn from(poll: PollArg) -> PollMode {
+        match poll {
+            PollArg::Adaptive => PollMode::Adaptive,
+            PollArg::Sleep => PollMode::Sleep,
+        }
+    }
+}
+
 impl BenchArgs {
+    /// A connected client that waits as asked for.
+    async fn client(&self) -> anyhow::Result<Client> {
+        self.connect.client_that_waits(self.poll.into()).await
+    }
+
     fn time(&self) -> Duration {
         Duration::from_secs(self.seconds.into())
     }

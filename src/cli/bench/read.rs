@@ -48,7 +48,7 @@ pub(super) async fn consume(args: &BenchArgs, topic: &str) -> anyhow::Result<Rep
 
     let mut readers = JoinSet::new();
     for _ in 0..args.producers {
-        let client = args.connect.client().await?;
+        let client = args.client().await?;
         readers.spawn(Reader::new(&client, topic).await?.read_for(args.time()));
     }
     let begun_at = Instant::now();
@@ -115,7 +115,7 @@ impl Reader {
 /// The whole of `bench e2e`: one consumer reads all partitions while they are written.
 pub(super) async fn end_to_end(args: &BenchArgs, topic: &str) -> anyhow::Result<Report> {
     let producers = load::connect(args, topic).await?;
-    let client = args.connect.client().await?;
+    let client = args.client().await?;
     let (partitions, ends) = ends(&client, topic).await?;
     let mut consumer = client.consumer(topic).build().await?;
     for (partition, end) in partitions.into_iter().zip(ends) {
