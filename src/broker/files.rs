@@ -12,11 +12,37 @@ use anyhow::{Context, Result, bail};
 /// not one of ours and is refused unread.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// Creates a directory, and those above it that are missing, for this user alone. One that exists
-/// keeps the rights it has.
+/// Creates a directory, and those above it that are missing, for this user alone; their names are
+/// durable afterwards. One that exists keeps the rights it has.
 pub(super) fn create_private_dir(path: &Path) -> Result<()> {
-    let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    created.with_context(|| format!("creating the directory {}", path.display()))
+    try_create_private_dir(path)
+        .with_context(|| format!("creating the directory {}", path.display()))
+}
+
+fn try_create_private_dir(path: &Path) -> io::Result<()> {
+    let missing: Vec<PathBuf> = path
+        .ancestors()
+        .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+        .map(Path::to_owned)
+        .collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    for dir in missing.iter().rev() {
+        sync_name(dir)?;
+    }
+    // Whoever made it may have been killed before its name was durable. Nothing is in it then.
+    if missing.is_empty() && fs::read_dir(path)?.next().is_none() {
+        sync_name(path)?;
+    }
+    Ok(())
+}
+
+/// Makes the name of a file or directory durable.
+fn sync_name(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        None => Ok(()),
+        Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
+        Some(parent) => File::open(parent)?.sync_all(),
+    }
 }
 
 /// The text of a file, or `None` if there is none.
@@ -58,10 +84,7 @@ fn try_replace(path: &Path, text: &str) -> io::Result<()> {
     let (temporary, file) = write_beside(path, text)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+    sync_name(path)
 }
 
 /// Writes a file of another name beside the one that it is to replace.
@@ -98,6 +121,21 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert_eq!(read(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn a_directory_is_made_with_those_above_it_and_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("above").join("data");
+        for _ in 0..2 {
+            create_private_dir(&path).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        }
+        let file = path.join("file");
+        replace(&file, "text").unwrap();
+        create_private_dir(&path).unwrap();
+        let error = format!("{:#}", create_private_dir(&file).unwrap_err());
+        assert!(error.contains("file"), "{error}");
     }
 
     #[test]

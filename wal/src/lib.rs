@@ -54,6 +54,8 @@ pub mod segments;
 
 pub mod checkpoint;
 
+pub mod reach;
+
 pub mod scan;
 
 pub mod recovery;

@@ -34,6 +34,8 @@ pub const SCAN_READ_BYTES: usize = 1 << 20;
 pub struct Scan {
     /// Where the file ends: what lies behind is not there.
     end: u64,
+    /// What the segment's mark says: no block ends behind it.
+    reach: Option<u64>,
     /// The block that comes next.
     point: ChainPoint,
     read_bytes: usize,
@@ -156,6 +158,8 @@ pub struct ScanEnd {
     pub checkpoint_complete: bool,
     /// Whether corruption was told of.
     pub corrupt: bool,
+    /// The segment's mark, if there is one and no block lies behind it.
+    pub reach: Option<u64>,
     /// Index of the entries handed out.
     pub index: SegmentIndex,
 }
@@ -176,6 +180,7 @@ impl Scan {
     pub fn new(header: &SegmentHeader, durable_end: BlockSequence) -> Self {
         Self {
             end: header.segment_bytes,
+            reach: None,
             point: header.chain_start(),
             read_bytes: SCAN_READ_BYTES,
             mode: Mode::Chain,
@@ -196,21 +201,36 @@ impl Scan {
         self
     }
 
+    /// The same in a segment with a mark, see [`reach`](crate::reach).
+    #[must_use]
+    pub fn within(mut self, reach: Option<u64>) -> Self {
+        self.reach = reach;
+        self
+    }
+
+    /// Where reading will end, unless there is more than the mark says.
+    #[must_use]
+    pub fn look_end(&self) -> u64 {
+        // One page more shows whether the mark is true.
+        self.reach.map_or(self.end, |reach| self.end.min(reach + BLOCK_ALIGN as u64))
+    }
+
     /// What to read and feed next, in whole pages; `None` at the end.
     #[must_use]
     pub fn next_read(&self) -> Option<core::ops::Range<u64>> {
-        let (start, bytes) = match &self.mode {
-            Mode::Chain => (self.point.position, self.read_bytes),
-            Mode::LookOn { position, .. } => (*position, SCAN_READ_BYTES),
-            Mode::Rescue { header, .. } => (header.position, header.length as usize),
+        let (start, bytes, end) = match &self.mode {
+            Mode::Chain => (self.point.position, self.read_bytes, self.end),
+            Mode::LookOn { position, .. } => (*position, SCAN_READ_BYTES, self.look_end()),
+            Mode::Rescue { header, .. } => (header.position, header.length as usize, self.end),
             Mode::Corrupt { .. } | Mode::Done => return None,
         };
-        let end = (start + bytes as u64).min(self.end);
+        let end = (start + bytes as u64).min(end);
         (start < end).then_some(start..end)
     }
 
-    /// Takes the bytes of the last [`next_read`](Self::next_read); hands out the entries of every
-    /// good block in order.
+    /// Takes the bytes of the last [`next_read`](Self::next_read), or the pages it begins with; hands
+    /// out the entries of every good block in order. If those pages do not do, the same is asked for
+    /// again, and then all of it is needed.
     ///
     /// # Errors
     /// The segment cannot be believed, or not by this version. After
@@ -223,10 +243,13 @@ impl Scan {
     ) -> Result<(), ScanError> {
         let asked = self.next_read().expect("bytes are fed while there is something to read");
         assert!(asked.start == position, "the read that was asked for");
-        assert!(asked.end - asked.start == bytes.len() as u64, "the whole read");
+        let asked = (asked.end - asked.start) as usize;
+        assert!(bytes.len() <= asked, "not more than was asked for");
+        assert!(bytes.len() == asked || bytes.len().is_multiple_of(BLOCK_ALIGN), "whole pages");
         match self.mode {
             Mode::Chain => self.follow(bytes, &mut on_entry)?,
             Mode::LookOn { .. } => self.look_on(bytes)?,
+            Mode::Rescue { .. } if bytes.len() < asked => {}
             Mode::Rescue { .. } => self.rescue(bytes, &mut on_entry)?,
             Mode::Corrupt { .. } | Mode::Done => {}
         }
@@ -263,6 +286,7 @@ impl Scan {
             torn: self.torn,
             checkpoint_complete: self.checkpoint.is_complete(),
             corrupt: self.corrupt,
+            reach: self.reach,
             index: self.index,
         }
     }
@@ -322,6 +346,8 @@ impl Scan {
         self.checkpoint.ended |= header.flags.has(BlockFlags::CHECKPOINT_END);
         self.last = Some(*header);
         self.point = header.chain_after();
+        let end = self.point.position;
+        self.reach = self.reach.filter(|reach| end <= *reach);
         if header.next.is_some() {
             self.mode = Mode::Done;
         }
@@ -341,6 +367,8 @@ impl Scan {
             self.mode = Mode::Done;
             return Ok(());
         }
+        // A block that was to begin behind the mark was none that it knew of.
+        self.reach = self.reach.filter(|reach| position < *reach);
         // Only a header that joins the chain may say what the block held.
         let header = match why {
             BlockError::HeaderCrc { .. } | BlockError::NotABlock | BlockError::Generation => {
@@ -379,6 +407,8 @@ impl Scan {
             let found = page.get(..BLOCK_HEADER_BYTES).unwrap_or_default();
             match BlockHeader::decode(found, wal, generation, at) {
                 Ok(later) => {
+                    let end = at + u64::from(later.length);
+                    self.reach = self.reach.filter(|reach| end <= *reach);
                     if bad.sequence < later.sequence && self.point.incarnation <= later.incarnation
                     {
                         next.get_or_insert(later.chain_at());

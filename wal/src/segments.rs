@@ -106,7 +106,8 @@ impl Segments {
         );
         self.activate(header);
         for summary in held {
-            let end = self.ranges(summary.partition).last().map(|(_, range)| range.end);
+            let before = self.partitions.get(&summary.partition);
+            let end = before.and_then(|held| held.ranges.back()).map(|(_, range)| range.end);
             if let (Some(end), Some(range)) = (end, &summary.range)
                 && range.first < end
             {

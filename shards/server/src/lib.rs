@@ -32,6 +32,7 @@ mod partitions;
 mod wal_writer;
 
 mod index_cache;
+mod read_through;
 mod segment_io;
 mod segments;
 

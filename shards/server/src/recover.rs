@@ -25,9 +25,11 @@ use rustmq_wal::{
 
 use crate::checkpoint::CheckpointBlocks;
 use crate::error::ShardError;
+use crate::notify::all;
 use crate::random;
+use crate::read_through::ReadThrough;
 use crate::replay::Replayed;
-use crate::segment_io::{create_segment, read_range, store_footer, write_header};
+use crate::segment_io::{create_segment, read_range, read_reach, store_footer, write_header};
 use crate::segments::Recovered;
 
 /// Which WAL to open, and how.
@@ -156,7 +158,6 @@ impl Recovery<'_> {
 
     /// Opens every segment file and reads the pages that say which segment it holds.
     async fn read_clues(&mut self) -> Result<Vec<FileClues>, ShardError> {
-        const PAGE: u64 = SEGMENT_HEADER_BYTES as u64;
         let dir = &self.setup.dir;
         let names = match fs::list(dir).await {
             Ok(names) => {
@@ -176,40 +177,49 @@ impl Recovery<'_> {
             }
             Err(error) => return Err(self.device("listing", &error)),
         };
+        let slots: Vec<Slot> = names.iter().filter_map(|name| Slot::from_file_name(name)).collect();
         let mut clues = Vec::new();
-        for slot in names.iter().filter_map(|name| Slot::from_file_name(name)) {
-            let file = fs::open(&dir.join(slot.file_name())).await;
-            let file = file.map_err(|error| self.device("opening a segment in", &error))?;
-            let bytes = file.bytes();
-            // A file of another size was never finished, or was cut: it has no last page.
-            let pages = match bytes {
-                0..PAGE => [0..0, 0..0, 0..0],
-                _ if bytes < 2 * PAGE => [0..PAGE, 0..0, 0..0],
-                _ if bytes != self.setup.segment_bytes => [0..PAGE, PAGE..2 * PAGE, 0..0],
-                _ => [0..PAGE, PAGE..2 * PAGE, bytes - PAGE..bytes],
-            };
-            let [header, first, last] = pages;
-            let (header_page, at) = self.read(&file, header.clone()).await?;
-            let header_page = match header.is_empty() {
-                true => &[0; SEGMENT_HEADER_BYTES][..],
-                false => &header_page[at..],
-            };
-            let clue = match SegmentHeader::decode(header_page) {
-                // The others are read only to make up headers that say nothing.
-                Ok(header) if header.state == SegmentState::Active => {
-                    let (last, at) = self.read(&file, last).await?;
-                    FileClues::new(slot, header_page, &[], &last[at..])
-                }
-                _ => {
-                    let (first, first_at) = self.read(&file, first).await?;
-                    let (last, last_at) = self.read(&file, last).await?;
-                    FileClues::new(slot, header_page, &first[first_at..], &last[last_at..])
-                }
-            };
-            self.files.insert(slot, file);
-            clues.push(clue);
+        for slots in slots.chunks(FILES_AT_ONCE) {
+            for read in all(slots.iter().map(|slot| self.read_clue(*slot))).await {
+                let (file, clue) = read?;
+                self.files.insert(clue.slot, file);
+                clues.push(clue);
+            }
         }
         Ok(clues)
+    }
+
+    async fn read_clue(&self, slot: Slot) -> Result<(File, FileClues), ShardError> {
+        const PAGE: u64 = SEGMENT_HEADER_BYTES as u64;
+        let file = fs::open(&self.path(slot)).await;
+        let file = file.map_err(|error| self.device("opening a segment in", &error))?;
+        let bytes = file.bytes();
+        // A file of another size was never finished, or was cut: it has no last page.
+        let pages = match bytes {
+            0..PAGE => [0..0, 0..0, 0..0],
+            _ if bytes < 2 * PAGE => [0..PAGE, 0..0, 0..0],
+            _ if bytes != self.setup.segment_bytes => [0..PAGE, PAGE..2 * PAGE, 0..0],
+            _ => [0..PAGE, PAGE..2 * PAGE, bytes - PAGE..bytes],
+        };
+        let [header, first, last] = pages;
+        let (header_page, at) = self.read(&file, header.clone()).await?;
+        let header_page = match header.is_empty() {
+            true => &[0; SEGMENT_HEADER_BYTES][..],
+            false => &header_page[at..],
+        };
+        let clue = match SegmentHeader::decode(header_page) {
+            // The others are read only to make up headers that say nothing.
+            Ok(header) if header.state == SegmentState::Active => {
+                let (last, at) = self.read(&file, last).await?;
+                FileClues::new(slot, header_page, &[], &last[at..])
+            }
+            _ => {
+                let (first, first_at) = self.read(&file, first).await?;
+                let (last, last_at) = self.read(&file, last).await?;
+                FileClues::new(slot, header_page, &first[first_at..], &last[last_at..])
+            }
+        };
+        Ok((file, clue))
     }
 
     /// Makes the first segment of a new WAL.
@@ -263,6 +273,7 @@ impl Recovery<'_> {
             segments,
             chain,
             index,
+            reach: None,
             unfooted: BTreeMap::new(),
             checkpoint_from: None,
         };
@@ -326,9 +337,14 @@ impl Recovery<'_> {
             }
         }
         self.check_tail_file(&tail, &tail_end)?;
+        let mut footers = self.read_footers(&headers).await;
         let mut next = older.last().map_or(tail, |seen: &Seen| seen.header);
         while let Some(header) = headers.pop() {
-            let (mut seen, _) = self.see(&header, &next, next.first_block).await?;
+            let footer = footers.pop().expect("one for each header")?;
+            let (mut seen, _) = match footer {
+                Some(seen) => (seen, None),
+                None => self.see_blocks(&header, &next, next.first_block).await?,
+            };
             let joined = header.sequence.next() == next.sequence;
             match seen.end {
                 Some(end) if joined => {
@@ -427,9 +443,18 @@ impl Recovery<'_> {
         next: &SegmentHeader,
         durable_end: BlockSequence,
     ) -> Result<(Seen, Option<(ScanEnd, Replayed)>), ShardError> {
-        if let Some(seen) = self.read_footer(header).await? {
-            return Ok((seen, None));
+        match self.read_footer(header).await? {
+            Some(seen) => Ok((seen, None)),
+            None => self.see_blocks(header, next, durable_end).await,
         }
+    }
+
+    async fn see_blocks(
+        &mut self,
+        header: &SegmentHeader,
+        next: &SegmentHeader,
+        durable_end: BlockSequence,
+    ) -> Result<(Seen, Option<(ScanEnd, Replayed)>), ShardError> {
         let (end, replayed) = self.scan(header, durable_end).await?;
         // When the seal itself is damaged the next segment says how this one ended.
         let known = SegmentEnd {
@@ -467,6 +492,18 @@ impl Recovery<'_> {
             }
         }
         Ok((seen, Some((end, replayed))))
+    }
+
+    /// What the footers of these segments say, in their order.
+    async fn read_footers(
+        &self,
+        headers: &[SegmentHeader],
+    ) -> Vec<Result<Option<Seen>, ShardError>> {
+        let mut read = Vec::with_capacity(headers.len());
+        for headers in headers.chunks(FILES_AT_ONCE) {
+            read.extend(all(headers.iter().map(|header| self.read_footer(header))).await);
+        }
+        read
     }
 
     async fn read_footer(&self, header: &SegmentHeader) -> Result<Option<Seen>, ShardError> {
@@ -517,12 +554,16 @@ impl Recovery<'_> {
     ) -> Result<ScanEnd, ShardError> {
         let file = self.file(header.slot);
         let path = self.path(header.slot);
-        let mut scan = Scan::new(header, durable_end).of_file(file.bytes());
+        let reach = read_reach(&file, header, self.pool).await;
+        let reach = reach.map_err(|error| self.device("reading", &error))?;
+        let mut scan = Scan::new(header, durable_end).of_file(file.bytes()).within(reach);
+        let mut through = ReadThrough::new(&file, self.pool, scan.look_end());
         while let Some(range) = scan.next_read() {
             let position = range.start;
-            let (bytes, at) = self.read(&file, range).await?;
+            let read = through.read(range).await;
+            let bytes = read.map_err(|error| self.device("reading", &error))?;
             let mut wrong = None;
-            let fed = scan.feed(position, &bytes[at..], |block, entry| {
+            let fed = scan.feed(position, &bytes, |block, entry| {
                 if wrong.is_none() {
                     wrong = replayed.replay(block, entry).err();
                 }
@@ -666,6 +707,7 @@ impl Recovery<'_> {
             segments,
             chain,
             index: tail_end.index,
+            reach: tail_end.reach,
             unfooted: std::mem::take(&mut self.unfooted),
             checkpoint_from,
         };
@@ -734,6 +776,10 @@ impl Recovery<'_> {
         ShardError::Device { doing, dir: self.setup.dir.clone(), error: error.to_string() }
     }
 }
+
+/// Files opened, or footers read, side by side: enough to keep a disk busy. Each takes a buffer of the
+/// pool.
+const FILES_AT_ONCE: usize = 16;
 
 /// Bytes rewritten at once.
 const REWRITE_BYTES: u64 = 1 << 20;

@@ -10,6 +10,7 @@ use rustmq_sys::buffer::{Buffer, BufferPool, Slice};
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
 use rustmq_sys::runtime;
+use rustmq_wal::reach::{REACH_BYTES, decode_reach, encode_reach, reach_position};
 use rustmq_wal::read_plan::Piece;
 use rustmq_wal::{
     FOOTER_TRAILER_BYTES, SEGMENT_HEADER_BYTES, SegmentEnd, SegmentHeader, SegmentIndex, Slot,
@@ -100,6 +101,32 @@ pub(crate) async fn write_header(
     header.encode(page);
     let memory = buffer.freeze().slice(0..SEGMENT_HEADER_BYTES);
     file.write_durable(memory, 0).await.map(|_| ())
+}
+
+/// How far blocks may lie in a segment, by the mark in its last page.
+pub(crate) async fn read_reach(
+    file: &File,
+    header: &SegmentHeader,
+    pool: &BufferPool,
+) -> io::Result<Option<u64>> {
+    if file.bytes() < header.segment_bytes {
+        return Ok(None);
+    }
+    let at = reach_position(header.segment_bytes);
+    let (page, from) = read_range(file, at..header.segment_bytes, pool).await?;
+    Ok(decode_reach(&page[from..], header))
+}
+
+/// The page of a mark, to be written where [`reach_position`] says.
+pub(crate) fn reach_page(
+    header: &SegmentHeader,
+    reach: u64,
+    pool: &BufferPool,
+) -> io::Result<Slice> {
+    let mut buffer = take_buffer(pool, REACH_BYTES)?;
+    let page = buffer.first_chunk_mut().expect("a buffer has at least a page");
+    encode_reach(header, reach, page);
+    Ok(buffer.freeze().slice(0..REACH_BYTES))
 }
 
 /// Reads any range of a file; the answer is the pages around it and where in them it begins.

@@ -20,6 +20,7 @@ use rustmq_sys::clock;
 use rustmq_sys::file::File;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_wal::footer;
+use rustmq_wal::reach::{next_reach, reach_position};
 use rustmq_wal::read_plan::Piece;
 use rustmq_wal::{
     BlockBuilder, BlockFlags, BlockSequence, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta,
@@ -32,10 +33,10 @@ use crate::checkpoint::CheckpointBlocks;
 use crate::error::ShardError;
 use crate::index_cache::{IndexCache, Table};
 use crate::limits::FLUSH_STALL_MS;
-use crate::notify::{Notify, WaitList};
+use crate::notify::{Notify, WaitList, all};
 use crate::random;
 use crate::segment_io::{
-    create_segment, read_pieces, read_range, store_footer, take_buffer, write_header,
+    create_segment, reach_page, read_pieces, read_range, store_footer, take_buffer, write_header,
 };
 use crate::shard::Shard;
 
@@ -85,6 +86,8 @@ pub(crate) struct SegmentFiles {
     chain: RefCell<Chain>,
     /// The active segment's entries.
     index: RefCell<SegmentIndex>,
+    /// Blocks of the active segment end below this: its durable mark. 0: it has none.
+    reach: Cell<u64>,
     /// Sealed segments whose footer is not written yet.
     unfooted: RefCell<BTreeMap<SegmentSequence, Rc<SegmentIndex>>>,
     /// Sealed segments whose footer is being written: their files are not to be used again yet.
@@ -121,6 +124,8 @@ pub(crate) struct Recovered {
     pub(crate) segments: Segments,
     pub(crate) chain: Chain,
     pub(crate) index: SegmentIndex,
+    /// The tail's mark: how far blocks may lie in it.
+    pub(crate) reach: Option<u64>,
     /// Indexes of sealed segments whose footer could not be written.
     pub(crate) unfooted: BTreeMap<SegmentSequence, Rc<SegmentIndex>>,
     /// The tail's checkpoint is damaged, and this segment and those behind it make up for it.
@@ -150,6 +155,7 @@ impl SegmentFiles {
             segments: RefCell::new(recovered.segments),
             chain: RefCell::new(recovered.chain),
             index: RefCell::new(recovered.index),
+            reach: Cell::new(recovered.reach.unwrap_or(0)),
             unfooted: RefCell::new(recovered.unfooted),
             footing: RefCell::default(),
             footers: RefCell::new(IndexCache::new(index_bytes_max)),
@@ -361,6 +367,7 @@ impl SegmentFiles {
         let _busy = self.busy();
         let file = self.active_file();
         let marks = flags != BlockFlags::NONE;
+        let mark = self.mark_before(&file, sealed).await?;
         if !self.policy.flush_always && !marks {
             let written = file.write(memory, sealed.position).await;
             written.map_err(|error| self.device_error("writing to", &error))?;
@@ -370,11 +377,55 @@ impl SegmentFiles {
             || planted(Bug::NoFlushAfterRecovery) && flags == BlockFlags::START;
         let written = match unflushed {
             true => file.write(memory, sealed.position).await,
-            false => file.write_durable(memory, sealed.position).await,
+            false => match mark {
+                None => file.write_durable(memory, sealed.position).await,
+                Some(mark) => self.write_with_mark(&file, memory, sealed, mark).await,
+            },
         };
         written.map_err(|error| self.device_error("making durable in", &error))?;
         self.chain.borrow_mut().handle_flushed(sealed.sequence);
         Ok(true)
+    }
+
+    /// Sees to it that a block may be written where it is to go: below a durable mark. The mark that is
+    /// due after this block is given back.
+    async fn mark_before(
+        &self,
+        file: &File,
+        sealed: &SealedBlock,
+    ) -> Result<Option<u64>, ShardError> {
+        let segment_bytes = self.segments.borrow().segment_bytes();
+        let end = sealed.position + sealed.bytes() as u64;
+        let next = next_reach(segment_bytes, self.reach.get(), end);
+        if self.reach.get() < end
+            && let Some(next) = next
+        {
+            let header = self.active_header();
+            let failed = |error: io::Error| self.device_error("writing a mark in", &error);
+            let page = reach_page(&header, next, &self.pool).map_err(failed)?;
+            file.write_durable(page, reach_position(segment_bytes)).await.map_err(failed)?;
+            self.reach.set(next);
+            return Ok(None);
+        }
+        Ok(next)
+    }
+
+    /// Writes a block and, beside it, the next mark: both durable.
+    async fn write_with_mark(
+        &self,
+        file: &File,
+        memory: Slice,
+        sealed: &SealedBlock,
+        reach: u64,
+    ) -> io::Result<()> {
+        let header = self.active_header();
+        let page = reach_page(&header, reach, &self.pool)?;
+        let writes = [(memory, sealed.position), (page, reach_position(header.segment_bytes))];
+        let writes = writes.into_iter();
+        let written = all(writes.map(|(memory, at)| file.write_durable(memory, at))).await;
+        written.into_iter().collect::<io::Result<()>>()?;
+        self.reach.set(reach);
+        Ok(())
     }
 
     /// Flushes everything that was written.
@@ -434,9 +485,10 @@ impl SegmentFiles {
         let (seal, seal_memory, end, header) = self.seal_segment(next, old.header.segment_bytes)?;
         let first_segment = self.first_live();
         let blocks = CheckpointBlocks::of(shard, self, first_segment);
-        let checkpoint = self.write_header_and_checkpoint(&header, blocks).await?;
+        let (checkpoint, reach) = self.write_header_and_checkpoint(&header, blocks).await?;
 
         let old_file = self.file(old.header.slot);
+        self.mark_before(&old_file, &seal).await?;
         let sealed = old_file.write_durable(seal_memory, seal.position).await;
         sealed.map_err(|error| self.device_error("sealing a segment in", &error))?;
         let last = self.last_sealed().expect("the seal block is behind us");
@@ -454,6 +506,7 @@ impl SegmentFiles {
             }
             Rc::new(old_index)
         };
+        self.reach.set(reach);
         self.checkpoint_from.set(None);
         shard.metrics.borrow_mut().counters.segments_sealed += 1;
         self.unfooted.borrow_mut().insert(old.header.sequence, Rc::clone(&old_index));
@@ -717,7 +770,7 @@ impl SegmentFiles {
         &self,
         header: &SegmentHeader,
         mut blocks: CheckpointBlocks,
-    ) -> Result<Vec<(Vec<EntryMeta>, SealedBlock)>, ShardError> {
+    ) -> Result<(Vec<(Vec<EntryMeta>, SealedBlock)>, u64), ShardError> {
         let file = self.file(header.slot);
         let failed = |error: io::Error| self.device_error("beginning a segment in", &error);
         write_header(&file, header, &self.pool).await.map_err(failed)?;
@@ -728,8 +781,14 @@ impl SegmentFiles {
             file.write(memory, sealed.position).await.map_err(failed)?;
             written.push((builder.entries().to_vec(), sealed));
         }
+        // Nothing of it counts before the flush, so here the mark may come last.
+        let end = self.chain.borrow().point().position;
+        let reach =
+            next_reach(header.segment_bytes, 0, end).expect("a segment has no mark at first");
+        let page = reach_page(header, reach, &self.pool).map_err(failed)?;
+        file.write(page, reach_position(header.segment_bytes)).await.map_err(failed)?;
         file.flush().await.map_err(failed)?;
-        Ok(written)
+        Ok((written, reach))
     }
 
     /// A segment to go on in: a spare, or one made now if nobody makes one already.
@@ -751,6 +810,10 @@ impl SegmentFiles {
         let slot =
             self.segments.borrow().active().expect("a WAL has an active segment").header.slot;
         self.file(slot)
+    }
+
+    fn active_header(&self) -> SegmentHeader {
+        self.segments.borrow().active().expect("a WAL has an active segment").header
     }
 
     fn file(&self, slot: Slot) -> File {

@@ -69,7 +69,7 @@ impl CatalogueFile {
 ///
 /// ```text
 ///  0 magic "RQCATLOG" | 8 version u16 | 10 file u8 | 11 zero ×5 | 16 generation u64 | 24 use u64
-/// 32 file_bytes u64 | 40 zero | 508 crc u32 | 512 zero to the end of the page
+/// 32 file_bytes u64 | 40 end u64, 0: file_bytes | 48 zero | 508 crc u32 | 512 zero to the end of the page
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct FileHeader {
@@ -78,6 +78,8 @@ pub(super) struct FileHeader {
     /// Counts the switches: the file with the higher number is the newer one.
     pub(super) use_number: u64,
     pub(super) file_bytes: u64,
+    /// Where this use of the file ends: nothing is ever appended from here on.
+    pub(super) end: u64,
 }
 
 pub(super) enum HeaderRead {
@@ -95,18 +97,15 @@ impl FileHeader {
         put(page, 16, &self.generation.0.to_le_bytes());
         put(page, 24, &self.use_number.to_le_bytes());
         put(page, 32, &self.file_bytes.to_le_bytes());
+        put(page, 40, &self.end.to_le_bytes());
         let crc = Checksum::new(self.generation).add(&page[..FILE_CRC_AT]).value();
         put(page, FILE_CRC_AT, &crc.to_le_bytes());
     }
 
-    /// Reads the header of the file that is known as `file` and is `bytes` long. One wrong bit is
-    /// corrected: the checksum tells which, and the file is written anew by every opening.
-    pub(super) fn read(file: CatalogueFile, bytes: &[u8]) -> HeaderRead {
-        Self::read_page(file, bytes, bytes.len())
-    }
-
-    /// The same of the beginning of a file of `file_bytes`.
-    pub(super) fn read_page(file: CatalogueFile, page: &[u8], file_bytes: usize) -> HeaderRead {
+    /// Reads the header of the file that is known as `file` and is `file_bytes` long, from its
+    /// beginning. One wrong bit is corrected: the checksum tells which, and the file is written anew by
+    /// every opening.
+    pub(super) fn read(file: CatalogueFile, page: &[u8], file_bytes: usize) -> HeaderRead {
         match (Self::decode(file, page, file_bytes), page.first_chunk::<SECTOR_BYTES>()) {
             (HeaderRead::Unreadable, Some(sector)) => {
                 let corrected =
@@ -142,15 +141,20 @@ impl FileHeader {
         if version != CATALOGUE_VERSION {
             return HeaderRead::NewerVersion(version);
         }
+        let file_end = u64_at(sector, 32);
         let header = Self {
             file,
             generation,
             use_number: u64_at(sector, 24),
-            file_bytes: u64_at(sector, 32),
+            file_bytes: file_end,
+            // Programs before this field left zeroes.
+            end: Some(u64_at(sector, 40)).filter(|end| *end != 0).unwrap_or(file_end),
         };
         let is_one = sector[10] == file as u8
             && header.file_bytes == file_bytes as u64
             && is_file_size(file_bytes)
+            && header.end <= header.file_bytes
+            && header.end.is_multiple_of(PAGE_BYTES as u64)
             // The file of the next switch has a higher number.
             && header.use_number < u64::MAX;
         if is_one { HeaderRead::Header(header) } else { HeaderRead::Unreadable }

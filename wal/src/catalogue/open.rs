@@ -72,8 +72,8 @@ pub fn open_catalogue<'a>(
     a: &'a [u8],
     b: &'a [u8],
 ) -> Result<Option<CatalogueLog<'a>>, CatalogueError> {
-    let a = read_file(CatalogueFile::A, a)?;
-    let b = read_file(CatalogueFile::B, b)?;
+    let a = read_file(CatalogueFile::A, a, a.len())?;
+    let b = read_file(CatalogueFile::B, b, b.len())?;
     let (newer, older) = if b.use_number() < a.use_number() { (a, b) } else { (b, a) };
     match (newer, older) {
         // Whatever the other file is: a switch away from this one was never answered.
@@ -94,42 +94,54 @@ pub fn open_catalogue<'a>(
     }
 }
 
-/// Which of the two files is to be read first, by their first pages and sizes in bytes: the newer one,
-/// where both headers say what the file is. `None`: both have to be read.
+/// Which of the two files is to be read first, by their first pages and sizes in bytes, and how many
+/// bytes of it: the newer one, where both headers say what the file is. `None`: both have to be read.
 #[must_use]
-pub fn newer_file(a: (&[u8], u64), b: (&[u8], u64)) -> Option<CatalogueFile> {
-    let use_number = |file, (page, file_bytes): (&[u8], u64)| {
+pub fn newer_file(a: (&[u8], u64), b: (&[u8], u64)) -> Option<(CatalogueFile, usize)> {
+    let read = |file, (page, file_bytes): (&[u8], u64)| {
         let file_bytes = usize::try_from(file_bytes).ok()?;
-        match FileHeader::read_page(file, page, file_bytes) {
-            HeaderRead::Header(header) => Some(header.use_number),
-            HeaderRead::Blank => Some(0),
+        match FileHeader::read(file, page, file_bytes) {
+            HeaderRead::Header(header) => Some((header.use_number, header.end as usize)),
+            HeaderRead::Blank => Some((0, 0)),
             HeaderRead::Unreadable | HeaderRead::NewerVersion(_) => None,
         }
     };
-    let (a, b) = (use_number(CatalogueFile::A, a)?, use_number(CatalogueFile::B, b)?);
-    match a.cmp(&b) {
-        Ordering::Less => Some(CatalogueFile::B),
+    let (a, b) = (read(CatalogueFile::A, a)?, read(CatalogueFile::B, b)?);
+    match a.0.cmp(&b.0) {
+        Ordering::Less => Some((CatalogueFile::B, b.1)),
         Ordering::Equal => None,
-        Ordering::Greater => Some(CatalogueFile::A),
+        Ordering::Greater => Some((CatalogueFile::A, a.1)),
     }
 }
 
-/// The catalogue from its newer file, given whole. `None`: this file does not say it by itself, and
-/// [`open_catalogue`] has to see both.
+/// The catalogue from its newer file of `file_bytes`, given as far as [`newer_file`] said. `None`: this
+/// file does not say it by itself, and [`open_catalogue`] has to see both.
 #[must_use]
-pub fn open_newer(file: CatalogueFile, bytes: &[u8]) -> Option<CatalogueLog<'_>> {
-    match read_file(file, bytes) {
+pub fn open_newer(
+    file: CatalogueFile,
+    bytes: &[u8],
+    file_bytes: usize,
+) -> Option<CatalogueLog<'_>> {
+    match read_file(file, bytes, file_bytes) {
         Ok(FileRead::Whole { log, retired: false }) => Some(log),
         _ => None,
     }
 }
 
-fn read_file(file: CatalogueFile, bytes: &[u8]) -> Result<FileRead<'_>, CatalogueError> {
-    match FileHeader::read(file, bytes) {
+fn read_file(
+    file: CatalogueFile,
+    bytes: &[u8],
+    file_bytes: usize,
+) -> Result<FileRead<'_>, CatalogueError> {
+    match FileHeader::read(file, bytes, file_bytes) {
         HeaderRead::Blank => Ok(FileRead::Blank),
         HeaderRead::Unreadable => Ok(FileRead::Unreadable),
         HeaderRead::NewerVersion(found) => Err(newer_version(file, found)),
-        HeaderRead::Header(header) => follow(&header, bytes),
+        // What lies behind the end is of earlier uses.
+        HeaderRead::Header(header) => {
+            let end = bytes.len().min(header.end as usize);
+            follow(&header, bytes.get(..end).unwrap_or_default())
+        }
     }
 }
 
@@ -139,6 +151,7 @@ fn follow<'a>(header: &FileHeader, bytes: &'a [u8]) -> Result<FileRead<'a>, Cata
         file: header.file,
         generation: header.generation,
         use_number,
+        end: header.end as usize,
         position: PAGE_BYTES,
         sequence: BlockSequence::FIRST,
         prev_crc: 0,
@@ -176,7 +189,8 @@ fn follow<'a>(header: &FileHeader, bytes: &'a [u8]) -> Result<FileRead<'a>, Cata
     let decoded = AppendHeader::decode(begun, tail.generation, tail.position as u64)
         .map_err(|found| newer_version(header.file, found))?;
     let torn = (decoded.is_some() && !retired).then_some(tail.position as u64);
-    let log = CatalogueLog { snapshot, commands, torn, file_bytes: bytes.len(), tail };
+    let file_bytes = header.file_bytes as usize;
+    let log = CatalogueLog { snapshot, commands, torn, file_bytes, tail };
     Ok(FileRead::Whole { log, retired })
 }
 

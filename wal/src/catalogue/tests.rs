@@ -41,8 +41,9 @@ impl Files {
 
     fn open_newer(&self) -> Option<CatalogueLog<'_>> {
         let [a, b] = self.0.each_ref().map(|file| (&file[..PAGE_BYTES], file.len() as u64));
-        let newer = newer_file(a, b)?;
-        open_newer(newer, &self.0[newer as usize - 1])
+        let (newer, end) = newer_file(a, b)?;
+        let bytes = &self.0[newer as usize - 1];
+        open_newer(newer, &bytes[..end], bytes.len())
     }
 }
 
@@ -358,7 +359,8 @@ fn files_with_append(file_bytes: usize, use_number: u64, append_pages: usize) ->
 
     let (file, generation) = (CatalogueFile::A, Generation(7));
     let mut bytes = vec![0; file_bytes];
-    let header = FileHeader { file, generation, use_number, file_bytes: file_bytes as u64 };
+    let end = file_bytes as u64;
+    let header = FileHeader { file, generation, use_number, file_bytes: end, end };
     header.encode(&mut bytes[..PAGE_BYTES]);
     // One empty record: the snapshot.
     let records = [0; 8];
@@ -396,4 +398,22 @@ fn a_file_that_no_writer_leaves_is_refused_although_its_checksums_hold() {
     ] {
         assert_eq!(files.open().map(|_| ()), Err(CatalogueError::NoSnapshot));
     }
+}
+
+/// A start reads no more of the newer file than its use may take, and that is not much of it.
+#[test]
+fn a_use_of_a_file_ends_early_and_another_follows() {
+    let mut catalogue = Catalogue::create();
+    let mut switches = 0;
+    for number in 0..200 {
+        switches += u32::from(catalogue.apply(&format!("c{number}")) == CataloguePlan::Switch);
+        let pages =
+            catalogue.files.0.each_ref().map(|file| (&file[..PAGE_BYTES], file.len() as u64));
+        let (newer, end) = newer_file(pages[0], pages[1]).expect("both headers are good");
+        let file = &catalogue.files.0[newer as usize - 1];
+        assert!(end <= 9 * PAGE_BYTES, "header, snapshot, commands, mark, retirement");
+        assert!(file[end..].iter().all(|byte| *byte == 0), "nothing lies behind the end");
+        assert_eq!(state_of(&catalogue.files), catalogue.state);
+    }
+    assert!((20..200).contains(&switches), "{switches} switches");
 }

@@ -39,12 +39,24 @@ pub struct CatalogueWrite {
     pub position: u64,
 }
 
+/// Kept free behind commands: a page for a mark and one for the retirement.
+const KEPT_BYTES: usize = 2 * PAGE_BYTES;
+
+/// Commands of at least a sixteenth of a file follow a snapshot before the next switch: 1 MiB of 16. A
+/// start reads no more than that beside the snapshot.
+const USE_PART: usize = 16;
+
+/// And this much at least, of a small file: four commands, so that few of them switch.
+const USE_BYTES_MIN: usize = 4 * PAGE_BYTES;
+
 /// The end of one file's chain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct FileTail {
     pub(super) file: CatalogueFile,
     pub(super) generation: Generation,
     pub(super) use_number: u64,
+    /// Where this use of the file ends.
+    pub(super) end: usize,
     pub(super) position: usize,
     pub(super) sequence: BlockSequence,
     pub(super) prev_crc: u32,
@@ -108,12 +120,12 @@ impl CatalogueWriter {
         if effect == CommandEffect::Grows && self.file_bytes / 2 < snapshot_and_commands {
             return CataloguePlan::Full;
         }
-        let append_end =
-            self.tail.map(|tail| tail.position + append_bytes(command_bytes.iter().copied()));
-        if !self.must_switch && append_end.is_some_and(|end| end <= self.commands_end()) {
+        let append = append_bytes(command_bytes.iter().copied());
+        let fits = self.tail.is_some_and(|tail| tail.position + append <= tail.commands_end());
+        if !self.must_switch && fits {
             return CataloguePlan::Append;
         }
-        if PAGE_BYTES + snapshot_and_commands <= self.commands_end() {
+        if PAGE_BYTES + snapshot_and_commands + KEPT_BYTES <= self.file_bytes {
             CataloguePlan::Switch
         } else {
             CataloguePlan::Full
@@ -124,11 +136,10 @@ impl CatalogueWriter {
     pub fn append(&mut self, commands: &[&[u8]], out: &mut Vec<u8>) -> CatalogueWrite {
         assert!(!self.must_switch, "opening switches before it appends");
         assert!(self.retiring.is_none(), "the file before is retired first");
-        let commands_end = self.commands_end();
         let tail = self.begin();
         out.clear();
         let write = encode_append(tail, 0, commands, out);
-        assert!(tail.position <= commands_end, "the plan said append");
+        assert!(tail.position <= tail.commands_end(), "the plan said append");
         self.unmarked = true;
         write
     }
@@ -146,27 +157,29 @@ impl CatalogueWriter {
         let (file, use_number) = self
             .tail
             .map_or((CatalogueFile::A, 1), |tail| (tail.file.other(), tail.use_number + 1));
+        let lengths = commands.iter().map(|command| command.len()).chain([snapshot.len()]);
+        let end = self.use_end(append_bytes(lengths));
         self.retiring = self.tail.replace(FileTail {
             file,
             generation,
             use_number,
+            end,
             position: PAGE_BYTES,
             sequence: BlockSequence::FIRST,
             prev_crc: 0,
             durable_end: BlockSequence::FIRST,
         });
-        let file_bytes = self.file_bytes;
-        let commands_end = self.commands_end();
+        let file_bytes = self.file_bytes as u64;
         let tail = self.begin();
         out.clear();
         out.resize(PAGE_BYTES, 0);
-        let header = FileHeader { file, generation, use_number, file_bytes: file_bytes as u64 };
+        let header = FileHeader { file, generation, use_number, file_bytes, end: end as u64 };
         header.encode(out);
         let mut records = Vec::with_capacity(1 + commands.len());
         records.push(snapshot);
         records.extend(commands);
         encode_append(tail, SNAPSHOT, &records, out);
-        assert!(tail.position <= commands_end, "the plan said switch");
+        assert!(tail.position <= tail.commands_end(), "the plan said switch");
         self.must_switch = false;
         self.unmarked = true;
         CatalogueWrite { file, position: 0 }
@@ -179,7 +192,7 @@ impl CatalogueWriter {
         let mut old = self.retiring.take()?;
         out.clear();
         let write = encode_append(&mut old, RETIRED, &[], out);
-        assert!(old.position <= self.file_bytes, "room was kept for the retirement");
+        assert!(old.position <= old.end, "room was kept for the retirement");
         self.in_flight = true;
         Some(write)
     }
@@ -193,11 +206,10 @@ impl CatalogueWriter {
     /// Encodes an empty append that records the durable end.
     pub fn mark(&mut self, out: &mut Vec<u8>) -> CatalogueWrite {
         assert!(self.wants_mark(), "a mark follows an append");
-        let mark_end = self.file_bytes - PAGE_BYTES;
         let tail = self.begin();
         out.clear();
         let write = encode_append(tail, MARK, &[], out);
-        assert!(tail.position <= mark_end, "room was kept for the mark");
+        assert!(tail.position + PAGE_BYTES <= tail.end, "room was kept for the mark");
         self.unmarked = false;
         write
     }
@@ -217,9 +229,18 @@ impl CatalogueWriter {
         self.tail.as_mut().expect("a catalogue begins with a switch")
     }
 
+    /// Where a use of a file ends that begins with an append of so many bytes. As much again as the
+    /// snapshot takes may follow, so switches cost less than what is appended between them.
+    fn use_end(&self, first_bytes: usize) -> usize {
+        let room = first_bytes.max(self.file_bytes / USE_PART).max(USE_BYTES_MIN);
+        (PAGE_BYTES + first_bytes + room + KEPT_BYTES).min(self.file_bytes)
+    }
+}
+
+impl FileTail {
     /// Where commands must end: behind them there is room for a mark and the retirement.
     fn commands_end(&self) -> usize {
-        self.file_bytes - 2 * PAGE_BYTES
+        self.end - KEPT_BYTES
     }
 }
 

@@ -58,13 +58,18 @@ impl CatalogueLogFiles {
         }
         let newer = newer(&a, &b, &pool).await.map_err(device)?;
         let alone = match newer {
-            Some(CatalogueFile::A) => read_whole(&a, &pool).await.map_err(device)?,
-            Some(CatalogueFile::B) => read_whole(&b, &pool).await.map_err(device)?,
+            Some((CatalogueFile::A, end)) => read_front(&a, end, &pool).await.map_err(device)?,
+            Some((CatalogueFile::B, end)) => read_front(&b, end, &pool).await.map_err(device)?,
             None => Vec::new(),
         };
         let refused = |why: String| ShardError::Refused { dir: dir.to_owned(), why };
         let both;
-        let log = match newer.and_then(|file| open_newer(file, &alone)) {
+        let file_bytes_of = |file| match file {
+            CatalogueFile::A => a.bytes() as usize,
+            CatalogueFile::B => b.bytes() as usize,
+        };
+        let read = newer.and_then(|(file, _)| open_newer(file, &alone, file_bytes_of(file)));
+        let log = match read {
             Some(log) => Some(log),
             None => {
                 let whole_a = read_whole(&a, &pool).await.map_err(device)?;
@@ -159,17 +164,24 @@ impl CatalogueLogFiles {
     }
 }
 
-/// The file that is to be read first, by the headers of both.
-async fn newer(a: &File, b: &File, pool: &BufferPool) -> io::Result<Option<CatalogueFile>> {
+/// The file that is to be read first, and how much of it, by the headers of both.
+async fn newer(
+    a: &File,
+    b: &File,
+    pool: &BufferPool,
+) -> io::Result<Option<(CatalogueFile, usize)>> {
     const PAGE: u64 = rustmq_sys::buffer::ALIGN as u64;
     let (page_a, at_a) = read_range(a, 0..PAGE.min(a.bytes()), pool).await?;
     let (page_b, at_b) = read_range(b, 0..PAGE.min(b.bytes()), pool).await?;
     Ok(newer_file((&page_a[at_a..], a.bytes()), (&page_b[at_b..], b.bytes())))
 }
 
-/// A whole file. Most of it is zeroes, which take neither memory nor the time to touch it.
 async fn read_whole(file: &File, pool: &BufferPool) -> io::Result<Vec<u8>> {
-    let file_bytes = usize::try_from(file.bytes()).unwrap_or(usize::MAX);
+    read_front(file, usize::try_from(file.bytes()).unwrap_or(usize::MAX), pool).await
+}
+
+/// The beginning of a file. Much of it is zeroes, which take neither memory nor the time to touch it.
+async fn read_front(file: &File, file_bytes: usize, pool: &BufferPool) -> io::Result<Vec<u8>> {
     if CATALOGUE_BYTES_MAX < file_bytes {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
