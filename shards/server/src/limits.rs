@@ -134,10 +134,6 @@ pub const LINGER_MS_MAX: u64 = 2000;
 /// How long a shard keeps its sockets after it said goodbye, so that peers hear it.
 pub const GOODBYE_MS: u64 = 100;
 
-/// A slice of answering a scrape ends with the histogram during which this has passed. One takes about
-/// 10 µs to copy, so that a slice stays below 50 µs, the time for which nothing may keep a shard busy.
-pub const SCRAPE_SLICE: Duration = Duration::from_micros(25);
-
 /// Times that a read is planned anew because the segment under it was recycled meanwhile.
 pub const READ_RETRIES_MAX: usize = 3;
 
