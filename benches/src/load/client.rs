@@ -15,6 +15,7 @@ use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::runtime::{self, RuntimeConfig};
 
 use super::drive::{Period, Tally};
+use super::mtu::{Mtu, Sender};
 use super::quic::{self, Driver, FrameReader, Peer};
 use super::wire::{self, ProduceFrame, Target};
 use super::{device, tls};
@@ -36,14 +37,15 @@ pub fn closed_loop(
     runtime: RuntimeConfig,
     producers: Vec<Producer>,
     window: usize,
+    mtu: Mtu,
     period: Period,
 ) -> Result<Tally> {
-    let config = tls::client(certs)?;
+    let config = tls::client(certs, mtu, Sender::ByHand)?;
     let socket = quic::bind()?;
     device::on_core(runtime.core, || {
         let doorbell = Doorbell::new()?;
         runtime::run(runtime, doorbell, async {
-            let mut driver = Driver::client(socket);
+            let mut driver = Driver::client(socket, mtu);
             let connecting = Cell::new(producers.len());
             let (begin, failed) = (Cell::default(), Cell::default());
             let race = Rc::new(Race { period, connecting, begin, failed });
