@@ -198,7 +198,7 @@ options! {
         connections_max: u32 = "10000", Kind::count(1, 1_000_000), Broker;
         /// Bidirectional streams that a client may have open in one connection; it waits for more.
         streams_max: u32 = "64", Kind::count(1, 64), Broker;
-        /// Silence after which a connection is closed.
+        /// Silence after which a connection is closed. The Rust client shows that it is alive every 10 s.
         idle_timeout_ms: u64 = "30000", Kind::millis(100, 600_000), Broker;
         /// Time that a handshake may take before it is given up.
         handshake_timeout_ms: u64 = "5000", Kind::millis(100, 60_000), Broker;

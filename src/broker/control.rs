@@ -16,20 +16,24 @@ use anyhow::{Context, Result, anyhow, bail};
 use hdrhistogram::Histogram;
 use rustmq_protocol::ShardId;
 use rustmq_server::mesh::{MeshPort, Message};
-use rustmq_server::metrics::ShardSnapshot;
+use rustmq_server::metrics::{self, ShardSnapshot};
 use rustmq_sys::channel::{Receiver, Sender};
 use rustmq_sys::doorbell::{Bell, Doorbell};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::shards::{Ended, Failure};
 
 /// How long shards may take to answer what is in flight. Past it the process ends with an error;
 /// nothing acknowledged is lost.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked for the answers to a scrape. Shards ring no bell for them: a wake-up would
+/// take a shard four times as long as the answer.
+const SCRAPE_LOOK: Duration = Duration::from_millis(1);
 
 /// How long a scrape waits for a shard. Past it the shard is reported as silent.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,14 +64,6 @@ pub(super) struct Scrape {
     pub(super) silent: Vec<ShardId>,
 }
 
-impl Scrape {
-    /// The histograms of a shard, if it answered.
-    fn take_stages(&mut self, id: ShardId) -> Vec<Histogram<u64>> {
-        let snapshot = self.snapshots.iter_mut().find(|snapshot| snapshot.shard == id);
-        snapshot.map(|snapshot| std::mem::take(&mut snapshot.stages)).unwrap_or_default()
-    }
-}
-
 /// How other tasks of this thread ask the control thread.
 #[derive(Clone)]
 pub(super) struct ControlHandle {
@@ -84,8 +80,6 @@ pub(super) struct Control {
     ended: mpsc::Receiver<Ended>,
     scrapes: mpsc::Receiver<oneshot::Sender<Arc<Scrape>>>,
     round: Option<Round>,
-    /// The last scrape: once nobody reads it any more, the next one is made in its memory.
-    last: Arc<Scrape>,
     status: watch::Sender<Status>,
     trouble: watch::Sender<Vec<String>>,
     handle: ControlHandle,
@@ -101,6 +95,10 @@ struct Shard {
     ended: bool,
     /// A scrape that it has not answered.
     asked: bool,
+    /// What it measured from its start to its last answer, by stage; none before the first.
+    measured: Vec<Histogram<u64>>,
+    /// Histograms of an earlier answer, empty again, if there are any.
+    empty: Vec<Histogram<u64>>,
     /// What is wrong with its disk.
     trouble: Vec<String>,
 }
@@ -134,6 +132,8 @@ impl Control {
                 serving: false,
                 ended: false,
                 asked: false,
+                measured: Vec::new(),
+                empty: Vec::new(),
                 trouble: Vec::new(),
             })
             .collect();
@@ -148,7 +148,6 @@ impl Control {
             ended,
             scrapes,
             round: None,
-            last: Arc::default(),
             status,
             trouble,
             handle: ControlHandle {
@@ -230,6 +229,7 @@ impl Control {
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 self.end_scrape();
             }
+            () = sleep(SCRAPE_LOOK), if deadline.is_some() => self.receive(),
         }
         Ok(Turn::Done)
     }
@@ -274,8 +274,11 @@ impl Control {
                 let all = all.collect();
                 self.trouble.send_replace(all);
             }
-            Message::Scraped(snapshot) => {
-                self.shard(snapshot.shard).asked = false;
+            Message::Scraped(mut snapshot) => {
+                let shard = self.shard(snapshot.shard);
+                shard.asked = false;
+                // Also when nobody waits any more: the shard has no other copy.
+                shard.add_measured(&mut snapshot);
                 if let Some(round) = &mut self.round {
                     round.scrape.snapshots.push(*snapshot);
                 }
@@ -287,12 +290,12 @@ impl Control {
 
     fn begin_scrape(&mut self, waiting: oneshot::Sender<Arc<Scrape>>) {
         let round = self.round.get_or_insert_with(|| {
-            let mut last = Arc::try_unwrap(std::mem::take(&mut self.last)).unwrap_or_default();
-            for (shard, id) in self.shards.iter_mut().zip(0..) {
+            for shard in &mut self.shards {
                 // One that has not answered the last scrape will answer this one with it.
                 if !shard.asked && !shard.ended {
                     shard.asked = true;
-                    shard.send(Message::Scrape(last.take_stages(ShardId(id))));
+                    let empty = shard.take_empty();
+                    shard.send(Message::Scrape(empty));
                 }
             }
             let deadline = Instant::now() + SCRAPE_TIMEOUT;
@@ -318,7 +321,6 @@ impl Control {
         scrape.silent =
             (0..).map(ShardId).take(self.shards.len()).filter(|id| !answered(*id)).collect();
         let scrape = Arc::new(scrape);
-        self.last = Arc::clone(&scrape);
         for waiting in waiting {
             // Whoever asked may have left.
             let _ = waiting.send(Arc::clone(&scrape));
@@ -335,6 +337,29 @@ impl Shard {
         let sent = self.sender.try_push(message);
         assert!(sent.is_ok(), "a ring has room for one scrape and one drain");
         self.bell.ring();
+    }
+
+    /// What the shard goes on in when it is asked.
+    fn take_empty(&mut self) -> Vec<Histogram<u64>> {
+        match self.empty.is_empty() {
+            true => metrics::empty_stages(),
+            false => std::mem::take(&mut self.empty),
+        }
+    }
+
+    /// Makes an answer one of all the time since the start.
+    fn add_measured(&mut self, snapshot: &mut ShardSnapshot) {
+        let mut since = std::mem::take(&mut snapshot.stages);
+        if self.measured.is_empty() {
+            self.measured = since;
+        } else {
+            for (all, since) in self.measured.iter_mut().zip(&mut since) {
+                all.add(&*since).expect("both are as `empty_stages` makes them");
+                since.reset();
+            }
+            self.empty = since;
+        }
+        snapshot.stages.clone_from(&self.measured);
     }
 }
 

@@ -49,7 +49,7 @@ struct Args {
     /// What broker and bare server do when idle: adaptive, sleep or busy
     #[arg(long, value_enum, default_value_t = PollArg::Adaptive)]
     poll: PollArg,
-    /// Silent connections whose memory is measured; the goal is for 50000
+    /// Silent connections of `connections/silent` and `memory/connection`; the goals are for up to 50000
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     silent: usize,
     /// GiB of the log behind the start with 1,000 topics; the goal is for 10

@@ -7,10 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use rustmq_benches::load::broker;
+use rustmq_benches::load::drive::Period;
 use rustmq_benches::load::machine::Cores;
+use rustmq_benches::load::polls::Polls;
 use rustmq_benches::load::runtimes::Runtimes;
 
-/// One producer of records of 1 KiB, with 1 and with 16 requests in flight, on each runtime
+/// One producer of records of 1 KiB, with 1 and with 16 requests in flight, on each runtime; or more
+/// loads on each runtime with each `runtime.poll`
 #[derive(Parser, Debug)]
 struct Args {
     /// Rounds; every runtime has its turn in each
@@ -22,6 +25,10 @@ struct Args {
     /// A runtime; may be repeated, ratios are to the first one [default: uring, epoll and glommio]
     #[arg(long = "runtime", value_name = "NAME")]
     runtimes: Vec<String>,
+    /// Loads #1, #2, #4 and #5 of docs/performance.md and a shard at rest, each runtime with each
+    /// `runtime.poll`, instead
+    #[arg(long)]
+    table: bool,
     /// The broker's executable, built with `--features glommio` for that runtime [default: rustmq
     /// beside this program]
     #[arg(long)]
@@ -53,11 +60,21 @@ fn main() -> Result<()> {
     };
     let dir = tempfile::Builder::new().prefix("runtimes-").tempdir_in(&parent)?;
     let cores = Cores::choose();
+    let measured = Duration::from_secs_f64(args.seconds);
+    if args.table {
+        let mut polls = Polls::new(&runtimes);
+        for round in 1..=args.rounds {
+            eprintln!("round {round} of {}", args.rounds);
+            polls.round(&binary, dir.path(), cores, Period { warm_up: WARM_UP, measured })?;
+        }
+        print!("{}", polls.report());
+        return Ok(());
+    }
     eprintln!("starting the brokers and filling their WALs");
     let mut bench = Runtimes::start(&binary, dir.path(), cores, &runtimes)?;
     for round in 1..=args.rounds {
         eprintln!("round {round} of {}", args.rounds);
-        bench.round(Duration::from_secs_f64(args.seconds), WARM_UP)?;
+        bench.round(measured, WARM_UP)?;
     }
     print!("{}", bench.report());
     Ok(())

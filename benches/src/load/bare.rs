@@ -17,6 +17,7 @@ use rustmq_protocol::requests::produce::PRODUCE_RESPONSE_BYTES;
 use rustmq_sys::doorbell::Doorbell;
 use rustmq_sys::runtime::{self, RuntimeConfig};
 
+use super::mtu::{Mtu, Sender};
 use super::quic::{self, Driver, FrameReader, Peer};
 use super::tls;
 
@@ -27,8 +28,8 @@ const SEND_WINDOW_BYTES: u64 = 8 << 20;
 const STREAMS_MAX: u32 = 64;
 
 /// Starts the server on a thread of its own that ends with the process, and says where it listens.
-pub fn start(certs: &Path, runtime: RuntimeConfig) -> Result<SocketAddr> {
-    let config = server_config(certs)?;
+pub fn start(certs: &Path, runtime: RuntimeConfig, mtu: Mtu) -> Result<SocketAddr> {
+    let config = server_config(certs, mtu)?;
     let socket = quic::bind()?;
     let address = socket.local_addr()?;
     let (report, ended) = mpsc::sync_channel(1);
@@ -36,7 +37,7 @@ pub fn start(certs: &Path, runtime: RuntimeConfig) -> Result<SocketAddr> {
         let doorbell = Doorbell::new().expect("an eventfd");
         let ran = runtime::run(runtime, doorbell, async {
             drop(report.send(Ok(())));
-            Driver::server(socket, config, Echo::default).run().await;
+            Driver::server(socket, config, mtu, Echo::default).run().await;
         });
         // Only a start that fails comes here.
         drop(report.send(ran));
@@ -45,7 +46,7 @@ pub fn start(certs: &Path, runtime: RuntimeConfig) -> Result<SocketAddr> {
     Ok(address)
 }
 
-pub(super) fn server_config(certs: &Path) -> Result<ServerConfig> {
+pub(super) fn server_config(certs: &Path, mtu: Mtu) -> Result<ServerConfig> {
     let tls = QuicServerConfig::try_from(tls::server_tls(certs)?)?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
     let mut transport = TransportConfig::default();
@@ -56,6 +57,7 @@ pub(super) fn server_config(certs: &Path) -> Result<ServerConfig> {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES);
+    mtu.apply(&mut transport, Sender::ByHand);
     config.transport_config(Arc::new(transport));
     Ok(config)
 }

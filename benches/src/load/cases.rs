@@ -1,12 +1,13 @@
 //! The questions of a run, one case each.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use hdrhistogram::Histogram;
-use quinn::Endpoint;
+use quinn::{Endpoint, TokioRuntime};
 use rustmq_client::PollMode;
 use rustmq_config::Poll;
 use rustmq_protocol::{Offset, ProducerStamp};
@@ -19,6 +20,7 @@ use super::cold::Cold;
 use super::drive::{Period, Producer, Tally};
 use super::machine::Cores;
 use super::meter;
+use super::mtu::{Mtu, Sender};
 use super::rounds::{Figure, Sample};
 use super::sdk::{Batching, Clients};
 use super::standing::{Question, Sizes, Standing};
@@ -89,7 +91,7 @@ enum Kind {
 const CLOSED: &str = "produce/8x1KiB";
 
 /// All, in the order of a round. References stand beside what is held against them.
-pub const CASES: [Case; 90] = [
+pub const CASES: [Case; 98] = [
     case("device/ring_4KiB", Kind::Ring(THROUGH), shape(1, 1, 4096, 1)),
     case("device/linked_4KiB", Kind::Ring(LINKED), shape(1, 1, 4096, 1)),
     case("device/busy_ring_4KiB", Kind::BusyRing(THROUGH), shape(1, 1, 4096, 1)),
@@ -130,6 +132,10 @@ pub const CASES: [Case; 90] = [
     case("produce/2x1MiB_window_2", Kind::Produce, shape(2, 1, 1024 * KIB, 2)),
     case("sdk/2x1MiB_window_2", Kind::Sdk(Clients::ONE), shape(2, 1, 1024 * KIB, 2)),
     case("quinn_client/2x1MiB_window_2", Kind::QuinnClient, shape(2, 1, 1024 * KIB, 2)),
+    case("bare/2x64KiB_window_8_loopback", Kind::Bare, large(2, 1, 64 * KIB, 8)),
+    case("produce/2x64KiB_window_8_loopback", Kind::Produce, large(2, 1, 64 * KIB, 8)),
+    case("bare/2x1MiB_window_2_loopback", Kind::Bare, large(2, 1, 1024 * KIB, 2)),
+    case("produce/2x1MiB_window_2_loopback", Kind::Produce, large(2, 1, 1024 * KIB, 2)),
     case("bare/1x1KiB_window_256", Kind::Bare, shape(1, 1, KIB, 256)),
     case("quinn/1x1KiB_window_256", Kind::Quinn, shape(1, 1, KIB, 256)),
     case("floor/1x1KiB_window_256", Kind::Floor, shape(1, 1, KIB, 256)),
@@ -149,6 +155,8 @@ pub const CASES: [Case; 90] = [
     case("bare/tail", Kind::BareTail, shape(1, 1, 64 * KIB, 8)),
     case("consume/tail", Kind::Tail(By::Subscription), shape(1, 1, 64 * KIB, 8)),
     case("sdk/tail", Kind::SdkTail, shape(1, 1, 64 * KIB, 8)),
+    case("bare/tail_loopback", Kind::BareTail, large(1, 1, 64 * KIB, 8)),
+    case("consume/tail_loopback", Kind::Tail(By::Subscription), large(1, 1, 64 * KIB, 8)),
     case("consume/tail_x10", Kind::Tail(By::Subscription), shape(10, 1, 64 * KIB, 8)),
     case("consume/tail_fetch", Kind::Tail(By::Fetch), shape(1, 1, 64 * KIB, 8)),
     case("consume/tail_fetch_x10", Kind::Tail(By::Fetch), shape(10, 1, 64 * KIB, 8)),
@@ -166,6 +174,7 @@ pub const CASES: [Case; 90] = [
     standing("connections/1", Question::Connections(1)),
     standing("connections/1000", Question::Connections(1_000)),
     standing("connections/10000", Question::Connections(10_000)),
+    standing("connections/silent", Question::Silent),
     standing("memory/2_shards", Question::Memory),
     standing("memory/partition", Question::PartitionMemory),
     standing("memory/connection", Question::ConnectionMemory),
@@ -173,6 +182,7 @@ pub const CASES: [Case; 90] = [
     standing("idle/adaptive_1000", Question::Idle { poll: Poll::Adaptive, connections: 1_000 }),
     standing("idle/sleep", Question::Idle { poll: Poll::Sleep, connections: 0 }),
     standing("idle/sleep_1000", Question::Idle { poll: Poll::Sleep, connections: 1_000 }),
+    standing("idle/sleep_10000", Question::Idle { poll: Poll::Sleep, connections: 10_000 }),
     standing("idle/busy", Question::Idle { poll: Poll::Busy, connections: 0 }),
     standing("start/version", Question::Version),
     standing("start/one_topic", Question::Start { is_large: false }),
@@ -214,10 +224,22 @@ pub(super) struct Shape {
     pub(super) records: usize,
     pub(super) value_bytes: usize,
     pub(super) window: usize,
+    /// The datagrams of both sides.
+    pub(super) mtu: Mtu,
 }
 
-const fn shape(producers: usize, records: usize, value_bytes: usize, window: usize) -> Shape {
-    Shape { producers, records, value_bytes, window }
+pub(super) const fn shape(
+    producers: usize,
+    records: usize,
+    value_bytes: usize,
+    window: usize,
+) -> Shape {
+    Shape { producers, records, value_bytes, window, mtu: Mtu::Internet }
+}
+
+/// The same by datagrams as large as the loopback takes.
+const fn large(producers: usize, records: usize, value_bytes: usize, window: usize) -> Shape {
+    Shape { mtu: Mtu::Loopback, ..shape(producers, records, value_bytes, window) }
 }
 
 /// What a log to catch up with was filled by: one producer of large batches, or a hundred of single
@@ -237,14 +259,13 @@ const IDEMPOTENT_WINDOW: usize = 8;
 pub struct Bench {
     cores: Cores,
     device: PathBuf,
-    bare: SocketAddr,
     quinn: SocketAddr,
     floor: SocketAddr,
-    transfer: SocketAddr,
     polling: Polling,
-    broker: Broker,
+    ends: Ends,
+    /// Started for the first case that needs them.
+    large_ends: Option<Ends>,
     slow_broker: Broker,
-    targets: Vec<Target>,
     slow_targets: Vec<Target>,
     /// Requests per second of the open loop, if it was given.
     rate: Option<f64>,
@@ -259,6 +280,25 @@ pub struct Bench {
     hundred_cold: Option<Cold>,
     /// The next partition of a hundred that is read.
     next_partition: usize,
+}
+
+/// A broker, and the servers beside it that are nothing but QUIC, with datagrams of one profile.
+#[derive(Debug)]
+struct Ends {
+    broker: Broker,
+    targets: Vec<Target>,
+    bare: SocketAddr,
+    transfer: SocketAddr,
+}
+
+impl Ends {
+    fn start(broker: Broker, cores: Cores, runtime: RuntimeConfig, mtu: Mtu) -> Result<Ends> {
+        let bare = bare::start(&broker.certs(), runtime.clone(), mtu)?;
+        let transfer = transfer::start(&broker.certs(), runtime, ONE_COLD.value_bytes, mtu)?;
+        let targets = create_topic(&broker, cores)?;
+        fill(&broker, &targets, cores)?;
+        Ok(Ends { broker, targets, bare, transfer })
+    }
 }
 
 /// The topic of every broker.
@@ -303,26 +343,22 @@ impl Bench {
             Poll::Busy => Polling::Busy,
         };
         let runtime = device::runtime_config(cores.server, polling, THROUGH);
-        let bare = bare::start(&broker.certs(), runtime.clone())?;
         let quinn = echo::start(&broker.certs(), cores.server)?;
         let floor_file = dir.join("floor");
         device::prepare(&floor_file)?;
         let floor = floor::start(&floor_file, runtime.clone())?;
-        let transfer = transfer::start(&broker.certs(), runtime, ONE_COLD.value_bytes)?;
-        let targets = create_topic(&broker, cores)?;
+        let ends = Ends::start(broker, cores, runtime, Mtu::Internet)?;
         let slow_targets = create_topic(&slow_broker, cores)?;
         let closed_loop_rate = None;
-        let bench = Bench {
+        Ok(Bench {
             cores,
             device,
-            bare,
             quinn,
             floor,
-            transfer,
             polling,
-            broker,
+            ends,
+            large_ends: None,
             slow_broker,
-            targets,
             slow_targets,
             rate,
             standing: Standing::new(binary, dir, cores, poll, sets, sizes),
@@ -333,15 +369,22 @@ impl Bench {
             one_cold: None,
             hundred_cold: None,
             next_partition: 0,
-        };
-        fill(&bench.broker, &bench.targets, cores)?;
-        Ok(bench)
+        })
+    }
+
+    /// Whom a case with such datagrams asks.
+    fn ends(&self, mtu: Mtu) -> Result<&Ends> {
+        match mtu {
+            Mtu::Internet => Ok(&self.ends),
+            Mtu::Loopback => self.large_ends.as_ref().context("it was prepared"),
+        }
     }
 
     /// The processes whose work is not foreign.
     pub fn processes(&self) -> Vec<u32> {
         let cold = self.one_cold.iter().chain(&self.hundred_cold).map(Cold::broker);
-        let brokers = [&self.broker, &self.slow_broker].into_iter().chain(cold);
+        let ends = std::iter::once(&self.ends).chain(&self.large_ends).map(|ends| &ends.broker);
+        let brokers = ends.chain([&self.slow_broker]).chain(cold);
         brokers.map(Broker::process).chain(self.standing.processes()).collect()
     }
 
@@ -351,10 +394,22 @@ impl Bench {
             Kind::Standing(question) => return self.standing.prepare(question),
             _ => self.standing.disperse(),
         }
+        if case.shape.mtu == Mtu::Loopback && self.large_ends.is_none() {
+            self.large_ends = Some(self.start_large()?);
+        }
         match case.kind {
             Kind::Sequential | Kind::CatchUp => self.prepare_cold(case),
             _ => Ok(()),
         }
+    }
+
+    fn start_large(&self) -> Result<Ends> {
+        let mut all: Vec<&str> = WAL_SETS.to_vec();
+        all.extend(self.sets.iter().map(String::as_str));
+        all.push("network.mtu_profile=loopback");
+        let broker = Broker::start(&self.binary, &self.dir.join("large_broker"), &all)?;
+        let runtime = device::runtime_config(self.cores.server, self.polling, THROUGH);
+        Ends::start(broker, self.cores, runtime, Mtu::Loopback)
     }
 
     fn prepare_cold(&mut self, case: Case) -> Result<()> {
@@ -393,15 +448,18 @@ impl Bench {
                 Ok(sample(&tally, shape))
             }
             Kind::Tail(by) => {
-                let target = *self.targets.first().context("the topic has a partition")?;
-                self.consume(Some(&self.broker), target, shape, by, period)
+                let ends = self.ends(shape.mtu)?;
+                let target = *ends.targets.first().context("the topic has a partition")?;
+                let sample = self.consume(Some(&ends.broker), target, shape, by, period)?;
+                check_mtu(&ends.broker, shape)?;
+                Ok(sample)
             }
             Kind::BareTail => {
-                let target = Target::echo(self.transfer);
+                let target = Target::echo(self.ends(shape.mtu)?.transfer);
                 self.consume(None, target, shape, By::Subscription, period)
             }
             Kind::Transfer => {
-                let target = Target::echo(self.transfer);
+                let target = Target::echo(self.ends.transfer);
                 let delivered = self.catch_up(None, target, transfer::ENDLESS, period)?;
                 Ok(delivered_sample(delivered, shape))
             }
@@ -415,20 +473,20 @@ impl Bench {
             }
             Kind::CatchUp => self.catch_up_cold(shape, period),
             Kind::EndToEnd => self.end_to_end(shape, period),
-            Kind::Bare => self.echo(self.bare, shape, period),
+            Kind::Bare => self.echo(self.ends(shape.mtu)?.bare, shape, period),
             Kind::Quinn => self.echo(self.quinn, shape, period),
             Kind::Sdk(clients) => self.sdk(clients, shape, period),
             Kind::SdkMany(batching) => {
-                let (sample, _) = watched(&self.broker, shape, || {
-                    let config = sdk::config(&self.broker, PollMode::Sleep);
+                let (sample, _) = watched(&self.ends.broker, shape, || {
+                    let config = sdk::config(&self.ends.broker, PollMode::Sleep);
                     on_client(self.cores, || sdk::many(config, TOPIC, batching, shape, period))
                 })?;
                 Ok(sample)
             }
             Kind::SdkTail => self.sdk_tail(shape, period),
-            Kind::QuinnClient => self.quinn_client(&self.targets, true, shape, period),
+            Kind::QuinnClient => self.quinn_client(&self.ends.targets, true, shape, period),
             Kind::BareQuinnClient => {
-                let targets = vec![Target::echo(self.bare); shape.producers];
+                let targets = vec![Target::echo(self.ends.bare); shape.producers];
                 self.quinn_client(&targets, false, shape, period)
             }
             Kind::Floor => {
@@ -438,10 +496,12 @@ impl Bench {
             Kind::Slow => self.produce(&self.slow_broker, &self.slow_targets, shape, None, period),
             Kind::Open => {
                 let rate = Some(self.open_loop_rate()?);
-                self.produce(&self.broker, &self.targets, shape, rate, period)
+                self.produce(&self.ends.broker, &self.ends.targets, shape, rate, period)
             }
             Kind::Produce => {
-                let sample = self.produce(&self.broker, &self.targets, shape, None, period)?;
+                let ends = self.ends(shape.mtu)?;
+                let sample = self.produce(&ends.broker, &ends.targets, shape, None, period)?;
+                check_mtu(&ends.broker, shape)?;
                 if case.name == CLOSED {
                     self.closed_loop_rate = sample.get(Figure::RequestsPerS);
                 }
@@ -463,8 +523,10 @@ impl Bench {
             let frame = ProduceFrame::new(&target, NO_BROKER, shape.records, shape.value_bytes);
             client::Producer { target, frame, says_hello: false }
         });
-        let (certs, runtime) = (self.broker.certs(), client_runtime(self.cores, self.polling));
-        let tally = client::closed_loop(&certs, runtime, frames.collect(), shape.window, period)?;
+        let certs = self.ends(shape.mtu)?.broker.certs();
+        let runtime = client_runtime(self.cores, self.polling);
+        let (frames, Shape { window, mtu, .. }) = (frames.collect(), shape);
+        let tally = client::closed_loop(&certs, runtime, frames, window, mtu, period)?;
         Ok(sample(&tally, shape))
     }
 
@@ -492,8 +554,8 @@ impl Bench {
 
     /// Producers of the SDK, in closed loop.
     fn sdk(&self, clients: Clients, shape: Shape, period: Period) -> Result<Sample> {
-        let (sample, _) = watched(&self.broker, shape, || {
-            let config = sdk::config(&self.broker, clients.poll);
+        let (sample, _) = watched(&self.ends.broker, shape, || {
+            let config = sdk::config(&self.ends.broker, clients.poll);
             on_client(self.cores, || {
                 sdk::closed_loop(config, clients.is_shared, TOPIC, shape, period)
             })
@@ -511,12 +573,12 @@ impl Bench {
         period: Period,
     ) -> Result<Sample> {
         let stamps = match says_hello && shape.window <= IDEMPOTENT_WINDOW {
-            true => init_producers(&self.broker, shape.producers, self.cores)?,
+            true => init_producers(&self.ends.broker, shape.producers, self.cores)?,
             false => vec![ProducerStamp::NONE; shape.producers],
         };
         let run = || {
             on_client(self.cores, || {
-                let certs = self.broker.certs();
+                let certs = self.ends.broker.certs();
                 async move {
                     let endpoint = client_endpoint(&certs)?;
                     let mut producers = Vec::with_capacity(shape.producers);
@@ -535,17 +597,17 @@ impl Bench {
             })
         };
         match says_hello {
-            true => Ok(watched(&self.broker, shape, run)?.0),
+            true => Ok(watched(&self.ends.broker, shape, run)?.0),
             false => Ok(sample(&run()?, shape)),
         }
     }
 
     /// One producer as for [`Self::consume`], and consumers of the SDK.
     fn sdk_tail(&self, shape: Shape, period: Period) -> Result<Sample> {
-        let target = *self.targets.first().context("the topic has a partition")?;
+        let target = *self.ends.targets.first().context("the topic has a partition")?;
         let tally = on_client(self.cores, || {
-            let certs = self.broker.certs();
-            let config = sdk::config(&self.broker, PollMode::Sleep);
+            let certs = self.ends.broker.certs();
+            let config = sdk::config(&self.ends.broker, PollMode::Sleep);
             async move {
                 let mut producers = producers(&certs, &[target], shape).await?;
                 let producer = producers.pop().context("one producer")?;
@@ -567,16 +629,17 @@ impl Bench {
         period: Period,
     ) -> Result<Sample> {
         let processes: Vec<u32> = broker.iter().map(|broker| broker.process()).collect();
+        let certs = self.ends(shape.mtu)?.broker.certs();
         let before = meter::processes_s(&processes)?;
         let tally = on_client(self.cores, || {
-            let certs = self.broker.certs();
+            let certs = certs.clone();
             async move {
                 let mut producers = match broker {
                     Some(_) => producers(&certs, &[target], shape).await?,
                     None => vec![bare_producer(&certs, &target, shape).await?],
                 };
                 let producer = producers.pop().context("one producer")?;
-                let endpoint = client_endpoint(&certs)?;
+                let endpoint = endpoint_for(&certs, shape.mtu)?;
                 let mut links = Vec::with_capacity(shape.producers);
                 for _ in 0..shape.producers {
                     let connection = wire::connect(&endpoint, target.address).await?;
@@ -606,7 +669,7 @@ impl Bench {
         period: Period,
     ) -> Result<Delivered> {
         on_client(self.cores, || {
-            let certs = broker.unwrap_or(&self.broker).certs();
+            let certs = broker.unwrap_or(&self.ends.broker).certs();
             async move {
                 let endpoint = client_endpoint(&certs)?;
                 let connection = wire::connect(&endpoint, target.address).await?;
@@ -642,13 +705,13 @@ impl Bench {
     /// Producers in open loop, and one consumer of all their partitions.
     fn end_to_end(&self, shape: Shape, period: Period) -> Result<Sample> {
         let rate = self.open_loop_rate()?;
-        let targets = &self.targets[..shape.producers];
-        let producers = senders(&self.broker, targets, shape, self.cores)?;
+        let targets = &self.ends.targets[..shape.producers];
+        let producers = senders(&self.ends.broker, targets, shape, self.cores)?;
         let consumed = on_client(self.cores, || {
-            let certs = self.broker.certs();
-            async move { ends(&certs, targets).await }
+            let certs = self.ends.broker.certs();
+            async move { ends_of(&certs, targets).await }
         })?;
-        let (certs, runtime) = (self.broker.certs(), client_runtime(self.cores, self.polling));
+        let (certs, runtime) = (self.ends.broker.certs(), client_runtime(self.cores, self.polling));
         let tally = client::open_loop(&certs, runtime, producers, consumed, rate, period)?;
         let mut sample = sample(&tally, shape);
         sample.set(Figure::LateP99Us, tally.late.value_at_quantile(0.99) as f64 / 1e3);
@@ -659,12 +722,13 @@ impl Bench {
     /// told. Either client sleeps when it waits: they share a core.
     fn beside(&self, is_alone: bool, shape: Shape, period: Period) -> Result<Sample> {
         let large = Shape { producers: 1, value_bytes: 1 << 20, ..shape };
-        let (last, others) = self.targets.split_last().context("the topic has partitions")?;
+        let Ends { broker, targets, .. } = &self.ends;
+        let (last, others) = targets.split_last().context("the topic has partitions")?;
         let tally = std::thread::scope(|scope| {
             let last = std::slice::from_ref(last);
             let beside = (!is_alone)
-                .then(|| scope.spawn(|| produce(&self.broker, last, large, period, self.cores)));
-            let tally = produce(&self.broker, others, shape, period, self.cores)?;
+                .then(|| scope.spawn(|| produce(broker, last, large, period, self.cores)));
+            let tally = produce(broker, others, shape, period, self.cores)?;
             if let Some(beside) = beside {
                 beside.join().map_err(|_| anyhow!("the large producer panicked"))??;
             }
@@ -704,7 +768,7 @@ fn watched(
 
 /// Writes until every segment of the broker's WAL was used once.
 pub(super) fn fill(broker: &Broker, targets: &[Target], cores: Cores) -> Result<()> {
-    let shape = Shape { producers: 1, records: 16, value_bytes: 64 << 10, window: 8 };
+    let shape = shape(1, 16, 64 << 10, 8);
     let slice = Period { warm_up: Duration::ZERO, measured: Duration::from_millis(500) };
     let batch_bytes = (shape.records * shape.value_bytes) as u64;
     let mut written = 0;
@@ -760,7 +824,7 @@ pub(super) fn produce(
     closed_loop(broker, targets, shape, period, cores, runtime)
 }
 
-fn closed_loop(
+pub(super) fn closed_loop(
     broker: &Broker,
     targets: &[Target],
     shape: Shape,
@@ -769,7 +833,7 @@ fn closed_loop(
     runtime: RuntimeConfig,
 ) -> Result<Tally> {
     let producers = senders(broker, targets, shape, cores)?;
-    client::closed_loop(&broker.certs(), runtime, producers, shape.window, period)
+    client::closed_loop(&broker.certs(), runtime, producers, shape.window, shape.mtu, period)
 }
 
 /// The producers of a shape, each with a partition of its own.
@@ -791,7 +855,7 @@ fn senders(
 }
 
 /// Where these partitions end now.
-async fn ends(certs: &Path, targets: &[Target]) -> Result<Vec<(Target, Offset)>> {
+async fn ends_of(certs: &Path, targets: &[Target]) -> Result<Vec<(Target, Offset)>> {
     let endpoint = client_endpoint(certs)?;
     let mut ends = Vec::with_capacity(targets.len());
     for target in targets {
@@ -817,7 +881,7 @@ fn init_producers(broker: &Broker, count: usize, cores: Cores) -> Result<Vec<Pro
 }
 
 /// The client of closed loops waits as the broker's shard does.
-fn client_runtime(cores: Cores, polling: Polling) -> RuntimeConfig {
+pub(super) fn client_runtime(cores: Cores, polling: Polling) -> RuntimeConfig {
     device::runtime_config(cores.client, polling, FlushPlan::WriteThrough)
 }
 
@@ -859,7 +923,7 @@ pub(super) fn find_topic(broker: &Broker, cores: Cores) -> Result<Vec<Target>> {
 
 /// Producers with a connection, a stream and a partition each.
 async fn producers(certs: &Path, targets: &[Target], shape: Shape) -> Result<Vec<Producer>> {
-    let endpoint = client_endpoint(certs)?;
+    let endpoint = endpoint_for(certs, shape.mtu)?;
     let mut producers = Vec::with_capacity(shape.producers);
     for target in targets.iter().take(shape.producers) {
         let connection = wire::connect(&endpoint, target.address).await?;
@@ -873,7 +937,7 @@ async fn producers(certs: &Path, targets: &[Target], shape: Shape) -> Result<Vec
 
 /// A producer of the server that is nothing but QUIC.
 async fn bare_producer(certs: &Path, target: &Target, shape: Shape) -> Result<Producer> {
-    let connection = wire::connect(&client_endpoint(certs)?, target.address).await?;
+    let connection = wire::connect(&endpoint_for(certs, shape.mtu)?, target.address).await?;
     let link = Link::open(&connection).await?;
     let frame = ProduceFrame::new(target, NO_BROKER, shape.records, shape.value_bytes);
     Ok(Producer { link, frame })
@@ -881,9 +945,25 @@ async fn bare_producer(certs: &Path, target: &Target, shape: Shape) -> Result<Pr
 
 /// A socket from which connections are opened.
 pub fn client_endpoint(certs: &Path) -> Result<Endpoint> {
-    let mut endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-    endpoint.set_default_client_config(tls::client(certs)?);
+    endpoint_for(certs, Mtu::Internet)
+}
+
+fn endpoint_for(certs: &Path, mtu: Mtu) -> Result<Endpoint> {
+    let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let mut endpoint = Endpoint::new(mtu.endpoint(), None, socket, Arc::new(TokioRuntime))?;
+    endpoint.set_default_client_config(tls::client(certs, mtu, Sender::Quinn)?);
     Ok(endpoint)
+}
+
+/// Did the datagrams get as large as the case says?
+fn check_mtu(broker: &Broker, shape: Shape) -> Result<()> {
+    let largest = f64::from(shape.mtu.largest(Sender::ByHand));
+    let found = broker.metric("rustmq_path_mtu_bytes")?;
+    ensure!(
+        shape.mtu == Mtu::Internet || found == largest,
+        "datagrams of {found} bytes, not {largest}"
+    );
+    Ok(())
 }
 
 fn delivered_sample(delivered: Delivered, shape: Shape) -> Sample {

@@ -17,6 +17,7 @@ use rustmq_sys::runtime::{self, RuntimeConfig};
 
 use super::drive::{Period, Tally};
 use super::end_to_end::Consumer;
+use super::mtu::{Mtu, Sender};
 use super::quic::{self, Driver, FrameReader, Peer};
 use super::wire::{self, ProduceFrame, Target};
 use super::{device, tls};
@@ -38,9 +39,10 @@ pub fn closed_loop(
     runtime: RuntimeConfig,
     producers: Vec<Producer>,
     window: usize,
+    mtu: Mtu,
     period: Period,
 ) -> Result<Tally> {
-    run(certs, runtime, producers, Vec::new(), window, None, period)
+    run(certs, runtime, producers, Vec::new(), Pace::closed(window), mtu, period)
 }
 
 /// All producers together are due to send `rate_per_s` requests, at even distances, one producer after the
@@ -54,7 +56,7 @@ pub fn open_loop(
     rate_per_s: f64,
     period: Period,
 ) -> Result<Tally> {
-    run(certs, runtime, producers, consumed, OPEN_LOOP_WINDOW, Some(rate_per_s), period)
+    run(certs, runtime, producers, consumed, Pace::open(rate_per_s), Mtu::default(), period)
 }
 
 fn run(
@@ -62,19 +64,20 @@ fn run(
     runtime: RuntimeConfig,
     producers: Vec<Producer>,
     consumed: Vec<(Target, Offset)>,
-    window: usize,
-    rate_per_s: Option<f64>,
+    pace: Pace,
+    mtu: Mtu,
     period: Period,
 ) -> Result<Tally> {
-    let config = tls::client(certs)?;
+    let config = tls::client(certs, mtu, Sender::ByHand)?;
     let socket = quic::bind()?;
     device::on_core(runtime.core, || {
         let doorbell = Doorbell::new()?;
         runtime::run(runtime, doorbell, async {
-            let mut driver = Driver::client(socket);
+            let mut driver = Driver::client(socket, mtu);
             let count = producers.len();
             let connecting = Cell::new(count + usize::from(!consumed.is_empty()));
             let (begin, failed) = (Cell::default(), Cell::default());
+            let Pace { window, rate_per_s } = pace;
             let race = Rc::new(Race { period, rate_per_s, count, connecting, begin, failed });
             let is_consumed = !consumed.is_empty();
             if let Some((target, _)) = consumed.first() {
@@ -107,6 +110,25 @@ fn run(
 /// Requests that one producer may have in flight in open loop; what is due beyond waits here, with
 /// its time running. As many as a broker allows an idempotent producer.
 const OPEN_LOOP_WINDOW: usize = 8;
+
+/// How producers send.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// Requests in flight.
+    window: usize,
+    /// Of all producers together; in closed loop as many as get through.
+    rate_per_s: Option<f64>,
+}
+
+impl Pace {
+    fn closed(window: usize) -> Self {
+        Self { window, rate_per_s: None }
+    }
+
+    fn open(rate_per_s: f64) -> Self {
+        Self { window: OPEN_LOOP_WINDOW, rate_per_s: Some(rate_per_s) }
+    }
+}
 
 /// Who is at this end of a connection.
 enum Side {

@@ -18,11 +18,8 @@ use rustmq_sys::cpu;
 /// Handshakes at once: what they are sent fits into a socket's buffer of the usual size.
 const HANDSHAKES: usize = 16;
 
-/// As the Rust client has it: it shows that it is alive every 3.3 s.
-pub(super) const SILENCE: Duration = Duration::from_secs(10);
-
-/// As long as brokers allow by default: for more connections than one core can keep alive otherwise.
-pub(super) const LONG_SILENCE: Duration = Duration::from_secs(30);
+/// As the Rust client has it: it shows that it is alive every 10 s.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Attempts at one connection. Some packets are lost when thousands come at once.
 const ATTEMPTS: usize = 3;
@@ -40,12 +37,7 @@ type Ask = (usize, oneshot::Sender<Result<()>>);
 
 impl Crowd {
     /// A crowd of nobody.
-    pub(super) fn new(
-        address: SocketAddr,
-        certs: &Path,
-        core: Option<usize>,
-        silence_max: Duration,
-    ) -> Result<Crowd> {
+    pub(super) fn new(address: SocketAddr, certs: &Path, core: Option<usize>) -> Result<Crowd> {
         let (asks, mut asked) = mpsc::channel::<Ask>(1);
         let certs = certs.to_owned();
         let thread = std::thread::Builder::new().name("crowd".to_owned()).spawn(move || {
@@ -56,8 +48,7 @@ impl Crowd {
             let runtime = runtime::Builder::new_current_thread().enable_all().build();
             let Ok(runtime) = runtime else { return };
             runtime.block_on(async {
-                let mut held =
-                    Held { address, certs, silence_max, endpoint: None, members: Vec::new() };
+                let mut held = Held { address, certs, endpoint: None, members: Vec::new() };
                 while let Some((count, done)) = asked.recv().await {
                     // Whoever asked may have given up.
                     drop(done.send(held.hold(count).await));
@@ -96,7 +87,6 @@ async fn join(endpoint: &Endpoint, address: SocketAddr) -> Result<(Connection, L
 struct Held {
     address: SocketAddr,
     certs: PathBuf,
-    silence_max: Duration,
     endpoint: Option<Endpoint>,
     members: Vec<(Connection, Link)>,
 }
@@ -108,7 +98,7 @@ impl Held {
         }
         if self.members.len() < count && self.endpoint.is_none() {
             let mut endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-            endpoint.set_default_client_config(tls::idle_client(&self.certs, self.silence_max)?);
+            endpoint.set_default_client_config(tls::idle_client(&self.certs, SILENCE)?);
             self.endpoint = Some(endpoint);
         }
         let Some(endpoint) = &self.endpoint else { return Ok(()) };

@@ -40,7 +40,7 @@ pub struct Goal {
 const START_US: f64 = 50_000.0;
 
 /// All goals that the load generator can judge.
-pub const GOALS: [Goal; 43] = [
+pub const GOALS: [Goal; 47] = [
     Goal {
         number: "0",
         what: "the bare server, 1 KiB one at a time, p50",
@@ -119,6 +119,26 @@ pub const GOALS: [Goal; 43] = [
         },
     },
     Goal {
+        number: "4",
+        what: "2 producers of 64 KiB, MB/s, datagrams of 65,507 bytes",
+        reference: "the lower of bare QUIC, the same datagrams, and durable 1 MiB",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| {
+            let floor = round.mb("bare/2x64KiB_window_8_loopback")?.min(round.device_mb()?);
+            Some(round.mb("produce/2x64KiB_window_8_loopback")? / floor)
+        },
+    },
+    Goal {
+        number: "4",
+        what: "2 producers of 1 MiB, MB/s, datagrams of 65,507 bytes",
+        reference: "the lower of bare QUIC, the same datagrams, and durable 1 MiB",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| {
+            let floor = round.mb("bare/2x1MiB_window_2_loopback")?.min(round.device_mb()?);
+            Some(round.mb("produce/2x1MiB_window_2_loopback")? / floor)
+        },
+    },
+    Goal {
         number: "5",
         what: "256 requests of 1 KiB in flight, requests/s",
         reference: "the lower of 0.6 of bare QUIC and 0.9 of the UDP floor",
@@ -144,6 +164,15 @@ pub const GOALS: [Goal; 43] = [
         reference: "bare QUIC, handed on as it comes",
         bound: Bound::AtLeast(0.85),
         of_round: |round| Some(round.mb("consume/tail")? / round.mb("bare/tail")?),
+    },
+    Goal {
+        number: "6",
+        what: "the same, datagrams of 65,507 bytes to the consumer and 6,500 from the producer",
+        reference: "bare QUIC, the same datagrams",
+        bound: Bound::AtLeast(0.85),
+        of_round: |round| {
+            Some(round.mb("consume/tail_loopback")? / round.mb("bare/tail_loopback")?)
+        },
     },
     Goal {
         number: "7",
@@ -243,6 +272,13 @@ pub const GOALS: [Goal; 43] = [
         reference: "one silent connection",
         bound: Bound::AtMost(1.2),
         of_round: |round| round.cpu_ratio("connections/10000", "connections/1"),
+    },
+    Goal {
+        number: "11",
+        what: "as many silent connections as --silent says: broker CPU per record of 8 others",
+        reference: "one silent connection",
+        bound: Bound::AtMost(1.2),
+        of_round: |round| round.cpu_ratio("connections/silent", "connections/1"),
     },
     Goal {
         number: "13",

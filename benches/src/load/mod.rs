@@ -12,17 +12,19 @@
 //!
 //! In reading order: [`machine`] says where this runs, [`meter`] who used the processors,
 //! [`device`], [`bare`], [`transfer`], [`echo`] and [`floor`] are the references, [`broker`] is the executable as a child process,
-//! [`tls`], [`wire`] and [`quic`] are what a client needs, [`client`] sends in closed and [`drive`] in open loop, [`tail`] and [`catch_up`]
+//! [`tls`], [`mtu`], [`wire`] and [`quic`] are what a client needs, [`client`] sends in closed and open loop, [`drive`] by quinn, [`tail`] and [`catch_up`]
 //! consume, [`end_to_end`] does both, [`sdk`] is the Rust SDK in their place, [`cold`] is a broker that was just started, [`standing`] asks what it costs that something is
 //! there, [`cases`] are the questions, [`rounds`] asks them in turn, [`goals`] hold them against one another, and [`report`] prints
 //! the answers. [`runtimes`] asks two of
-//! them of brokers on different runtimes.
+//! them of brokers on different runtimes, and [`polls`] some of brokers that also differ in what they do when idle.
 
 pub mod machine;
 
 pub mod meter;
 
 pub mod device;
+
+pub mod mtu;
 
 pub mod quic;
 
@@ -73,3 +75,5 @@ pub mod goals;
 pub mod report;
 
 pub mod runtimes;
+
+pub mod polls;

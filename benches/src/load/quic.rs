@@ -13,11 +13,13 @@ use anyhow::{Context, Result};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
     ClientConfig, Connection, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint,
-    EndpointConfig, ServerConfig, VarInt,
+    ServerConfig, VarInt,
 };
 use rustmq_protocol::{FRAME_HEADER_BYTES, FrameHeader};
 use rustmq_sys::udp::{self, ReceiveBuffers, UdpSocket};
 use rustmq_sys::{clock, runtime};
+
+use super::mtu::Mtu;
 
 /// As the broker asks for.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -75,21 +77,22 @@ pub fn bind() -> Result<UdpSocket> {
 
 impl<P: Peer> Driver<P> {
     /// An endpoint that takes connections.
-    pub fn server(socket: UdpSocket, config: ServerConfig, accept: fn() -> P) -> Self {
-        Self::new(socket, Some(Arc::new(config)), Some(accept))
+    pub fn server(socket: UdpSocket, config: ServerConfig, mtu: Mtu, accept: fn() -> P) -> Self {
+        Self::new(socket, mtu, Some(Arc::new(config)), Some(accept))
     }
 
     /// An endpoint that opens connections.
-    pub fn client(socket: UdpSocket) -> Self {
-        Self::new(socket, None, None)
+    pub fn client(socket: UdpSocket, mtu: Mtu) -> Self {
+        Self::new(socket, mtu, None, None)
     }
 
     fn new(
         socket: UdpSocket,
+        mtu: Mtu,
         config: Option<Arc<ServerConfig>>,
         accept: Option<fn() -> P>,
     ) -> Self {
-        let mut endpoint = EndpointConfig::default();
+        let mut endpoint = mtu.endpoint();
         endpoint.rng_seed(None);
         Self {
             socket,

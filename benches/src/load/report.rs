@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::cases::Case;
 use super::goals::{self, Goal};
 use super::machine::{Cores, Machine};
+use super::mtu::{Mtu, Sender};
 use super::rounds::{Figure, Results, Series, Spread};
 
 /// The columns of the text; the rest stands below it.
@@ -57,6 +58,13 @@ pub fn text(run: &Run, results: &Results) -> String {
         "cores      client {}, shard {}",
         core(run.cores.client),
         core(run.cores.server)
+    );
+    let _ = writeln!(
+        out,
+        "datagrams  up to {} bytes, but for cases named loopback: {} bytes, and {} of quinn",
+        Mtu::Internet.largest(Sender::ByHand),
+        Mtu::Loopback.largest(Sender::ByHand),
+        Mtu::Loopback.largest(Sender::Quinn)
     );
     let _ = writeln!(
         out,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::broker::Broker;
-use super::cases::{self, Shape, WAL_SETS};
+use super::cases::{self, WAL_SETS};
 use super::drive::Period;
 use super::machine::Cores;
 use super::meter::{self, Meter};
@@ -62,7 +62,7 @@ impl Runtimes {
     pub fn round(&mut self, measured: Duration, warm_up: Duration) -> Result<()> {
         let processes: Vec<u32> = self.entrants.iter().map(|it| it.broker.process()).collect();
         for (index, depth) in DEPTHS.into_iter().enumerate() {
-            let shape = Shape { producers: 1, records: 1, value_bytes: 1 << 10, window: depth };
+            let shape = cases::shape(1, 1, 1 << 10, depth);
             for entrant in &mut self.entrants {
                 let process = [entrant.broker.process()];
                 let meter = Meter::start(&processes)?;

@@ -11,8 +11,10 @@ use rustmq_protocol::{ListOffsets, OffsetAt, RequestKind};
 use rustmq_sys::cpu;
 
 use super::broker::Broker;
-use super::cases::{Shape, WAL_SETS, client_endpoint, fill, on_client, produce, sample, topic_of};
-use super::crowd::{Crowd, LONG_SILENCE, SILENCE};
+use super::cases::{
+    Shape, WAL_SETS, client_endpoint, fill, on_client, produce, sample, shape, topic_of,
+};
+use super::crowd::Crowd;
 use super::drive::{Period, Tally};
 use super::hop;
 use super::machine::Cores;
@@ -29,6 +31,8 @@ pub(super) enum Question {
     Partitions { used: u32, there: u32 },
     /// Records by eight clients, while so many others are connected and silent.
     Connections(usize),
+    /// The same with as many as the command line says.
+    Silent,
     /// Memory of a broker with two shards on which nothing has happened.
     Memory,
     /// Memory of each of 10,000 partitions without records.
@@ -148,12 +152,12 @@ impl Standing {
                 let stopped = self.stopped(is_large)?;
                 self.stopped.insert(is_large, stopped);
             }
+            Question::Silent => self.prepare(Question::Connections(self.sizes.connections))?,
             Question::Connections(count) => {
                 if self.gathering.is_none() {
-                    let host = self.host(8, &["network.connections_max=20000"])?;
+                    let host = self.host(8, &[&self.connections_max()])?;
                     let certs = host.broker.certs();
-                    let crowd =
-                        Crowd::new(host.broker.address(), &certs, self.cores.client, SILENCE)?;
+                    let crowd = Crowd::new(host.broker.address(), &certs, self.cores.client)?;
                     self.gathering = Some((crowd, host));
                 }
                 let mut gathering = self.gathering.iter();
@@ -169,6 +173,7 @@ impl Standing {
         match question {
             Question::Partitions { used, there } => self.partitions(used, there, period),
             Question::Connections(count) => self.connections(count, period),
+            Question::Silent => self.connections(self.sizes.connections, period),
             Question::Memory => self.memory(),
             Question::PartitionMemory => self.partition_memory(),
             Question::ConnectionMemory => self.connection_memory(),
@@ -184,6 +189,11 @@ impl Standing {
             Question::Forward => self.forward(period),
             Question::Scrape => self.scrape(),
         }
+    }
+
+    /// Room for every crowd that there may be, and for those who work.
+    fn connections_max(&self) -> String {
+        format!("network.connections_max={}", self.sizes.connections.max(MANY) + 100)
     }
 
     /// A broker for one question, or for the rest of the run.
@@ -259,9 +269,8 @@ impl Standing {
 
     fn connection_memory(&mut self) -> Result<Sample> {
         let count = self.sizes.connections;
-        let most = format!("network.connections_max={}", count + 1);
-        let broker = self.start_broker(self.poll, &[&most])?;
-        let crowd = Crowd::new(broker.address(), &broker.certs(), self.cores.client, LONG_SILENCE)?;
+        let broker = self.start_broker(self.poll, &[&self.connections_max()])?;
+        let crowd = Crowd::new(broker.address(), &broker.certs(), self.cores.client)?;
         // What the first of them brings about is not theirs.
         crowd.hold(10)?;
         let before = meter::resident_bytes(broker.process())?;
@@ -273,8 +282,8 @@ impl Standing {
     }
 
     fn idle(&mut self, poll: Poll, connections: usize, period: Period) -> Result<Sample> {
-        let broker = self.start_broker(poll, &[])?;
-        let crowd = Crowd::new(broker.address(), &broker.certs(), self.cores.client, SILENCE)?;
+        let broker = self.start_broker(poll, &[&self.connections_max()])?;
+        let crowd = Crowd::new(broker.address(), &broker.certs(), self.cores.client)?;
         crowd.hold(connections)?;
         std::thread::sleep(SETTLED);
         let time = period.measured.max(IDLE_MIN);
@@ -393,7 +402,7 @@ const SHARD_THREADS: &str = "shard-";
 const SCRAPES: u32 = 200;
 
 /// The load beside which something is there: eight producers of records of 1 KiB.
-const ONE_KIB: Shape = Shape { producers: 8, records: 1, value_bytes: 1 << 10, window: 1 };
+const ONE_KIB: Shape = shape(8, 1, 1 << 10, 1);
 
 /// What the load came to, and the broker's time for each record.
 fn worked(tally: &Tally, shape: Shape, took: Duration) -> Sample {

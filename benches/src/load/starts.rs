@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rustmq_protocol::ProducerStamp;
 
 use super::broker::Broker;
-use super::cases::{Shape, client_endpoint, create_topic, on_client, produce};
+use super::cases::{client_endpoint, create_topic, on_client, produce, shape};
 use super::drive::{Period, Tally};
 use super::machine::Cores;
 use super::wire::{self, Link, ProduceFrame, Target};
@@ -48,7 +48,7 @@ impl Stopped {
             }
             Ok(())
         })?;
-        let shape = Shape { producers: 1, records: 16, value_bytes: 64 << 10, window: 8 };
+        let shape = shape(1, 16, 64 << 10, 8);
         let slice = Period { warm_up: Duration::ZERO, measured: Duration::from_millis(250) };
         let mut written = 0;
         while written < bytes.max(1) {

@@ -14,15 +14,19 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{CipherSuite, RootCertStore};
 
+use super::mtu::{Mtu, Sender};
+
 /// The protocol named in the handshake.
 const ALPN: &[u8] = b"rustmq/1";
 
 /// Bytes on the way to a reader: enough that the window never is what is measured.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 
-/// A client with a certificate of the authority in `certs`.
-pub fn client(certs: &Path) -> Result<quinn::ClientConfig> {
-    client_with(certs, transport())
+/// A client with a certificate of the authority in `certs`, which sends datagrams of a profile.
+pub fn client(certs: &Path, mtu: Mtu, sender: Sender) -> Result<quinn::ClientConfig> {
+    let mut transport = transport();
+    mtu.apply(&mut transport, sender);
+    client_with(certs, transport)
 }
 
 /// The same client at rest: so much silence ends a connection, and a third of that passes between two

@@ -21,8 +21,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
-    Connection, ConnectionHandle, DatagramEvent, Dir, EcnCodepoint, Endpoint, EndpointConfig,
-    Event, ServerConfig, StreamEvent, StreamId,
+    Connection, ConnectionHandle, DatagramEvent, Dir, EcnCodepoint, Endpoint, Event, ServerConfig,
+    StreamEvent, StreamId,
 };
 use rustmq_protocol::requests::produce::{PRODUCE_HEAD_BYTES, PRODUCE_RESPONSE_BYTES};
 use rustmq_protocol::{
@@ -35,6 +35,7 @@ use rustmq_sys::runtime::{self, RuntimeConfig};
 use rustmq_sys::udp::{self, ReceiveBuffers, UdpSocket};
 
 use super::bare;
+use super::mtu::Mtu;
 use super::quic::{self, RECEIVE_BYTES, TRAIN_BYTES_MAX};
 use crate::fixtures;
 
@@ -50,15 +51,20 @@ const OFFSET_BYTES: usize = 8;
 
 /// Starts the server on a thread of its own that ends with the process, and says where it listens.
 /// Batches without end have one record of `value_bytes`.
-pub fn start(certs: &Path, runtime: RuntimeConfig, value_bytes: usize) -> Result<SocketAddr> {
-    let config = bare::server_config(certs)?;
+pub fn start(
+    certs: &Path,
+    runtime: RuntimeConfig,
+    value_bytes: usize,
+    mtu: Mtu,
+) -> Result<SocketAddr> {
+    let config = bare::server_config(certs, mtu)?;
     let socket = quic::bind()?;
     let address = socket.local_addr()?;
     let (report, ended) = mpsc::sync_channel(1);
     thread::Builder::new().name("bare-transfer".to_owned()).spawn(move || {
         let doorbell = Doorbell::new().expect("an eventfd");
         let ran = runtime::run(runtime, doorbell, async {
-            let server = Rc::new(RefCell::new(Server::new(config, socket, value_bytes)));
+            let server = Rc::new(RefCell::new(Server::new(config, mtu, socket, value_bytes)));
             drop(report.send(Ok(())));
             serve(server).await;
         });
@@ -139,8 +145,8 @@ async fn serve(server: Shared) {
 }
 
 impl Server {
-    fn new(config: ServerConfig, socket: UdpSocket, value_bytes: usize) -> Self {
-        let mut endpoint = EndpointConfig::default();
+    fn new(config: ServerConfig, mtu: Mtu, socket: UdpSocket, value_bytes: usize) -> Self {
+        let mut endpoint = mtu.endpoint();
         endpoint.rng_seed(None);
         Self {
             socket: Rc::new(socket),

@@ -26,7 +26,15 @@ pub struct ClientConfig {
     /// How long to wait for a connection to one address. Default 5 s.
     pub connect_timeout: Duration,
     /// How long a connection may be silent before it counts as lost; keep-alives are sent three
-    /// times as often. Default 10 s.
+    /// times as often. Default 30 s, as the broker's `network.idle_timeout_ms`; the lower of both holds,
+    /// and where the broker's is below a third of this one, a connection at rest is closed and dialled
+    /// again when it is needed.
+    ///
+    /// Whoever waits for an answer does not wait for so long: after [`Self::request_timeout`] the
+    /// connection is given up. It is consumers at the end of their partitions that take a broker whose
+    /// host is gone for a quiet one until then; one that was started again tells them at their next
+    /// keep-alive. Keep-alives are what a client at rest costs the broker, so lower it where ten
+    /// seconds matter more than that.
     pub idle_timeout: Duration,
     /// The first pause before trying again. Default 20 ms.
     pub backoff_min: Duration,
@@ -130,7 +138,7 @@ impl ClientConfig {
             client_name: "rustmq-client".to_owned(),
             request_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(30),
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(2),
             route: RouteMode::Owner,

@@ -26,6 +26,7 @@ use crate::connection::{Connection, Outlet};
 use crate::connection_id::ShardConnectionIds;
 use crate::limits::{
     GOODBYE_MS, LINGER_MS, LINGER_MS_MAX, RECEIVES_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
+    WATCHED_AT_ONCE,
 };
 use crate::mesh::PassedOn;
 use crate::metrics::EndpointCounters;
@@ -189,11 +190,13 @@ impl Endpoint {
         self.state.borrow().counters
     }
 
-    /// Closes the connections that do not get on; see [`Connection::stalled`].
-    pub(crate) fn close_stalled(&self, shard: &Shard, now: Instant) {
+    /// Closes those of the connections from `place` on that do not get on; see [`Connection::stalled`].
+    /// Says where to go on: none, when all have been looked at.
+    pub(crate) fn close_stalled(&self, shard: &Shard, place: usize, now: Instant) -> Option<usize> {
         let mut state = self.state.borrow_mut();
         let State { connections, counters, .. } = &mut *state;
-        for connection in connections.iter_mut().flatten() {
+        let next = place + WATCHED_AT_ONCE;
+        for connection in connections.iter_mut().skip(place).take(WATCHED_AT_ONCE).flatten() {
             let Some(stall) = connection.stalled(shard, now) else { continue };
             let peer = connection.quic.remote_address();
             tracing::debug!(%peer, why = stall.reason(), "connection closed");
@@ -204,6 +207,7 @@ impl Endpoint {
             mark(&mut self.dirty.borrow_mut(), connection);
             self.wake_driver.notify();
         }
+        (next < connections.len()).then_some(next)
     }
 
     /// Is every request answered, and every answer with the transport?

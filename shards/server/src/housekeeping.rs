@@ -113,7 +113,11 @@ async fn expire_loop(shard: Rc<Shard>) {
         session::wake_starved(&shard);
         if watch_at <= clock::now() {
             watch_at = clock::now() + Duration::from_millis(WATCH_INTERVAL_MS);
-            shard.endpoint.close_stalled(&shard, clock::now());
+            let mut place = Some(0);
+            while let Some(from) = place {
+                place = shard.endpoint.close_stalled(&shard, from, clock::now());
+                runtime::yield_now().await;
+            }
         }
         for index in 0..shard.wal_count() {
             let wal = shard.wal(index);

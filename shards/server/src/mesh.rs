@@ -78,10 +78,9 @@ pub enum Message {
         /// The ticket of the question.
         ticket: u64,
     },
-    /// Control → shard: send a copy of your metrics; in these histograms of an earlier one, if there
-    /// are any.
+    /// Control → shard: send what you measured, and go on in these empty histograms.
     Scrape(Vec<Histogram<u64>>),
-    /// Shard → control: the copy.
+    /// Shard → control: what it measured. No bell is rung for it.
     Scraped(Box<ShardSnapshot>),
     /// Shard → control: serving now.
     Serving {
@@ -247,7 +246,18 @@ impl Mesh {
         self.push(self.control, message);
     }
 
+    /// Leaves a message for the control thread, which looks for it by itself: to wake a thread takes
+    /// longer than to make most messages.
+    pub(crate) fn leave_for_control(&self, message: Message) {
+        self.leave(self.control, message);
+    }
+
     fn push(&self, to: usize, message: Message) {
+        self.leave(to, message);
+        self.bells[to].ring();
+    }
+
+    fn leave(&self, to: usize, message: Message) {
         let mut state = self.state.borrow_mut();
         let State { senders, overflow, .. } = &mut *state;
         let sender = senders[to].as_mut().expect("no thread sends to itself");
@@ -263,7 +273,6 @@ impl Mesh {
             // Whoever receives here also moves the queue, so it must not sleep.
             self.bells[self.own].ring();
         }
-        self.bells[to].ring();
     }
 
     /// Hands a request to the shard that owns its partition, or refuses it when too many are out.
@@ -377,8 +386,8 @@ fn handle(shard: &Rc<Shard>, message: Message) {
             let topics = shard.named_topics(topics);
             shard.mesh.send(ShardId(0), Message::StillNamed { topics, ticket });
         }
-        Message::Scrape(spare) => {
-            runtime::spawn(Class::Background, metrics::scrape(Rc::clone(shard), spare));
+        Message::Scrape(empty) => {
+            runtime::spawn(Class::Background, metrics::scrape(Rc::clone(shard), empty));
         }
         Message::Boot(boot) => shard.boot.put(*boot),
         Message::Serve => shard.may_serve.notify(),

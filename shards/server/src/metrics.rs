@@ -1,5 +1,5 @@
 //! What a shard measures of itself: histograms by stage, and counters. No atomics: the shard owns
-//! them, and a scrape takes a copy.
+//! them, and a scrape takes a copy of the counters and the histograms themselves.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -8,10 +8,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use rustmq_protocol::{ErrorCode, ShardId};
 use rustmq_sys::clock;
-use rustmq_sys::runtime::{self, Stats};
+use rustmq_sys::runtime::Stats;
 
 use crate::connection::Stall;
-use crate::limits::SCRAPE_SLICE;
 use crate::mesh::Message;
 use crate::shard::Shard;
 
@@ -47,7 +46,7 @@ pub enum Stage {
     Fetch,
     /// A request's way from a wrong shard to the right one and back.
     Forward,
-    /// A slice of answering a scrape: for so long it keeps the shard from everything else.
+    /// Answering a scrape: for so long it keeps the shard from everything else.
     Scrape,
 }
 
@@ -166,18 +165,29 @@ impl EndpointCounters {
     }
 }
 
-/// The shard's own.
+/// One histogram for each of [`Stage::ALL`] in which nothing is counted yet. They take 350 KiB, and a
+/// while to make: the control thread does, and shards are sent them.
+pub fn empty_stages() -> Vec<Histogram<u64>> {
+    let histogram = || {
+        Histogram::new_with_bounds(1, LATENCY_NS_MAX, SIGNIFICANT_DIGITS)
+            .expect("constant bounds that the crate allows")
+    };
+    Stage::ALL.iter().map(|_| histogram()).collect()
+}
+
+/// The shard's own. The histograms are of what was measured since the last scrape.
 pub(crate) struct Metrics {
     stages: Vec<Histogram<u64>>,
     pub(crate) counters: Counters,
 }
 
-/// A copy of everything that a shard measures.
+/// Everything that a shard measures.
 #[derive(Clone, Debug)]
 pub struct ShardSnapshot {
     /// Which shard.
     pub shard: ShardId,
-    /// One histogram for each of [`Stage::ALL`], in nanoseconds.
+    /// One histogram for each of [`Stage::ALL`], in nanoseconds. A shard sends those of the time since
+    /// it was last asked; the control thread adds them up.
     pub stages: Vec<Histogram<u64>>,
     /// The sums.
     pub counters: Counters,
@@ -227,14 +237,7 @@ pub struct Gauges {
 impl Metrics {
     /// Empty histograms.
     pub(crate) fn new() -> Self {
-        let histogram = || {
-            Histogram::new_with_bounds(1, LATENCY_NS_MAX, SIGNIFICANT_DIGITS)
-                .expect("constant bounds that the crate allows")
-        };
-        Self {
-            stages: Stage::ALL.iter().map(|_| histogram()).collect(),
-            counters: Counters::default(),
-        }
+        Self { stages: empty_stages(), counters: Counters::default() }
     }
 
     /// Notes how long a stage took.
@@ -261,32 +264,13 @@ impl Metrics {
     }
 }
 
-/// Answers a scrape: tells the control thread everything measured.
-///
-/// A copy takes longer than a durable write may wait, so it is made in slices, a few histograms each,
-/// and the shard's work goes on between them. Each histogram is of one moment, and they are of moments
-/// a few turns apart.
-pub(crate) async fn scrape(shard: Rc<Shard>, spare: Vec<Histogram<u64>>) {
-    let mut spare = spare.into_iter();
-    let mut begun = clock::refresh();
+/// Answers a scrape: tells the control thread what was measured since the last one, and goes on in
+/// `empty` histograms. Nothing is copied: that took longer than anything may keep a shard busy.
+pub(crate) async fn scrape(shard: Rc<Shard>, empty: Vec<Histogram<u64>>) {
+    assert_eq!(empty.len(), Stage::ALL.len(), "one histogram for each stage");
+    let begun = clock::refresh();
     let mut snapshot = Box::new(shard.snapshot());
-    for stage in Stage::ALL {
-        let now = clock::refresh();
-        if SCRAPE_SLICE <= now - begun {
-            shard.metrics.borrow_mut().record(Stage::Scrape, now - begun);
-            runtime::yield_now().await;
-            begun = clock::refresh();
-        }
-        let metrics = shard.metrics.borrow();
-        let measured = &metrics.stages[stage as usize];
-        let mut copy = spare.next();
-        // Memory that was used before costs a third of new memory.
-        let is_set = copy.as_mut().is_some_and(|copy| copy.set_to(measured).is_ok());
-        snapshot.stages.push(match copy {
-            Some(copy) if is_set => copy,
-            _ => measured.clone(),
-        });
-    }
+    snapshot.stages = std::mem::replace(&mut shard.metrics.borrow_mut().stages, empty);
+    shard.mesh.leave_for_control(Message::Scraped(snapshot));
     shard.metrics.borrow_mut().record(Stage::Scrape, clock::refresh() - begun);
-    shard.mesh.send_control(Message::Scraped(snapshot));
 }

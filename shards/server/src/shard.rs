@@ -28,7 +28,7 @@ use crate::endpoint::Endpoint;
 use crate::error::ShardError;
 use crate::flushed::Cached;
 use crate::mesh::{self, Boot, Mesh, MeshPort, Message};
-use crate::metrics::{Gauges, Metrics, ShardSnapshot, Stage};
+use crate::metrics::{Gauges, Metrics, ShardSnapshot};
 use crate::notify::Notify;
 use crate::partitions::Partitions;
 use crate::recover::{self, WalSetup};
@@ -559,7 +559,7 @@ impl Shard {
         request.reply_to.key()
     }
 
-    /// What is measured, but for the histograms: those are copied one by one.
+    /// What is measured, but for the histograms.
     pub(crate) fn snapshot(&self) -> ShardSnapshot {
         let metrics = self.metrics.borrow();
         let wals = self.wals.borrow();
@@ -585,7 +585,7 @@ impl Shard {
         counters.wal_bytes_read = wals.iter().map(|wal| wal.files.read_bytes()).sum();
         ShardSnapshot {
             shard: self.id,
-            stages: Vec::with_capacity(Stage::ALL.len()),
+            stages: Vec::new(),
             counters,
             endpoint: self.endpoint.counters(),
             gauges,

@@ -1,14 +1,13 @@
 use super::*;
 use rustmq_protocol::ShardId;
-use rustmq_server::metrics::{Counters, EndpointCounters, Gauges, LATENCY_NS_MAX};
+use rustmq_server::metrics::{Counters, EndpointCounters, Gauges, empty_stages};
 use rustmq_sys::runtime::Stats;
 
 /// What a shard measured that did nothing yet.
 pub(in crate::broker) fn snapshot(shard: u16) -> ShardSnapshot {
-    let histogram = || Histogram::new_with_bounds(1, LATENCY_NS_MAX, 2).unwrap();
     ShardSnapshot {
         shard: ShardId(shard),
-        stages: Stage::ALL.iter().map(|_| histogram()).collect(),
+        stages: empty_stages(),
         counters: Counters::default(),
         endpoint: EndpointCounters::default(),
         gauges: Gauges::default(),
