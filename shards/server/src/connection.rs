@@ -25,9 +25,6 @@ use crate::session::{Request, Session};
 use crate::shard::Shard;
 use crate::subscribe;
 
-/// The longest that an acknowledgement waits for something to travel with (RFC 9000, section 18.2).
-const ACK_DELAY_MAX: Duration = Duration::from_millis(25);
-
 /// Where a connection's datagrams go.
 pub(crate) trait Outlet {
     /// An empty buffer to build a train of datagrams in.
@@ -218,7 +215,6 @@ impl Connection {
             }
             outlet.recycle(buffer);
         }
-        self.acknowledge_if_silent(now);
         for _ in 0..TRANSMITS_PER_TURN_MAX {
             let mtu = usize::from(self.quic.current_mtu());
             let segments = gso_segments_max.min(UDP_PAYLOAD_BYTES_MAX / mtu).max(1);
@@ -236,25 +232,6 @@ impl Connection {
             outlet.recycle(buffer);
         }
         true
-    }
-
-    /// Acknowledges a sign of life at once: nothing is on its way that could carry that. QUIC would wait
-    /// 25 ms for it, and then all of a connection's state has to be fetched from memory once more.
-    fn acknowledge_if_silent(&mut self, now: Instant) {
-        let is_silent = self.session.as_ref().is_some_and(|session| {
-            session.in_flight() == 0
-                && session.unsent_bytes() == 0
-                && session.unread_since().is_none()
-        });
-        if !is_silent || 0 < self.assembling_bytes || !self.readable.is_empty() {
-            return;
-        }
-        // Nothing else is due that soon, where nothing is under way.
-        if let Some(at) = self.quic.poll_timeout()
-            && at <= now + ACK_DELAY_MAX
-        {
-            within(Tag::Quic, || self.quic.handle_timeout(at));
-        }
     }
 
     /// Is there something left to read that may be read?
