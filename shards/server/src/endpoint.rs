@@ -353,11 +353,6 @@ fn drive(shard: &Rc<Shard>) {
                 break;
             };
             state.drive(shard, handle, now);
-            if runtime::need_preempt() && !endpoint.dirty.borrow().is_empty() {
-                // The others have their turn when the disk and the network were looked at.
-                endpoint.wake_driver.notify();
-                break;
-            }
         }
         std::mem::take(&mut state.requests)
     };
@@ -520,6 +515,10 @@ impl State {
                 continue;
             };
             connection.deadline = None;
+            if connection.dirty {
+                // First what has arrived: it may have changed the path, and with it what is due.
+                continue;
+            }
             if connection.quic.is_handshaking() && connection.handshake_deadline <= now {
                 self.counters.timed_out += 1;
                 let reason = Bytes::from_static(b"the handshake took too long");
