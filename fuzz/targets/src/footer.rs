@@ -1,10 +1,12 @@
-//! The footer of a sealed segment: trailer, table of partitions, points.
+//! The footer of a sealed segment: trailer, table of partitions, points; and the mark in its place
+//! before that.
 //!
 //! Input: one byte that chooses, then pages (see `pages`): the header page of the segment and its
 //! last pages, with what is repaired in them; or what an index is made from.
 
 use rustmq_protocol::{LeaderEpoch, Offset, PartitionId, TimestampMs, TopicId, TopicPartition};
 use rustmq_wal::index::{find, find_timestamp, points_from};
+use rustmq_wal::reach::{REACH_BYTES, decode_reach, encode_reach, reach_position};
 use rustmq_wal::{
     BlockSequence, ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FOOTER_TRAILER_BYTES, FooterLine,
     FooterTrailer, Generation, Incarnation, IndexPoint, NextSegment, SegmentEnd, SegmentHeader,
@@ -44,6 +46,7 @@ fn any(source: &mut Source<'_>) {
     }
     let (page, footer) = image.split_at_mut(PAGE_BYTES);
     let segment = segment_of(page);
+    mark(&footer[footer.len() - REACH_BYTES..], &segment, choices);
     repair(footer, &segment, choices);
     let body_start = segment.segment_bytes - footer.len() as u64;
     let (body, page) = footer.split_at(footer.len() - FOOTER_TRAILER_BYTES);
@@ -89,6 +92,31 @@ fn any(source: &mut Source<'_>) {
             Err(error) => assert!(!error.to_string().is_empty()),
         }
     }
+}
+
+/// The last page as the mark of an active segment.
+fn mark(page: &[u8], segment: &SegmentHeader, choices: u8) {
+    let mut page = page.to_vec();
+    if choices & 0x80 == 0 {
+        put(&mut page, 0, b"RQWALRCH");
+        put(&mut page, 8, &1_u16.to_le_bytes());
+        put(&mut page, 12, &segment.slot.0.to_le_bytes());
+        put(&mut page, 16, &segment.wal.0);
+        put(&mut page, 32, &segment.sequence.0.to_le_bytes());
+        put(&mut page, 40, &segment.generation.0.to_le_bytes());
+    }
+    let crc = add(seeded(segment.generation.0), &page[..508]);
+    if choices & 0x40 == 0 {
+        put(&mut page, 508, &crc.to_le_bytes());
+    }
+    let Some(reach) = bounded(page.len(), &ASKED_MAX, || decode_reach(&page, segment)) else {
+        return;
+    };
+    assert_eq!(u32_at(&page, 508), crc, "the mark is whole");
+    assert!(reach <= reach_position(segment.segment_bytes) && reach % PAGE_BYTES as u64 == 0);
+    let mut made = [0xff; REACH_BYTES];
+    encode_reach(segment, reach, &mut made);
+    assert_eq!(decode_reach(&made, segment), Some(reach));
 }
 
 /// Points that a footer holds may be in any order; looking them up only finds what is there.
