@@ -13,6 +13,7 @@ use rustmq_config::BrokerConfig;
 use rustmq_protocol::frame::{FrameHeader, RequestKind};
 use rustmq_protocol::{BrokerId, CorrelationId, ErrorCode, ShardEndpoint, ShardId};
 use rustmq_server::mesh::{self, Forwarded, MeshPort, Message};
+use rustmq_server::metrics::empty_stages;
 use rustmq_server::reply::Response;
 use rustmq_server::{Body, Node as NodeSetup, NodeKeys, ShardError, ShardSetup, life};
 use rustmq_sys::runtime::{Backend, RuntimeConfig};
@@ -200,7 +201,7 @@ impl Node {
         self.scraped.clear();
         for shard in 0..self.shards.len() {
             let sender = self.control.senders[shard].as_mut().expect("a ring to each shard");
-            let pushed = sender.try_push(Message::Scrape(Vec::new()));
+            let pushed = sender.try_push(Message::Scrape(empty_stages()));
             assert!(pushed.is_ok(), "one scrape is out at a time");
             self.control.bells[shard].ring();
         }
