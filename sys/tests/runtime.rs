@@ -210,7 +210,13 @@ fn a_short_write_is_completed_or_reported() {
         let (mut there, mut past) = (0, i64::MAX as u64 / ALIGN as u64);
         while there + 1 < past {
             let middle = there + (past - there) / 2;
-            match file.write(data.slice(0..ALIGN), middle * ALIGN as u64).await {
+            // An error that does not come twice is about something else than the place.
+            let at = middle * ALIGN as u64;
+            let mut written = file.write(data.slice(0..ALIGN), at).await;
+            if written.is_err() {
+                written = file.write(data.slice(0..ALIGN), at).await;
+            }
+            match written {
                 Ok(()) => there = middle,
                 Err(_) => past = middle,
             }
