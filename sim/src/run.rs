@@ -41,9 +41,8 @@ const RECYCLED_MIN: u64 = 2;
 /// Steps of the broker under load at most: it gives up and its images count as they are.
 const STEPS_MAX: u64 = 400_000;
 
-/// Steps in which a recovered broker has to acknowledge what producers repeat: some 500 s. A full log lets
-/// go of its oldest records only when its clock, which each start of a row sets back, has passed them.
-const SETTLE_STEPS_MAX: u64 = 1_000_000;
+/// Steps in which a recovered broker has to acknowledge what producers repeat.
+const SETTLE_STEPS_MAX: u64 = 200_000;
 
 /// Images in a row at most: each but the first is of a broker that began on the one before.
 const ROW_MAX: u64 = 6;

@@ -109,6 +109,16 @@ fn number(page: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(page[at..at + 8].try_into().expect("eight bytes"))
 }
 
+/// The pages that a full log keeps for log starts went for such as freed nothing, and then it was full for
+/// good.
+#[test]
+fn a_full_log_does_not_use_up_what_it_keeps_for_log_starts() {
+    let options = Options { images_per_seed: 100, network: false, ..options(false) };
+    let found =
+        Simulator::new(options).run(1_000_135).map_err(|finding| finding.failure.to_string());
+    assert!(found.is_ok(), "{found:?}");
+}
+
 #[test]
 fn a_forger_hits_the_beginning_of_a_page() {
     let world = forge(|world, choice, _| forgery::block_in_a_record(world, choice));

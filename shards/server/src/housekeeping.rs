@@ -1,5 +1,6 @@
 //! Work that is not urgent: spares, retention, forgotten producers, deadlines.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -166,7 +167,9 @@ async fn look(
     expire_producers(shard, now);
     let index = shard.wal_index(wal.files.id());
     let expired = expired(shard, wal, index, now);
-    advance_log_starts(shard, wal, expired).await;
+    if !wal.files.uses_reserve() || frees_oldest(shard, wal, &expired) {
+        advance_log_starts(shard, wal, expired).await;
+    }
     if wal.files.take_starved() && wal.files.policy().delete_oldest && wal.files.is_full() {
         drop_oldest(shard, wal).await;
     }
@@ -200,6 +203,22 @@ fn expired(
         Some((tag, start))
     })
     .collect()
+}
+
+/// Is nothing in the oldest segment needed any more, with these log starts? The pages that a full WAL
+/// keeps back are few: log starts that free nothing wait, or they would use them up one by one.
+fn frees_oldest(shard: &Shard, wal: &WalWriter, expired: &[(u32, Offset)]) -> bool {
+    let due: BTreeMap<u32, Offset> = expired.iter().copied().collect();
+    let partitions = shard.partitions.borrow();
+    let segments = wal.files.segments();
+    segments.oldest_sealed().is_some_and(|oldest| {
+        segments.ends_in(oldest.header.sequence).all(|(id, end)| {
+            let Some(tag) = partitions.tag(id) else { return true };
+            let start = partitions.get(tag).map(|partition| partition.engine.log_start_offset());
+            let is_due = due.get(&tag).is_some_and(|due| end <= *due);
+            is_due || start.is_none_or(|start| end <= start)
+        })
+    })
 }
 
 /// A full WAL that is told to drops its oldest segment, whoever's records are in it.
