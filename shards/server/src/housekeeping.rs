@@ -210,15 +210,12 @@ fn expired(
 fn frees_oldest(shard: &Shard, wal: &WalWriter, expired: &[(u32, Offset)]) -> bool {
     let due: BTreeMap<u32, Offset> = expired.iter().copied().collect();
     let partitions = shard.partitions.borrow();
-    let segments = wal.files.segments();
-    segments.oldest_sealed().is_some_and(|oldest| {
-        segments.ends_in(oldest.header.sequence).all(|(id, end)| {
-            let Some(tag) = partitions.tag(id) else { return true };
-            let start = partitions.get(tag).map(|partition| partition.engine.log_start_offset());
-            let is_due = due.get(&tag).is_some_and(|due| end <= *due);
-            is_due || start.is_none_or(|start| end <= start)
-        })
-    })
+    let freeable = wal.files.segments().freeable(|id| {
+        let tag = partitions.tag(id)?;
+        let start = partitions.get(tag)?.engine.log_start_offset();
+        Some(due.get(&tag).map_or(start, |due| start.max(*due)))
+    });
+    freeable.is_some()
 }
 
 /// A full WAL that is told to drops its oldest segment, whoever's records are in it.
