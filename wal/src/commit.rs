@@ -1,5 +1,7 @@
 //! Group commit: when the entries that wait are closed into a block.
 
+use crate::returns::Returns;
+
 /// What an acknowledgement of the leader stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FlushPolicy {
@@ -44,6 +46,10 @@ const WAITS_IN_VAIN_MAX: u32 = 4;
 /// Blocks closed without a wait after that, until waiting is tried again.
 const BLOCKS_UNTIL_RETRY: u32 = 64;
 
+/// Producers are waited for while those who are answered append again within two flushes, or two
+/// of the longest waits. One flush would be just the round trip of a few on a fast disk.
+const RETURN_FLUSHES: u64 = 2;
+
 /// A flush time counts for an eighth in the estimate.
 const FLUSH_WEIGHT: u64 = 8;
 
@@ -52,7 +58,7 @@ const FLUSH_WEIGHT: u64 = 8;
 /// One write is in flight at a time; what arrives meanwhile is the next block. An idle WAL closes a
 /// block at once. With more than one active producer, and fewer appends waiting than there were in
 /// the last block and beside it, it waits for stragglers: half a flush for the next of them and a
-/// flush for all, as long as that brings some.
+/// flush for all, as long as that brings some, and as those who are answered come back so soon.
 /// Times are nanoseconds of one monotonic clock.
 #[derive(Clone, Debug)]
 pub struct GroupCommit {
@@ -77,6 +83,7 @@ pub struct GroupCommit {
     latest_producer: Option<(u64, u64)>,
     /// The last time another producer than the latest one appended.
     other_producer_at: Option<u64>,
+    returns: Returns,
     unflushed_since: Option<u64>,
     unmarked_since: Option<u64>,
 }
@@ -106,6 +113,7 @@ impl GroupCommit {
             flush_ns: None,
             latest_producer: None,
             other_producer_at: None,
+            returns: Returns::default(),
             unflushed_since: None,
             unmarked_since: None,
         }
@@ -125,6 +133,7 @@ impl GroupCommit {
             self.other_producer_at = Some(at);
         }
         self.latest_producer = Some((producer, now_ns));
+        self.returns.handle_append(now_ns, producer);
     }
 
     /// An append found no room in the open block and waits for the next one: no straggler is waited
@@ -168,6 +177,7 @@ impl GroupCommit {
         match (ended, self.policy) {
             (InFlight::Block, FlushPolicy::Always) => {
                 self.unmarked_since = Some(now_ns);
+                self.returns.handle_ended(now_ns);
                 // Whoever is answered now may append again at once, beside those who came meanwhile.
                 // Without this, producers that wait for each answer split into two halves that take
                 // turns, each with a flush of its own.
@@ -221,6 +231,7 @@ impl GroupCommit {
         self.expected = self.waiting;
         self.waiting = 0;
         self.crowded = false;
+        self.returns.handle_closed();
         self.in_flight = Some(InFlight::Block);
         Commit::Close
     }
@@ -228,14 +239,16 @@ impl GroupCommit {
     /// Until when it may pay to hold the open block back.
     fn straggler_wait(&self, now_ns: u64) -> Option<u64> {
         let flush_ns = self.flush_ns?;
+        let wait_max_ns = flush_ns.min(STRAGGLER_WAIT_NS_MAX);
         let pays = self.policy == FlushPolicy::Always
             && !self.crowded
             && self.blocks_until_retry == 0
             && self.waiting < self.expected
+            && self.returns.mean_ns().is_none_or(|mean| mean < RETURN_FLUSHES * wait_max_ns)
             && self.other_producer_at.is_some_and(|at| now_ns < at + PRODUCER_ACTIVE_NS);
         let since = self.latest_append_at.max(self.waiting_since);
         let next = since + (flush_ns / 2).min(STRAGGLER_WAIT_NS_MAX);
-        pays.then(|| next.min(self.waiting_since + flush_ns.min(STRAGGLER_WAIT_NS_MAX)))
+        pays.then(|| next.min(self.waiting_since + wait_max_ns))
     }
 
     fn flush_due(&self) -> Option<u64> {
@@ -415,6 +428,22 @@ mod tests {
             block = next;
         }
         assert_eq!(sizes, [8, 8, 8, 8]);
+    }
+
+    #[test]
+    fn producers_that_send_at_their_own_pace_are_not_waited_for() {
+        let mut commit = GroupCommit::new(FlushPolicy::Always);
+        let (mut now, mut waits) = (0, 0);
+        // Eight producers append in turn, one each half flush: each long after its answer.
+        for append in 0..1_000 {
+            now += FLUSH_NS / 2;
+            if commit.in_flight.is_some() && append % 2 == 0 {
+                commit.handle_written(now, Some(FLUSH_NS));
+            }
+            commit.handle_append(now, append % 8);
+            waits += u32::from(matches!(commit.poll(now), Commit::WaitUntil(_)));
+        }
+        assert!(waits < 20, "{waits} waits: those at the beginning, until it is known");
     }
 
     #[test]

@@ -68,6 +68,7 @@ pub mod catalogue;
 
 mod bytes;
 mod checksum;
+mod returns;
 
 pub use block::{
     BLOCK_ALIGN, BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, BlockError, BlockFlags, BlockHeader,
