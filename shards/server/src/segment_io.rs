@@ -96,11 +96,15 @@ pub(crate) async fn write_header(
     header: &SegmentHeader,
     pool: &BufferPool,
 ) -> io::Result<()> {
+    file.write_durable(header_page(header, pool)?, 0).await
+}
+
+/// A segment's header, as it lies at the beginning of its file.
+pub(crate) fn header_page(header: &SegmentHeader, pool: &BufferPool) -> io::Result<Slice> {
     let mut buffer = take_buffer(pool, SEGMENT_HEADER_BYTES)?;
     let page = buffer.first_chunk_mut().expect("a buffer has at least a page");
     header.encode(page);
-    let memory = buffer.freeze().slice(0..SEGMENT_HEADER_BYTES);
-    file.write_durable(memory, 0).await.map(|_| ())
+    Ok(buffer.freeze().slice(0..SEGMENT_HEADER_BYTES))
 }
 
 /// How far blocks may lie in a segment, by the mark in its last page.

@@ -36,7 +36,8 @@ use crate::limits::FLUSH_STALL_MS;
 use crate::notify::{Notify, WaitList, all};
 use crate::random;
 use crate::segment_io::{
-    create_segment, reach_page, read_pieces, read_range, store_footer, take_buffer, write_header,
+    create_segment, header_page, reach_page, read_pieces, read_range, store_footer, take_buffer,
+    write_header,
 };
 use crate::shard::Shard;
 
@@ -428,11 +429,14 @@ impl SegmentFiles {
         Ok(())
     }
 
-    /// Flushes everything that was written.
+    /// Flushes everything that was written, if anything was not.
     pub(crate) async fn flush(&self) -> Result<(), ShardError> {
         let Some(last) = self.last_sealed() else {
             return Ok(());
         };
+        if last < self.chain.borrow().durable_end() {
+            return Ok(());
+        }
         let _busy = self.busy();
         let flushed = self.active_file().flush().await;
         flushed.map_err(|error| self.device_error("flushing", &error))?;
@@ -773,21 +777,29 @@ impl SegmentFiles {
     ) -> Result<(Vec<(Vec<EntryMeta>, SealedBlock)>, u64), ShardError> {
         let file = self.file(header.slot);
         let failed = |error: io::Error| self.device_error("beginning a segment in", &error);
-        write_header(&file, header, &self.pool).await.map_err(failed)?;
+        let segment_bytes = header.segment_bytes;
+        let begin = SEGMENT_HEADER_BYTES as u64;
+        let mut reach =
+            next_reach(segment_bytes, 0, begin).expect("a segment has no mark at first");
+        let header_page = header_page(header, &self.pool).map_err(failed)?;
+        let mark = reach_page(header, reach, &self.pool).map_err(failed)?;
+        let pages = [(header_page, 0), (mark, reach_position(segment_bytes))].into_iter();
+        let pages = all(pages.map(|(page, at)| file.write_durable(page, at))).await;
+        pages.into_iter().collect::<io::Result<()>>().map_err(failed)?;
         let mut written = Vec::new();
         while let Some((mut builder, mut buffer, flags)) = blocks.next(&self.pool)? {
             let sealed = self.seal(&mut builder, &mut buffer, flags);
             let memory = buffer.freeze().slice(sealed.range.clone());
-            file.write(memory, sealed.position).await.map_err(failed)?;
+            file.write_durable(memory, sealed.position).await.map_err(failed)?;
             written.push((builder.entries().to_vec(), sealed));
         }
-        // Nothing of it counts before the flush, so here the mark may come last.
+        // Nothing of it counts before the seal block that leads to it, so here a mark may come after blocks.
         let end = self.chain.borrow().point().position;
-        let reach =
-            next_reach(header.segment_bytes, 0, end).expect("a segment has no mark at first");
-        let page = reach_page(header, reach, &self.pool).map_err(failed)?;
-        file.write(page, reach_position(header.segment_bytes)).await.map_err(failed)?;
-        file.flush().await.map_err(failed)?;
+        if let Some(next) = next_reach(segment_bytes, reach, end) {
+            let mark = reach_page(header, next, &self.pool).map_err(failed)?;
+            file.write_durable(mark, reach_position(segment_bytes)).await.map_err(failed)?;
+            reach = next;
+        }
         Ok((written, reach))
     }
 
