@@ -21,6 +21,7 @@ mod file_thread;
 #[cfg(feature = "glommio")]
 mod glommio;
 mod operations;
+mod overdue;
 mod parking;
 mod pool;
 mod reactor;

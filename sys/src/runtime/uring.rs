@@ -21,9 +21,10 @@ use io_uring::{IoUring, cqueue, opcode};
 
 use super::driver::{Call, Driver, Event, Kind, Outcome, Request, Token, Wait};
 use super::file_thread::FileThread;
+use super::overdue::{Overdue, PAUSE};
 use super::{FlushPlan, RuntimeConfig};
-use crate::cpu;
 use crate::doorbell::{Bell, Doorbell};
+use crate::{clock, cpu};
 
 /// Completions the kernel may post before we look, in multiples of submissions; past that it keeps
 /// them aside, which costs memory in the kernel and a system call here.
@@ -43,9 +44,11 @@ enum Tag {
     Doorbell = 5,
     /// A cancellation: whether it found something does not matter.
     Cancel = 6,
+    /// A durable write of one submission.
+    WriteThrough = 7,
 }
 
-const TAGS: [Tag; 7] = [
+const TAGS: [Tag; 8] = [
     Tag::Transfer,
     Tag::LinkedWrite,
     Tag::LinkedFlush,
@@ -53,6 +56,7 @@ const TAGS: [Tag; 7] = [
     Tag::Writable,
     Tag::Doorbell,
     Tag::Cancel,
+    Tag::WriteThrough,
 ];
 
 pub(super) struct Uring {
@@ -70,6 +74,7 @@ pub(super) struct Uring {
     bell: Bell,
     core: Option<usize>,
     flush_plan: FlushPlan,
+    overdue: Overdue,
     enters: u64,
 }
 
@@ -97,6 +102,7 @@ impl Uring {
             bell: doorbell.bell(),
             core: config.core,
             flush_plan: config.flush_plan,
+            overdue: Overdue::default(),
             enters: 0,
         };
         driver.watch_doorbell();
@@ -194,8 +200,11 @@ impl Uring {
             let (tag, token) = decode(completion.user_data());
             let result = completion.result();
             let more = cqueue::more(completion.flags());
+            if tag == Some(Tag::WriteThrough) {
+                self.overdue.handle_ended(clock::now());
+            }
             match tag {
-                Some(Tag::Transfer | Tag::LinkedWrite) => {
+                Some(Tag::Transfer | Tag::LinkedWrite | Tag::WriteThrough) => {
                     news.push(Event::Completed { token, outcome: outcome(result) });
                 }
                 Some(Tag::LinkedFlush) => {
@@ -245,7 +254,8 @@ impl Driver for Uring {
                 let write = opcode::Write::new(file, memory, bytes)
                     .offset(position)
                     .rw_flags(libc::RWF_DSYNC);
-                self.push(write.build().user_data(data), None);
+                self.overdue.handle_started(clock::now());
+                self.push(write.build().user_data(encode(Tag::WriteThrough, token)), None);
             }
             Kind::WriteDurable => {
                 let write = write()
@@ -262,7 +272,8 @@ impl Driver for Uring {
     }
 
     fn cancel(&mut self, token: Token) {
-        self.cancel_tags(token, &[Tag::Transfer, Tag::LinkedWrite, Tag::LinkedFlush]);
+        let tags = [Tag::Transfer, Tag::WriteThrough, Tag::LinkedWrite, Tag::LinkedFlush];
+        self.cancel_tags(token, &tags);
     }
 
     fn call(&mut self, token: Option<Token>, call: Call) -> io::Result<()> {
@@ -311,7 +322,11 @@ impl Driver for Uring {
             thread.reap(news);
         }
         let has_news = rung || !news.is_empty() || !self.line.is_empty();
-        let wait = if has_news { Wait::No } else { wait };
+        let wait = match wait {
+            Wait::No if self.overdue.take_pause(clock::now()) => Wait::AtMost(PAUSE),
+            _ if has_news => Wait::No,
+            _ => wait,
+        };
         let queue = self.ring.submission();
         if wait != Wait::No || !queue.is_empty() || queue.cq_overflow() || queue.taskrun() {
             drop(queue);
