@@ -320,8 +320,7 @@ impl SegmentFiles {
 
     /// Is the WAL so full that only log starts may still be written?
     pub(crate) fn uses_reserve(&self) -> bool {
-        let segments = self.segments.borrow();
-        segments.next_slot() == NextSlot::Full && !segments.fits(self.reserved_bytes, 1)
+        self.is_full() && !self.segments.borrow().fits(self.reserved_bytes, 1)
     }
 
     fn reserved(segment_bytes: u64) -> usize {
