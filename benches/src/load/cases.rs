@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 use quinn::{Endpoint, TokioRuntime};
 use rustmq_client::PollMode;
@@ -71,8 +71,10 @@ enum Kind {
     CatchUp,
     /// The broker, as [`Self::Open`], and a consumer of all partitions.
     EndToEnd,
-    /// The broker in closed loop, alone or beside a producer of batches of 1 MiB.
-    Beside { is_alone: bool },
+    /// The broker in closed loop, beside a producer of batches of 1 MiB of the same client.
+    Beside,
+    /// QUIC alone, by the same two producers.
+    BareBeside,
     /// The broker in closed loop, by the Rust SDK.
     Sdk(Clients),
     /// The broker, by producers of the Rust SDK that hand over record after record, batched so.
@@ -91,7 +93,7 @@ enum Kind {
 const CLOSED: &str = "produce/8x1KiB";
 
 /// All, in the order of a round. References stand beside what is held against them.
-pub const CASES: [Case; 98] = [
+pub const CASES: [Case; 99] = [
     case("device/ring_4KiB", Kind::Ring(THROUGH), shape(1, 1, 4096, 1)),
     case("device/linked_4KiB", Kind::Ring(LINKED), shape(1, 1, 4096, 1)),
     case("device/busy_ring_4KiB", Kind::BusyRing(THROUGH), shape(1, 1, 4096, 1)),
@@ -164,8 +166,9 @@ pub const CASES: [Case; 98] = [
     case("bare/transfer", Kind::Transfer, ONE_COLD),
     case("consume/catch_up", Kind::CatchUp, ONE_COLD),
     case("consume/catch_up_1_of_100", Kind::CatchUp, HUNDRED_COLD),
-    case("produce/1x1KiB_alone", Kind::Beside { is_alone: true }, shape(1, 1, KIB, 1)),
-    case("produce/1x1KiB_beside_1MiB", Kind::Beside { is_alone: false }, shape(1, 1, KIB, 1)),
+    case("bare/1x1KiB_beside_1MiB", Kind::BareBeside, shape(1, 1, KIB, 1)),
+    case("produce/1x1KiB_alone", Kind::Produce, shape(1, 1, KIB, 1)),
+    case("produce/1x1KiB_beside_1MiB", Kind::Beside, shape(1, 1, KIB, 1)),
     standing("partitions/1", Question::Partitions { used: 1, there: 1 }),
     standing("partitions/8_of_1000", Question::Partitions { used: 8, there: 1_000 }),
     standing("partitions/1000", Question::Partitions { used: 1_000, there: 1_000 }),
@@ -439,7 +442,8 @@ impl Bench {
         let Case { kind, shape, .. } = case;
         match kind {
             Kind::Standing(question) => self.standing.ask(question, period),
-            Kind::Beside { is_alone } => self.beside(is_alone, shape, period),
+            Kind::Beside => self.beside(shape, period),
+            Kind::BareBeside => self.bare_beside(shape, period),
             Kind::Ring(plan) => self.ring(plan, false, shape, period),
             Kind::BusyRing(plan) => self.ring(plan, true, shape, period),
             Kind::Blocking => {
@@ -518,14 +522,25 @@ impl Bench {
     }
 
     fn echo(&self, address: SocketAddr, shape: Shape, period: Period) -> Result<Sample> {
-        let targets = vec![Target::echo(address); shape.producers];
-        let frames = targets.into_iter().map(|target| {
-            let frame = ProduceFrame::new(&target, NO_BROKER, shape.records, shape.value_bytes);
-            client::Producer { target, frame, says_hello: false }
-        });
+        let frames = vec![echo_frame(address, shape); shape.producers];
+        self.echo_frames(frames, shape, period)
+    }
+
+    fn bare_beside(&self, shape: Shape, period: Period) -> Result<Sample> {
+        let address = self.ends(shape.mtu)?.bare;
+        let large = client::Producer { counts: false, ..echo_frame(address, of_1mib(shape)) };
+        self.echo_frames(vec![echo_frame(address, shape), large], shape, period)
+    }
+
+    fn echo_frames(
+        &self,
+        frames: Vec<client::Producer>,
+        shape: Shape,
+        period: Period,
+    ) -> Result<Sample> {
         let certs = self.ends(shape.mtu)?.broker.certs();
         let runtime = client_runtime(self.cores, self.polling);
-        let (frames, Shape { window, mtu, .. }) = (frames.collect(), shape);
+        let Shape { window, mtu, .. } = shape;
         let tally = client::closed_loop(&certs, runtime, frames, window, mtu, period)?;
         Ok(sample(&tally, shape))
     }
@@ -718,22 +733,17 @@ impl Bench {
         Ok(sample)
     }
 
-    /// The producers of the shape, alone or beside one of batches of 1 MiB whose own latencies are not
-    /// told. Either client sleeps when it waits: they share a core.
-    fn beside(&self, is_alone: bool, shape: Shape, period: Period) -> Result<Sample> {
-        let large = Shape { producers: 1, value_bytes: 1 << 20, ..shape };
+    /// The producers of the shape beside one of batches of 1 MiB, whose answers do not count.
+    fn beside(&self, shape: Shape, period: Period) -> Result<Sample> {
         let Ends { broker, targets, .. } = &self.ends;
         let (last, others) = targets.split_last().context("the topic has partitions")?;
-        let tally = std::thread::scope(|scope| {
-            let last = std::slice::from_ref(last);
-            let beside = (!is_alone)
-                .then(|| scope.spawn(|| produce(broker, last, large, period, self.cores)));
-            let tally = produce(broker, others, shape, period, self.cores)?;
-            if let Some(beside) = beside {
-                beside.join().map_err(|_| anyhow!("the large producer panicked"))??;
-            }
-            anyhow::Ok(tally)
-        })?;
+        let mut producers = senders(broker, others, shape, self.cores)?;
+        let large = senders(broker, std::slice::from_ref(last), of_1mib(shape), self.cores)?;
+        let large = large.into_iter().map(|large| client::Producer { counts: false, ..large });
+        producers.extend(large);
+        let runtime = client_runtime(self.cores, self.polling);
+        let Shape { window, mtu, .. } = shape;
+        let tally = client::closed_loop(&broker.certs(), runtime, producers, window, mtu, period)?;
         Ok(sample(&tally, shape))
     }
 
@@ -743,6 +753,18 @@ impl Bench {
             .or(half)
             .with_context(|| format!("the open loop needs --rate, or {CLOSED} before it"))
     }
+}
+
+/// One producer of batches of 1 MiB, otherwise of this shape.
+fn of_1mib(shape: Shape) -> Shape {
+    Shape { producers: 1, value_bytes: 1 << 20, ..shape }
+}
+
+/// A producer of requests for the server that is nothing but QUIC.
+fn echo_frame(address: SocketAddr, shape: Shape) -> client::Producer {
+    let target = Target::echo(address);
+    let frame = ProduceFrame::new(&target, NO_BROKER, shape.records, shape.value_bytes);
+    client::Producer { target, frame, says_hello: false, counts: true }
 }
 
 /// What producers of a broker came to, with what the broker did for it, and how late they were.
@@ -849,7 +871,7 @@ fn senders(
     };
     let producers = stamps.into_iter().zip(targets).map(|(stamp, target)| {
         let frame = ProduceFrame::new(target, stamp, shape.records, shape.value_bytes);
-        client::Producer { target: *target, frame, says_hello: true }
+        client::Producer { target: *target, frame, says_hello: true, counts: true }
     });
     Ok(producers.collect())
 }

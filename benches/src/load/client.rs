@@ -23,7 +23,7 @@ use super::wire::{self, ProduceFrame, Target};
 use super::{device, tls};
 
 /// What one connection sends, and where to.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Producer {
     /// A partition and its shard.
     pub target: Target,
@@ -31,6 +31,8 @@ pub struct Producer {
     pub frame: ProduceFrame,
     /// A broker wants to be greeted; an echo server does not understand it.
     pub says_hello: bool,
+    /// Its answers count. Otherwise it is there for what it does to the others.
+    pub counts: bool,
 }
 
 /// Every producer, with a connection of its own, keeps `window` requests in flight.
@@ -98,6 +100,7 @@ fn run(
                     Side::Producer(producer) if is_consumed => {
                         all.late.add(&producer.tally.late)?
                     }
+                    Side::Producer(producer) if !producer.counts => {}
                     Side::Producer(producer) => all.merge(&producer.tally)?,
                     Side::Consumer(consumer) => all.merge(&consumer.tally)?,
                 }
@@ -212,6 +215,7 @@ impl Race {
 /// One connection and its stream.
 struct Pipeline {
     frame: ProduceFrame,
+    counts: bool,
     /// Which of the producers it is, and how many requests it has begun.
     number: usize,
     begun: u64,
@@ -232,10 +236,11 @@ struct Pipeline {
 
 impl Pipeline {
     fn new(producer: Producer, number: usize, window: usize, race: Rc<Race>) -> Self {
-        let Producer { frame, says_hello, .. } = producer;
+        let Producer { frame, says_hello, counts, .. } = producer;
         let hello = if says_hello { wire::hello_frame() } else { Vec::new() };
         Self {
             frame,
+            counts,
             number,
             begun: 0,
             window,

@@ -69,6 +69,9 @@ impl<P: Peer> Link<P> {
     }
 }
 
+/// Trains of up to 64 KiB that one connection sends before the others have their turn.
+const TRAINS_A_TURN: usize = 4;
+
 /// A socket on a port of its own on this host.
 pub fn bind() -> Result<UdpSocket> {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -118,6 +121,7 @@ impl<P: Peer> Driver<P> {
         self.drive(clock::refresh());
         while self.accept.is_some() || !self.links.values().all(|link| link.peer.is_done()) {
             let deadline = self.links.values().filter_map(Link::deadline).min();
+            let deadline = if self.dirty.is_empty() { deadline } else { Some(clock::now()) };
             readable_or_at(&self.socket, deadline).await;
             let now = clock::refresh();
             self.receive(&mut buffers, now);
@@ -172,8 +176,9 @@ impl<P: Peer> Driver<P> {
         }
     }
 
+    /// Serves whoever had news. Who has more to send than its share is served again in the next turn.
     fn drive(&mut self, now: Instant) {
-        while let Some(handle) = self.dirty.pop() {
+        for handle in std::mem::take(&mut self.dirty) {
             let Some(link) = self.links.get_mut(&handle) else { continue };
             link.dirty = false;
             link.peer.serve(&mut link.quic);
@@ -184,7 +189,9 @@ impl<P: Peer> Driver<P> {
                     link.quic.handle_event(event);
                 }
             }
-            send(&self.socket, &mut link.quic, &mut self.buffer, now);
+            if !send(&self.socket, &mut link.quic, &mut self.buffer, now) {
+                mark(&mut self.dirty, handle, &mut link.dirty);
+            }
             link.deadline = link.quic.poll_timeout();
             if drained && self.accept.is_some() {
                 self.links.remove(&handle);
@@ -222,12 +229,13 @@ fn take<P>(
     }
 }
 
-fn send(socket: &UdpSocket, quic: &mut Connection, buffer: &mut Vec<u8>, now: Instant) {
-    loop {
+/// Sends what a connection has, [`TRAINS_A_TURN`] at most; false if it may have more.
+fn send(socket: &UdpSocket, quic: &mut Connection, buffer: &mut Vec<u8>, now: Instant) -> bool {
+    for _ in 0..TRAINS_A_TURN {
         let segments = socket.max_gso_segments();
         let segments = segments.min(TRAIN_BYTES_MAX / usize::from(quic.current_mtu())).max(1);
         buffer.clear();
-        let Some(transmit) = quic.poll_transmit(now, segments, buffer) else { return };
+        let Some(transmit) = quic.poll_transmit(now, segments, buffer) else { return true };
         // A full socket loses it, and QUIC sends it again.
         drop(socket.try_send(&udp::Transmit {
             destination: transmit.destination,
@@ -237,6 +245,7 @@ fn send(socket: &UdpSocket, quic: &mut Connection, buffer: &mut Vec<u8>, now: In
             src_ip: transmit.src_ip,
         }));
     }
+    false
 }
 
 fn mark(dirty: &mut Vec<ConnectionHandle>, handle: ConnectionHandle, is_dirty: &mut bool) {

@@ -232,7 +232,7 @@ impl Target {
 }
 
 /// A produce request that is sent again and again, each time as the producer's next batch.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ProduceFrame {
     bytes: Vec<u8>,
     header: FrameHeader,
