@@ -6,7 +6,7 @@
 
 mod shard;
 
-use rustmq_benches::load::cases::client_endpoint;
+use rustmq_benches::load::producers::client_endpoint;
 use rustmq_benches::load::wire::{self, Link, ProduceFrame, Target};
 use rustmq_protocol::{
     CREDIT_BYTES_MAX, Fetch, FetchResponse, Offset, RequestKind, Subscribe, batches,

@@ -8,7 +8,7 @@
 
 mod shard;
 
-use rustmq_benches::load::cases::client_endpoint;
+use rustmq_benches::load::producers::client_endpoint;
 use rustmq_benches::load::wire::{self, Link, ProduceFrame, Target};
 use rustmq_protocol::{FetchResponse, Offset, RequestKind, Subscribe, batches};
 use rustmq_sys::alloc::{self, Copied};

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
+use rustmq_benches::load::bench::Bench;
 use rustmq_benches::load::broker;
-use rustmq_benches::load::cases::{Bench, CASES, Case};
+use rustmq_benches::load::cases::{CASES, Case};
 use rustmq_benches::load::drive::Period;
 use rustmq_benches::load::machine::{Cores, Machine};
 use rustmq_benches::load::report::{self, Run};

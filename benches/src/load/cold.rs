@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::broker::Broker;
-use super::cases::{self, Shape};
+use super::cases::Shape;
 use super::machine::Cores;
+use super::producers;
 use super::wire::Target;
 
 /// Room for what is filled in, so that nothing of it is dropped.
@@ -39,8 +40,8 @@ impl Cold {
         let sets: Vec<String> =
             SETS.iter().map(|set| (*set).to_owned()).chain(sets.iter().cloned()).collect();
         let broker = start(binary, dir, &sets)?;
-        let targets = cases::topic_of(&broker, shape.producers as u32, cores)?;
-        cases::fill_evenly(&broker, &targets, shape, bytes, cores)?;
+        let targets = producers::topic_of(&broker, shape.producers as u32, cores)?;
+        producers::fill_evenly(&broker, &targets, shape, bytes, cores)?;
         let (binary, dir) = (binary.to_owned(), dir.to_owned());
         Ok(Cold { binary, dir, sets, cores, broker, targets })
     }
@@ -50,7 +51,7 @@ impl Cold {
         self.broker.kill()?;
         self.broker = start(&self.binary, &self.dir, &self.sets)?;
         // Leader epochs and ports are new.
-        self.targets = cases::find_topic(&self.broker, self.cores)?;
+        self.targets = producers::find_topic(&self.broker, self.cores)?;
         Ok(())
     }
 

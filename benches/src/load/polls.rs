@@ -13,11 +13,13 @@ use anyhow::{Context, Result};
 use rustmq_config::Poll;
 use rustmq_sys::runtime::Polling;
 
+use super::bench::sample;
 use super::broker::Broker;
-use super::cases::{self, Shape, WAL_SETS, shape};
+use super::cases::{Shape, shape};
 use super::drive::Period;
 use super::machine::Cores;
 use super::meter;
+use super::producers::{self, WAL_SETS};
 use super::rounds::{Figure, Spread};
 
 /// What is asked, by the number of its goal.
@@ -111,13 +113,13 @@ fn ask(
     let mut sets = WAL_SETS.to_vec();
     sets.extend([backend.as_str(), poll.as_str()]);
     let broker = Broker::start(binary, dir, &sets)?;
-    let targets = cases::create_topic(&broker, cores)?;
-    cases::fill(&broker, &targets, cores)?;
+    let targets = producers::create_topic(&broker, cores)?;
+    producers::fill(&broker, &targets, cores)?;
     let mut row = Vec::new();
     for (_, shape, figures) in LOADS {
-        let client = cases::client_runtime(cores, Polling::Adaptive);
-        let tally = cases::closed_loop(&broker, &targets, shape, period, cores, client)?;
-        let sample = cases::sample(&tally, shape);
+        let client = producers::client_runtime(cores, Polling::Adaptive);
+        let tally = producers::closed_loop(&broker, &targets, shape, period, cores, client)?;
+        let sample = sample(&tally, shape);
         row.extend(figures.iter().filter_map(|figure| sample.get(*figure)));
     }
     thread::sleep(SETTLED);

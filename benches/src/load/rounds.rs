@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::cases::{Bench, Case};
+use super::bench::Bench;
+use super::cases::Case;
 use super::drive::Period;
 use super::meter::Meter;
 

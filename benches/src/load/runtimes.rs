@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::bench::sample;
 use super::broker::Broker;
-use super::cases::{self, WAL_SETS};
+use super::cases::shape;
 use super::drive::Period;
 use super::machine::Cores;
 use super::meter::{self, Meter};
+use super::producers::{self, WAL_SETS};
 use super::rounds::{Figure, Sample, Spread};
 use super::wire::Target;
 
@@ -50,8 +52,8 @@ impl Runtimes {
             sets.push(&backend);
             let broker = Broker::start(binary, &dir.join(runtime), &sets)
                 .with_context(|| format!("on {runtime}"))?;
-            let targets = cases::create_topic(&broker, cores)?;
-            cases::fill(&broker, &targets, cores)?;
+            let targets = producers::create_topic(&broker, cores)?;
+            producers::fill(&broker, &targets, cores)?;
             let (runtime, samples) = (runtime.clone(), Default::default());
             entrants.push(Entrant { runtime, broker, targets, samples, foreign_max: 0.0 });
         }
@@ -62,16 +64,16 @@ impl Runtimes {
     pub fn round(&mut self, measured: Duration, warm_up: Duration) -> Result<()> {
         let processes: Vec<u32> = self.entrants.iter().map(|it| it.broker.process()).collect();
         for (index, depth) in DEPTHS.into_iter().enumerate() {
-            let shape = cases::shape(1, 1, 1 << 10, depth);
+            let shape = shape(1, 1, 1 << 10, depth);
             for entrant in &mut self.entrants {
                 let process = [entrant.broker.process()];
                 let meter = Meter::start(&processes)?;
                 let before = meter::processes_s(&process)?;
                 let period = Period { warm_up, measured };
                 let (broker, targets) = (&entrant.broker, &entrant.targets);
-                let tally = cases::produce(broker, targets, shape, period, self.cores)?;
+                let tally = producers::produce(broker, targets, shape, period, self.cores)?;
                 let used = meter::processes_s(&process)? - before;
-                let mut sample = cases::sample(&tally, shape);
+                let mut sample = sample(&tally, shape);
                 sample.set(Figure::BrokerCpuUs, used * 1e6 / tally.answers as f64);
                 entrant.samples[index].push(sample);
                 entrant.foreign_max = entrant.foreign_max.max(meter.read()?.foreign);

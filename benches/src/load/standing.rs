@@ -10,16 +10,16 @@ use rustmq_config::Poll;
 use rustmq_protocol::{ListOffsets, OffsetAt, RequestKind};
 use rustmq_sys::cpu;
 
+use super::bench::sample;
 use super::broker::Broker;
-use super::cases::{
-    Shape, WAL_SETS, client_endpoint, fill, on_client, produce, sample, shape, topic_of,
-};
+use super::cases::{Shape, shape};
 use super::crowd::Crowd;
 use super::drive::{Period, Tally};
 use super::hop;
 use super::machine::Cores;
 use super::meter;
 use super::partitions::rotate;
+use super::producers::{WAL_SETS, client_endpoint, fill, on_client, produce, topic_of};
 use super::rounds::{Figure, Sample};
 use super::starts::{self, Stopped};
 use super::wire::{self, Link, ProduceFrame, Target};
