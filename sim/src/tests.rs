@@ -122,6 +122,15 @@ fn a_full_log_does_not_use_up_what_it_keeps_for_log_starts() {
     }
 }
 
+/// While a shard ended whose catalogue could not be written, who had the next turn wrote again.
+#[test]
+fn nothing_is_written_to_a_catalogue_whose_write_has_failed() {
+    let options = Options { images_per_seed: 100, network: false, ..options(false) };
+    let found =
+        Simulator::new(options).run(2_031_057).map_err(|finding| finding.failure.to_string());
+    assert!(found.is_ok(), "{found:?}");
+}
+
 #[test]
 fn a_forger_hits_the_beginning_of_a_page() {
     let world = forge(|world, choice, _| forgery::block_in_a_record(world, choice));

@@ -41,6 +41,7 @@ const MARK_AFTER: Duration = Duration::from_millis(50);
 /// Commands are written one after another: who holds the turn has the log to itself. Invariant: the
 /// shard's image is the log's state whenever the turn is free.
 pub(crate) struct Catalogue {
+    /// `None` before the start, and once a write has failed.
     log: RefCell<Option<CatalogueLogFiles>>,
     turn_taken: Cell<bool>,
     turn: WaitList,
@@ -115,13 +116,15 @@ impl Catalogue {
             shard.install(&command);
             return Ok(());
         }
-        let mut log = self.log.borrow_mut().take().expect("who has the turn has the log");
+        let Some(mut log) = self.take_log() else { return Err(CommandError::Failed) };
         let image = shard.image.borrow().clone();
-        let written = log.write(&image, &[&command], effect).await;
-        *self.log.borrow_mut() = Some(log);
-        match written {
-            Ok(true) => {}
-            Ok(false) => return Err(CommandError::Full),
+        match log.write(&image, &[&command], effect).await {
+            Ok(has_room) => {
+                *self.log.borrow_mut() = Some(log);
+                if !has_room {
+                    return Err(CommandError::Full);
+                }
+            }
             Err(error) => {
                 shard.fail(error);
                 return Err(CommandError::Failed);
@@ -133,6 +136,12 @@ impl Catalogue {
             .await;
         runtime::spawn(Class::Background, mark_later(Rc::clone(shard)));
         Ok(())
+    }
+
+    /// The log, for whoever has the turn. It is gone for good once a write has failed, which is not
+    /// tried again: who has the turn until the shard has ended gets none.
+    fn take_log(&self) -> Option<CatalogueLogFiles> {
+        self.log.borrow_mut().take()
     }
 
     /// Sends a question to every other shard and waits for all answers.
@@ -206,13 +215,13 @@ async fn mark_later(shard: Rc<Shard>) {
         return;
     };
     catalogue.take_turn().await;
-    let mut log = catalogue.log.borrow_mut().take().expect("who has the turn has the log");
-    let marked = log.mark().await;
-    *catalogue.log.borrow_mut() = Some(log);
-    catalogue.give_turn();
-    if let Err(error) = marked {
-        shard.fail(error);
+    if let Some(mut log) = catalogue.take_log() {
+        match log.mark().await {
+            Ok(()) => *catalogue.log.borrow_mut() = Some(log),
+            Err(error) => shard.fail(error),
+        }
     }
+    catalogue.give_turn();
 }
 
 /// Forgets deleted topics once no segment of any shard names them.
