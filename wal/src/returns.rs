@@ -3,7 +3,8 @@
 
 use std::collections::VecDeque;
 
-/// Producers of one block that are followed, and those that are away: 32. More of them fill blocks without anybody's waiting.
+/// Producers of one block that are followed, and those that are away: 32. More of them fill blocks
+/// without anybody's waiting.
 const PRODUCERS_MAX: usize = 32;
 
 /// A return counts for an eighth in the mean.
