@@ -1,5 +1,6 @@
 //! Group commit: when the entries that wait are closed into a block.
 
+use crate::mean::RunningMean;
 use crate::returns::Returns;
 
 /// What an acknowledgement of the leader stands for.
@@ -50,9 +51,6 @@ const BLOCKS_UNTIL_RETRY: u32 = 64;
 /// of the longest waits. One flush would be just the round trip of a few on a fast disk.
 const RETURN_FLUSHES: u64 = 2;
 
-/// A flush time counts for an eighth in the estimate.
-const FLUSH_WEIGHT: u64 = 8;
-
 /// Decides when a block closes. One per WAL, on its shard.
 ///
 /// One write is in flight at a time; what arrives meanwhile is the next block. An idle WAL closes a
@@ -79,7 +77,7 @@ pub struct GroupCommit {
     waiting_at_wait: Option<u32>,
     waits_in_vain: u32,
     blocks_until_retry: u32,
-    flush_ns: Option<u64>,
+    flush: RunningMean,
     latest_producer: Option<(u64, u64)>,
     /// The last time another producer than the latest one appended.
     other_producer_at: Option<u64>,
@@ -110,7 +108,7 @@ impl GroupCommit {
             waiting_at_wait: None,
             waits_in_vain: 0,
             blocks_until_retry: 0,
-            flush_ns: None,
+            flush: RunningMean::default(),
             latest_producer: None,
             other_producer_at: None,
             returns: Returns::default(),
@@ -169,10 +167,7 @@ impl GroupCommit {
     pub fn handle_written(&mut self, now_ns: u64, flush_ns: Option<u64>) {
         let ended = self.in_flight.take().expect("only what was begun can end");
         if let Some(measured) = flush_ns {
-            self.flush_ns = Some(match self.flush_ns {
-                None => measured,
-                Some(known) => known - known / FLUSH_WEIGHT + measured / FLUSH_WEIGHT,
-            });
+            self.flush.add(measured);
         }
         match (ended, self.policy) {
             (InFlight::Block, FlushPolicy::Always) => {
@@ -205,7 +200,7 @@ impl GroupCommit {
     /// The flush time that waits are measured by, once there was a flush.
     #[must_use]
     pub fn flush_ns(&self) -> Option<u64> {
-        self.flush_ns
+        self.flush.ns()
     }
 
     fn poll_waiting(&mut self, now_ns: u64) -> Commit {
@@ -238,7 +233,7 @@ impl GroupCommit {
 
     /// Until when it may pay to hold the open block back.
     fn straggler_wait(&self, now_ns: u64) -> Option<u64> {
-        let flush_ns = self.flush_ns?;
+        let flush_ns = self.flush.ns()?;
         let wait_max_ns = flush_ns.min(STRAGGLER_WAIT_NS_MAX);
         let pays = self.policy == FlushPolicy::Always
             && !self.crowded

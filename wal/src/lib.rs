@@ -68,6 +68,7 @@ pub mod catalogue;
 
 mod bytes;
 mod checksum;
+mod mean;
 mod returns;
 
 pub use block::{

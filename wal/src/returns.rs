@@ -3,12 +3,11 @@
 
 use std::collections::VecDeque;
 
+use crate::mean::RunningMean;
+
 /// Producers of one block that are followed, and those that are away: 32. More of them fill blocks
 /// without anybody's waiting.
 const PRODUCERS_MAX: usize = 32;
-
-/// A return counts for an eighth in the mean.
-const WEIGHT: u64 = 8;
 
 /// The longest time that counts: 10 ms. Whoever stays away longer is not soon remembered for it.
 const RETURN_NS_MAX: u64 = 10_000_000;
@@ -25,7 +24,7 @@ pub(crate) struct Returns {
     in_flight: Vec<u64>,
     /// Who was answered, when, and has not come back. Oldest first.
     away: VecDeque<(u64, u64)>,
-    mean_ns: Option<u64>,
+    mean: RunningMean,
 }
 
 impl Returns {
@@ -36,7 +35,7 @@ impl Returns {
         }
         let place = self.away.iter().position(|(who, _)| *who == producer);
         if let Some((_, answered_at)) = place.and_then(|place| self.away.remove(place)) {
-            self.count(now_ns.saturating_sub(answered_at));
+            self.count(answered_at, now_ns);
         }
         if self.open.len() < PRODUCERS_MAX && !self.open.contains(&producer) {
             self.open.push(producer);
@@ -59,7 +58,7 @@ impl Returns {
             if self.away.len() == PRODUCERS_MAX
                 && let Some((_, answered_at)) = self.away.pop_front()
             {
-                self.count(now_ns.saturating_sub(answered_at));
+                self.count(answered_at, now_ns);
             }
             self.away.push_back((producer, now_ns));
         }
@@ -67,15 +66,11 @@ impl Returns {
 
     /// The mean, once anybody was answered.
     pub(crate) fn mean_ns(&self) -> Option<u64> {
-        self.mean_ns
+        self.mean.ns()
     }
 
-    fn count(&mut self, returned_ns: u64) {
-        let returned_ns = returned_ns.min(RETURN_NS_MAX);
-        self.mean_ns = Some(match self.mean_ns {
-            None => returned_ns,
-            Some(mean) => mean - mean / WEIGHT + returned_ns / WEIGHT,
-        });
+    fn count(&mut self, answered_at: u64, now_ns: u64) {
+        self.mean.add(now_ns.saturating_sub(answered_at).min(RETURN_NS_MAX));
     }
 }
 
