@@ -121,16 +121,33 @@ pub(crate) async fn read_reach(
     Ok(decode_reach(&page[from..], header))
 }
 
-/// The page of a mark, to be written where [`reach_position`] says.
+/// Writes a mark, durably.
+pub(crate) async fn write_reach(
+    file: &File,
+    header: &SegmentHeader,
+    reach: u64,
+    pool: &BufferPool,
+) -> io::Result<()> {
+    let (page, position) = reach_page(header, reach, pool)?;
+    file.write_durable(page, position).await
+}
+
+/// The page of a mark, and where it lies.
 pub(crate) fn reach_page(
     header: &SegmentHeader,
     reach: u64,
     pool: &BufferPool,
-) -> io::Result<Slice> {
+) -> io::Result<(Slice, u64)> {
     let mut buffer = take_buffer(pool, REACH_BYTES)?;
     let page = buffer.first_chunk_mut().expect("a buffer has at least a page");
     encode_reach(header, reach, page);
-    Ok(buffer.freeze().slice(0..REACH_BYTES))
+    Ok((buffer.freeze().slice(0..REACH_BYTES), reach_position(header.segment_bytes)))
+}
+
+/// Writes both side by side, each to its position: durable when this returns.
+pub(crate) async fn write_both_durable(file: &File, writes: [(Slice, u64); 2]) -> io::Result<()> {
+    let writes = writes.into_iter().map(|(memory, position)| file.write_durable(memory, position));
+    all(writes).await.into_iter().collect()
 }
 
 /// Reads any range of a file; the answer is the pages around it and where in them it begins.

@@ -20,7 +20,7 @@ use rustmq_sys::clock;
 use rustmq_sys::file::File;
 use rustmq_sys::runtime::{self, Class};
 use rustmq_wal::footer;
-use rustmq_wal::reach::{next_reach, reach_position};
+use rustmq_wal::reach::next_reach;
 use rustmq_wal::read_plan::Piece;
 use rustmq_wal::{
     BlockBuilder, BlockFlags, BlockSequence, Chain, DIRECTORY_CAPACITY_MIN, EntryMeta,
@@ -33,11 +33,11 @@ use crate::checkpoint::CheckpointBlocks;
 use crate::error::ShardError;
 use crate::index_cache::{IndexCache, Table};
 use crate::limits::FLUSH_STALL_MS;
-use crate::notify::{Notify, WaitList, all};
+use crate::notify::{Notify, WaitList};
 use crate::random;
 use crate::segment_io::{
     create_segment, header_page, reach_page, read_pieces, read_range, store_footer, take_buffer,
-    write_header,
+    write_both_durable, write_header, write_reach,
 };
 use crate::shard::Shard;
 
@@ -402,8 +402,7 @@ impl SegmentFiles {
         {
             let header = self.active_header();
             let failed = |error: io::Error| self.device_error("writing a mark in", &error);
-            let page = reach_page(&header, next, &self.pool).map_err(failed)?;
-            file.write_durable(page, reach_position(segment_bytes)).await.map_err(failed)?;
+            write_reach(file, &header, next, &self.pool).await.map_err(failed)?;
             self.reach.set(next);
             return Ok(None);
         }
@@ -418,12 +417,8 @@ impl SegmentFiles {
         sealed: &SealedBlock,
         reach: u64,
     ) -> io::Result<()> {
-        let header = self.active_header();
-        let page = reach_page(&header, reach, &self.pool)?;
-        let writes = [(memory, sealed.position), (page, reach_position(header.segment_bytes))];
-        let writes = writes.into_iter();
-        let written = all(writes.map(|(memory, at)| file.write_durable(memory, at))).await;
-        written.into_iter().collect::<io::Result<()>>()?;
+        let mark = reach_page(&self.active_header(), reach, &self.pool)?;
+        write_both_durable(file, [(memory, sealed.position), mark]).await?;
         self.reach.set(reach);
         Ok(())
     }
@@ -776,15 +771,11 @@ impl SegmentFiles {
     ) -> Result<(Vec<(Vec<EntryMeta>, SealedBlock)>, u64), ShardError> {
         let file = self.file(header.slot);
         let failed = |error: io::Error| self.device_error("beginning a segment in", &error);
-        let segment_bytes = header.segment_bytes;
-        let begin = SEGMENT_HEADER_BYTES as u64;
-        let mut reach =
-            next_reach(segment_bytes, 0, begin).expect("a segment has no mark at first");
-        let header_page = header_page(header, &self.pool).map_err(failed)?;
+        let mut reach = next_reach(header.segment_bytes, 0, SEGMENT_HEADER_BYTES as u64)
+            .expect("a segment has no mark at first");
+        let page = header_page(header, &self.pool).map_err(failed)?;
         let mark = reach_page(header, reach, &self.pool).map_err(failed)?;
-        let pages = [(header_page, 0), (mark, reach_position(segment_bytes))].into_iter();
-        let pages = all(pages.map(|(page, at)| file.write_durable(page, at))).await;
-        pages.into_iter().collect::<io::Result<()>>().map_err(failed)?;
+        write_both_durable(&file, [(page, 0), mark]).await.map_err(failed)?;
         let mut written = Vec::new();
         while let Some((mut builder, mut buffer, flags)) = blocks.next(&self.pool)? {
             let sealed = self.seal(&mut builder, &mut buffer, flags);
@@ -794,9 +785,8 @@ impl SegmentFiles {
         }
         // Nothing of it counts before the seal block that leads to it, so here a mark may come after blocks.
         let end = self.chain.borrow().point().position;
-        if let Some(next) = next_reach(segment_bytes, reach, end) {
-            let mark = reach_page(header, next, &self.pool).map_err(failed)?;
-            file.write_durable(mark, reach_position(segment_bytes)).await.map_err(failed)?;
+        if let Some(next) = next_reach(header.segment_bytes, reach, end) {
+            write_reach(&file, header, next, &self.pool).await.map_err(failed)?;
             reach = next;
         }
         Ok((written, reach))
