@@ -285,26 +285,37 @@ impl Bench {
     }
 
     fn echo(&self, address: SocketAddr, shape: Shape, period: Period) -> Result<Sample> {
-        let frames = vec![echo_frame(address, shape); shape.producers];
-        self.echo_frames(frames, shape, period)
+        self.closed_loop(vec![echo_producer(address, shape); shape.producers], shape, period)
     }
 
+    /// A producer of the server that is nothing but QUIC beside one of batches of 1 MiB, whose answers
+    /// do not count.
     fn bare_beside(&self, shape: Shape, period: Period) -> Result<Sample> {
-        let address = self.ends(shape.mtu)?.bare;
-        let large = client::Producer { counts: false, ..echo_frame(address, of_1mib(shape)) };
-        self.echo_frames(vec![echo_frame(address, shape), large], shape, period)
+        let address = self.ends.bare;
+        let large = client::Producer { counts: false, ..echo_producer(address, of_1mib(shape)) };
+        self.closed_loop(vec![echo_producer(address, shape), large], shape, period)
     }
 
-    fn echo_frames(
+    /// The same of the broker.
+    fn beside(&self, shape: Shape, period: Period) -> Result<Sample> {
+        let Ends { broker, targets, .. } = &self.ends;
+        let (last, others) = targets.split_last().context("the topic has partitions")?;
+        let mut producers = senders(broker, others, shape, self.cores)?;
+        let large = senders(broker, std::slice::from_ref(last), of_1mib(shape), self.cores)?;
+        producers.extend(large.into_iter().map(|it| client::Producer { counts: false, ..it }));
+        self.closed_loop(producers, shape, period)
+    }
+
+    fn closed_loop(
         &self,
-        frames: Vec<client::Producer>,
+        producers: Vec<client::Producer>,
         shape: Shape,
         period: Period,
     ) -> Result<Sample> {
         let certs = self.ends(shape.mtu)?.broker.certs();
         let runtime = client_runtime(self.cores, self.polling);
         let Shape { window, mtu, .. } = shape;
-        let tally = client::closed_loop(&certs, runtime, frames, window, mtu, period)?;
+        let tally = client::closed_loop(&certs, runtime, producers, window, mtu, period)?;
         Ok(sample(&tally, shape))
     }
 
@@ -496,20 +507,6 @@ impl Bench {
         Ok(sample)
     }
 
-    /// The producers of the shape beside one of batches of 1 MiB, whose answers do not count.
-    fn beside(&self, shape: Shape, period: Period) -> Result<Sample> {
-        let Ends { broker, targets, .. } = &self.ends;
-        let (last, others) = targets.split_last().context("the topic has partitions")?;
-        let mut producers = senders(broker, others, shape, self.cores)?;
-        let large = senders(broker, std::slice::from_ref(last), of_1mib(shape), self.cores)?;
-        let large = large.into_iter().map(|large| client::Producer { counts: false, ..large });
-        producers.extend(large);
-        let runtime = client_runtime(self.cores, self.polling);
-        let Shape { window, mtu, .. } = shape;
-        let tally = client::closed_loop(&broker.certs(), runtime, producers, window, mtu, period)?;
-        Ok(sample(&tally, shape))
-    }
-
     fn open_loop_rate(&self) -> Result<f64> {
         let half = self.closed_loop_rate.map(|rate| rate / 2.0);
         self.rate
@@ -524,7 +521,7 @@ fn of_1mib(shape: Shape) -> Shape {
 }
 
 /// A producer of requests for the server that is nothing but QUIC.
-fn echo_frame(address: SocketAddr, shape: Shape) -> client::Producer {
+fn echo_producer(address: SocketAddr, shape: Shape) -> client::Producer {
     let target = Target::echo(address);
     let frame = ProduceFrame::new(&target, NO_BROKER, shape.records, shape.value_bytes);
     client::Producer { target, frame, says_hello: false, counts: true }

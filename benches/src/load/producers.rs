@@ -16,7 +16,7 @@ use super::cases::{Shape, shape};
 use super::drive::{Period, Producer, Tally};
 use super::machine::Cores;
 use super::mtu::{Mtu, Sender};
-use super::tail::{self};
+use super::tail;
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
 use super::{client, device, tls};
 

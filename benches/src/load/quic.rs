@@ -30,6 +30,9 @@ pub(super) const RECEIVE_BYTES: usize = 8 << 20;
 /// The largest payload that IP carries: a train of datagrams has to stay below it.
 pub(super) const TRAIN_BYTES_MAX: usize = 65_507;
 
+/// Trains of up to 64 KiB that one connection sends before the others have their turn.
+const TRAINS_A_TURN: usize = 4;
+
 /// One end of a connection.
 pub trait Peer {
     /// Takes the connection's events, reads, and writes.
@@ -51,7 +54,10 @@ pub struct Driver<P> {
     links: BTreeMap<ConnectionHandle, Link<P>>,
     /// Who serves those who come.
     accept: Option<fn() -> P>,
+    /// Who has to be served.
     dirty: Vec<ConnectionHandle>,
+    /// Who has more to send than its share, and is served again in the next turn.
+    unfinished: Vec<ConnectionHandle>,
     buffer: Vec<u8>,
 }
 
@@ -68,9 +74,6 @@ impl<P: Peer> Link<P> {
         self.deadline.into_iter().chain(self.peer.wakes_at()).min()
     }
 }
-
-/// Trains of up to 64 KiB that one connection sends before the others have their turn.
-const TRAINS_A_TURN: usize = 4;
 
 /// A socket on a port of its own on this host.
 pub fn bind() -> Result<UdpSocket> {
@@ -103,6 +106,7 @@ impl<P: Peer> Driver<P> {
             links: BTreeMap::new(),
             accept,
             dirty: Vec::new(),
+            unfinished: Vec::new(),
             buffer: Vec::with_capacity(TRAIN_BYTES_MAX + 1),
         }
     }
@@ -138,7 +142,7 @@ impl<P: Peer> Driver<P> {
     }
 
     fn receive(&mut self, buffers: &mut ReceiveBuffers, now: Instant) {
-        let Self { socket, quic, links, accept, dirty, buffer } = self;
+        let Self { socket, quic, links, accept, dirty, buffer, .. } = self;
         let mut arrived = Vec::new();
         let received = socket.recv_trains(buffers, |meta, mut train| {
             while !train.is_empty() {
@@ -176,9 +180,9 @@ impl<P: Peer> Driver<P> {
         }
     }
 
-    /// Serves whoever had news. Who has more to send than its share is served again in the next turn.
+    /// Serves whoever had news.
     fn drive(&mut self, now: Instant) {
-        for handle in std::mem::take(&mut self.dirty) {
+        while let Some(handle) = self.dirty.pop() {
             let Some(link) = self.links.get_mut(&handle) else { continue };
             link.dirty = false;
             link.peer.serve(&mut link.quic);
@@ -190,13 +194,14 @@ impl<P: Peer> Driver<P> {
                 }
             }
             if !send(&self.socket, &mut link.quic, &mut self.buffer, now) {
-                mark(&mut self.dirty, handle, &mut link.dirty);
+                mark(&mut self.unfinished, handle, &mut link.dirty);
             }
             link.deadline = link.quic.poll_timeout();
             if drained && self.accept.is_some() {
                 self.links.remove(&handle);
             }
         }
+        std::mem::swap(&mut self.dirty, &mut self.unfinished);
     }
 }
 
