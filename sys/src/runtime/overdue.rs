@@ -1,11 +1,10 @@
 //! When a thread that does not sleep should let the kernel's own threads have the core for once.
 //!
 //! A write that is one operation (`RWF_DSYNC`) ends on a kernel thread of the core that was told of its
-//! end, which [`give_way_to_wakeups`](crate::cpu::give_way_to_wakeups) lets run at once: nearly always. The
-//! scheduler passes over a thread that has run a little more than its share a moment ago, as one
-//! has that comes for the write and then for its flush, and looks again at the next tick, up to 4 ms
-//! later (Linux 6.18, `check_preempt_wakeup_fair`). Nothing of the running thread tells it apart from a
-//! slow device, so whoever waits for long pauses.
+//! end. [`give_way_to_wakeups`](crate::cpu::give_way_to_wakeups) lets that run at once, but for now and
+//! then: woken soon after it has run, it may be passed over until the next tick, up to 4 ms later (seen
+//! on Linux 6.18; `docs/adr/0007-writing-through.md`). The running thread cannot tell that from a slow
+//! device, so it pauses whenever a write takes long.
 
 use std::time::{Duration, Instant};
 
