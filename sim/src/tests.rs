@@ -124,6 +124,12 @@ fn a_full_log_does_not_use_up_what_it_keeps_for_log_starts() {
     assert_eq!(run_again(2_014_705), Ok(()));
 }
 
+/// Starts that were cut short took a page each of what a full log needs to delete its oldest records.
+#[test]
+fn a_full_log_is_not_used_up_by_starts() {
+    assert_eq!(run_again(2_033_561), Ok(()));
+}
+
 /// While a shard ended whose catalogue could not be written, who had the next turn wrote again.
 #[test]
 fn nothing_is_written_to_a_catalogue_whose_write_has_failed() {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustmq_checker::{Partition, Value};
-use rustmq_client::{ErrorCode, NewTopic};
+use rustmq_client::{ErrorCode, NewTopic, OffsetAt, PartitionId};
 use rustmq_protocol::{ProduceResponse, ProducerStamp};
 
 use crate::support::broker::{Backend, Node, on_each_backend};
@@ -21,6 +21,13 @@ const VALUE_BYTES: usize = 128 << 10;
 
 /// Starts after which a full log should have no page left: many times what one of 1 MiB keeps back.
 const STARTS_MAX: usize = 200;
+
+/// Starts that leave a log of segments of 1 MiB no page, if each takes one: it keeps 32 back, and has
+/// fewer than a record's more.
+const STARTS: usize = 48;
+
+/// Bytes of each value of a log that drops its oldest.
+const SMALL_VALUE_BYTES: usize = 32 << 10;
 
 /// Records after which a log that still takes more is not full but endless.
 const RECORDS_MAX: u64 = 2_000;
@@ -179,6 +186,84 @@ on_each_backend! {
     }
 }
 
+on_each_backend! {
+    /// Each start takes a page of what a full log keeps back. One that drops its oldest records does so
+    /// before starts alone have used up all of it.
+    fn a_full_log_that_drops_its_oldest_outlasts_any_number_of_starts(
+        backend: Backend
+    ) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?
+            .set("wal.capacity_bytes", "4MiB")
+            .set("wal.when_full", "delete_oldest")
+            .set("test.retention_check_ms", 50);
+        let dir = node.data_dir().to_owned();
+        let mut broker = node.start()?;
+        Cli::new(&dir).create_topic("ring", 1)?;
+        let told = Recorder::default();
+        let filled_to = client::runtime()?.block_on(until_nearly_dropped(&dir, "ring", &told))?;
+        for _ in 0..STARTS {
+            broker.kill_running()?;
+            broker = node.start()?;
+        }
+        let after = client::runtime()?.block_on(async {
+            let client = client::connect(&dir).await?;
+            let before = reading::read(&client, "ring", 0, &told).await?;
+            ensure!(filled_to < before.from, "no start dropped anything");
+            append(&dir, "ring", &told, 300).await?;
+            let after = reading::read(&client, "ring", 0, &told).await?;
+            client.close().await;
+            anyhow::Ok(after)
+        })?;
+        let end = after.from + after.records.len() as u64;
+        ensure!(end == told.lock().acknowledged(), "the log ends at {end}");
+        told.check()?;
+        broker.stop()
+    }
+}
+
+/// Appends to a log that drops its oldest until one record more would make it do so; gives where it
+/// begins.
+async fn until_nearly_dropped(dir: &Path, topic: &str, told: &Recorder) -> Result<u64> {
+    let client = client::connect(dir).await?;
+    let mut begins = 0;
+    // How many records lie between two segments that are dropped; the first is not counted whole.
+    let (mut between, mut since) = (None, 0);
+    for _ in 0..RECORDS_MAX {
+        append(dir, topic, told, 1).await?;
+        since += 1;
+        let now = reading::offset_at(&client, topic, PartitionId(0), OffsetAt::Earliest).await?;
+        if begins < now {
+            between = (0 < begins).then_some(since);
+            (begins, since) = (now, 0);
+        }
+        if between.is_some_and(|between| between <= since + 1) {
+            client.close().await;
+            return Ok(begins);
+        }
+    }
+    bail!("{RECORDS_MAX} records fit")
+}
+
+/// Appends so many records, which the log has to take.
+async fn append(dir: &Path, topic: &str, told: &Recorder, count: u64) -> Result<()> {
+    let info = raw::topic(dir, topic).await?;
+    let mut raw = Raw::greeted(dir).await?;
+    let first = told.lock().acknowledged();
+    for number in first..first + count {
+        let value = padded(SMALL_VALUE_BYTES, &number.to_string());
+        let send = told.lock().begin_send(PRODUCER, PARTITION, Value::of(value.as_bytes()));
+        let batch = raw::batch(&[&value], ProducerStamp::NONE);
+        let frame = raw::produce_frame(&info, 0, &batch)?;
+        let (header, body) = raw.ask_bytes(&frame).await?;
+        let code = header.error_code();
+        ensure!(code == ErrorCode::Ok, "record {number} is answered {code}");
+        let offset = ProduceResponse::decode(&body)?.base_offset.0;
+        told.lock().acknowledge(send, Some(offset));
+    }
+    Ok(())
+}
+
 /// Appends until there is no room.
 fn fill(dir: &Path, topic: &str, told: &Recorder) -> Result<()> {
     client::runtime()?.block_on(async {
@@ -213,7 +298,12 @@ fn fill(dir: &Path, topic: &str, told: &Recorder) -> Result<()> {
 
 /// A value of [`VALUE_BYTES`] that ends like this.
 fn value(end: &str) -> String {
-    "x".repeat(VALUE_BYTES - end.len()) + end
+    padded(VALUE_BYTES, end)
+}
+
+/// A value of so many bytes that ends like this.
+fn padded(bytes: usize, end: &str) -> String {
+    "x".repeat(bytes - end.len()) + end
 }
 
 /// Every record that was acknowledged is served, from the first one on, and none that was refused.

@@ -220,14 +220,62 @@ fn frees_oldest(shard: &Shard, wal: &WalWriter, expired: &[(u32, Offset)]) -> bo
 
 /// A full WAL that is told to drops its oldest segment, whoever's records are in it.
 async fn drop_oldest(shard: &Rc<Shard>, wal: &Rc<WalWriter>) {
-    let oldest = wal.files.segments().oldest_sealed().map(|segment| segment.header.sequence);
-    let Some(oldest) = oldest else { return };
-    let ends: Vec<_> = wal.files.segments().ends_in(oldest).collect();
-    let starts = {
-        let partitions = shard.partitions.borrow();
-        ends.into_iter().filter_map(|(id, end)| Some((partitions.tag(id)?, end))).collect()
-    };
-    let dropped = advance_log_starts(shard, wal, starts).await;
+    let dropped = advance_log_starts(shard, wal, ends_of_oldest(shard, wal)).await;
+    count_dropped(shard, wal, dropped);
+}
+
+/// Lets a full WAL that is told to drop its oldest segment do so with the block that says that this
+/// start happened, which the caller writes next. Each start takes one of the pages that are kept back
+/// for log starts: broken off again and again before anybody asks for room, starts alone would use
+/// them up.
+pub(crate) async fn drop_oldest_at_start(
+    shard: &Rc<Shard>,
+    wal: &Rc<WalWriter>,
+) -> Result<(), ShardError> {
+    if !wal.files.policy().delete_oldest || !wal.files.is_at_reserve() {
+        return Ok(());
+    }
+    // Whether the disk has space for another segment is not known before it is tried.
+    wal.files.make_spare().await?;
+    if !wal.files.uses_reserve() {
+        return Ok(());
+    }
+    // The log starts of a start that was broken off may free it already, once they are durable again.
+    wal.files.flush().await?;
+    free(shard, wal).await?;
+    if !wal.files.uses_reserve() {
+        return Ok(());
+    }
+    let mut dropped = 0;
+    for (tag, to) in ends_of_oldest(shard, wal) {
+        // What does not fit waits for the next start, or for a request that asks for room.
+        if !wal.has_room_for_log_start(shard) {
+            break;
+        }
+        let mut partitions = shard.partitions.borrow_mut();
+        let Some(partition) = partitions.get_mut(tag) else { continue };
+        let from = partition.engine.log_start_offset();
+        if partition.engine.advance_log_start(to).is_none() {
+            continue;
+        }
+        let start = partition.engine.log_start_offset();
+        wal.put_first(partition.note(EntryKind::LogStart, start, tag));
+        dropped += start.0 - from.0;
+    }
+    count_dropped(shard, wal, dropped);
+    Ok(())
+}
+
+/// The log starts behind everything in the oldest segment.
+fn ends_of_oldest(shard: &Shard, wal: &WalWriter) -> Vec<(u32, Offset)> {
+    let segments = wal.files.segments();
+    let Some(oldest) = segments.oldest_sealed() else { return Vec::new() };
+    let partitions = shard.partitions.borrow();
+    let ends = segments.ends_in(oldest.header.sequence);
+    ends.filter_map(|(id, end)| Some((partitions.tag(id)?, end))).collect()
+}
+
+fn count_dropped(shard: &Shard, wal: &WalWriter, dropped: u64) {
     if 0 < dropped {
         shard.metrics.borrow_mut().counters.records_dropped_full += dropped;
         tracing::warn!(wal = %wal.files.id(), dropped, "the WAL is full: its oldest records are dropped");

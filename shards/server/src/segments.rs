@@ -320,7 +320,12 @@ impl SegmentFiles {
 
     /// Is the WAL so full that only log starts may still be written?
     pub(crate) fn uses_reserve(&self) -> bool {
-        self.is_full() && !self.segments.borrow().fits(self.reserved_bytes, 1)
+        self.is_full() && self.is_at_reserve()
+    }
+
+    /// Is no more of the active segment left than a full WAL keeps back?
+    pub(crate) fn is_at_reserve(&self) -> bool {
+        !self.segments.borrow().fits(self.reserved_bytes, 1)
     }
 
     fn reserved(segment_bytes: u64) -> usize {

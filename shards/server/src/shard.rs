@@ -368,6 +368,7 @@ impl Shard {
         let index = self.wals.borrow().len();
         self.wals.borrow_mut().push(Rc::clone(&wal));
         self.adopt(id, index, opened.replayed).map_err(|why| ShardError::Refused { dir, why })?;
+        housekeeping::drop_oldest_at_start(self, &wal).await?;
         if let Err(why) = wal.room_for_start().await? {
             return Err(ShardError::Refused { dir: wal.files.dir().to_owned(), why });
         }

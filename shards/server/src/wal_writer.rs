@@ -166,17 +166,18 @@ impl WalWriter {
 
     /// Waits until an entry without a payload fits, which may use what a full WAL keeps back.
     pub(crate) async fn room_for_log_start(&self, shard: &Shard) {
-        self.note_room
-            .until(|| {
-                let (block_bytes, entry_count) = {
-                    let open = self.open.borrow();
-                    let block_bytes = open.builder.sealed_bytes() + ENTRY_HEADER_BYTES;
-                    (block_bytes, open.builder.entries().len() + 2)
-                };
-                let writable = self.files.can_write(block_bytes, entry_count);
-                (writable && self.find_memory(shard, ENTRY_HEADER_BYTES)).then_some(())
-            })
-            .await;
+        self.note_room.until(|| self.has_room_for_log_start(shard).then_some(())).await;
+    }
+
+    /// Does an entry without a payload fit, also into what a full WAL keeps back?
+    pub(crate) fn has_room_for_log_start(&self, shard: &Shard) -> bool {
+        let (block_bytes, entry_count) = {
+            let open = self.open.borrow();
+            let block_bytes = open.builder.sealed_bytes() + ENTRY_HEADER_BYTES;
+            (block_bytes, open.builder.entries().len() + 2)
+        };
+        self.files.can_write(block_bytes, entry_count)
+            && self.find_memory(shard, ENTRY_HEADER_BYTES)
     }
 
     /// Puts an entry into the open block: `fill` writes the payload and describes it, or takes it
@@ -186,6 +187,20 @@ impl WalWriter {
         &self,
         bytes: usize,
         producer: u64,
+        fill: impl FnOnce(&mut [u8]) -> Result<Option<EntryMeta>, E>,
+    ) -> Result<Option<(Ticket, EntryMeta)>, E> {
+        let put = self.push(bytes, fill)?;
+        if put.is_some() {
+            self.commit.borrow_mut().handle_append(self.now_ns(), producer);
+            self.changed.notify();
+        }
+        Ok(put)
+    }
+
+    /// Puts an entry into the open block, which nobody is asked to write.
+    fn push<E>(
+        &self,
+        bytes: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<Option<EntryMeta>, E>,
     ) -> Result<Option<(Ticket, EntryMeta)>, E> {
         let mut open = self.open.borrow_mut();
@@ -199,8 +214,6 @@ impl WalWriter {
         entry.payload = range.start as u32..range.end as u32;
         builder.push(entry.clone());
         open.first_put.get_or_insert_with(clock::now);
-        self.commit.borrow_mut().handle_append(self.now_ns(), producer);
-        self.changed.notify();
         Ok(Some((open.ticket, entry)))
     }
 
@@ -209,6 +222,13 @@ impl WalWriter {
         let key = u64::from(note.tag);
         let put = self.put(0, key, |_| Ok::<_, std::convert::Infallible>(Some(note)));
         put.ok().flatten().map(|(ticket, _)| ticket)
+    }
+
+    /// Puts an entry without a payload into the first block, which the start itself writes. There is
+    /// room for it.
+    pub(crate) fn put_first(&self, note: EntryMeta) {
+        let put = self.push(0, |_| Ok::<_, std::convert::Infallible>(Some(note)));
+        assert!(matches!(put, Ok(Some(_))), "room was asked for");
     }
 
     /// Waits until the block of `ticket` is durable, or until `deadline`.

@@ -60,7 +60,13 @@ pub(crate) async fn read(
     Ok(Reading { from, records })
 }
 
-async fn offset_at(client: &Client, topic: &str, id: PartitionId, at: OffsetAt) -> Result<u64> {
+/// Where a partition begins or ends.
+pub(crate) async fn offset_at(
+    client: &Client,
+    topic: &str,
+    id: PartitionId,
+    at: OffsetAt,
+) -> Result<u64> {
     let found = bounded("an offset", client.list_offsets(topic, &[id], at)).await??;
     Ok(found.first().context("one answer")?.offset.0)
 }
