@@ -240,8 +240,7 @@ pub(crate) async fn drop_oldest_at_start(
     if !wal.files.uses_reserve() {
         return Ok(());
     }
-    // The log starts of a start that was broken off may free it already, once they are durable again.
-    wal.files.flush().await?;
+    // The log starts of a start that was broken off may free it already.
     free(shard, wal).await?;
     if !wal.files.uses_reserve() {
         return Ok(());

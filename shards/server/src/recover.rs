@@ -4,13 +4,17 @@
 //! hand out, and does what they ask for: rewrites what may not be durable, frees what was never
 //! used, and makes footers that a crash left out.
 
+mod blocks;
+mod files;
+mod older;
+
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use rustmq_planted::{Bug, planted};
-use rustmq_sys::buffer::BufferPool;
+use rustmq_sys::buffer::{BufferPool, Slice};
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
 use rustmq_wal::recovery::{
@@ -18,18 +22,16 @@ use rustmq_wal::recovery::{
     rebuild, was_in_use,
 };
 use rustmq_wal::{
-    BlockSequence, Chain, FOOTER_TRAILER_BYTES, FooterTrailer, Generation, Incarnation,
-    PartitionSummary, SEGMENT_HEADER_BYTES, Scan, ScanEnd, ScanError, SegmentEnd, SegmentHeader,
+    BlockSequence, Chain, ChainPoint, Generation, Incarnation, ScanEnd, SegmentEnd, SegmentHeader,
     SegmentHeaderError, SegmentIndex, SegmentSequence, SegmentState, Segments, Slot, WalId,
 };
 
+use self::older::Seen;
 use crate::checkpoint::CheckpointBlocks;
 use crate::error::ShardError;
-use crate::notify::all;
 use crate::random;
-use crate::read_through::ReadThrough;
 use crate::replay::Replayed;
-use crate::segment_io::{create_segment, read_range, read_reach, store_footer, write_header};
+use crate::segment_io::{create_segment, read_range, write_header};
 use crate::segments::Recovered;
 
 /// Which WAL to open, and how.
@@ -91,15 +93,6 @@ struct Behind {
     durable_end: BlockSequence,
 }
 
-/// One segment, as its footer or a scan shows it.
-struct Seen {
-    header: SegmentHeader,
-    held: Vec<PartitionSummary>,
-    points: usize,
-    blocks_end: u64,
-    end: Option<SegmentEnd>,
-}
-
 impl Recovery<'_> {
     async fn open(mut self) -> Result<OpenedWal, ShardError> {
         let mut clues = self.read_clues().await?;
@@ -154,72 +147,6 @@ impl Recovery<'_> {
                 }
             }
         }
-    }
-
-    /// Opens every segment file and reads the pages that say which segment it holds.
-    async fn read_clues(&mut self) -> Result<Vec<FileClues>, ShardError> {
-        let dir = &self.setup.dir;
-        let names = match fs::list(dir).await {
-            Ok(names) => {
-                // Whoever made these names may have been killed before they were durable.
-                if !planted(Bug::NamesNotDurable) {
-                    fs::sync_dir(dir).await.map_err(|error| self.device("flushing", &error))?;
-                }
-                names
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir(dir).await.map_err(|error| self.device("creating", &error))?;
-                let parent = dir.parent().unwrap_or(dir);
-                if !planted(Bug::NamesNotDurable) {
-                    fs::sync_dir(parent).await.map_err(|error| self.device("creating", &error))?;
-                }
-                Vec::new()
-            }
-            Err(error) => return Err(self.device("listing", &error)),
-        };
-        let slots: Vec<Slot> = names.iter().filter_map(|name| Slot::from_file_name(name)).collect();
-        let mut clues = Vec::new();
-        for slots in slots.chunks(FILES_AT_ONCE) {
-            for read in all(slots.iter().map(|slot| self.read_clue(*slot))).await {
-                let (file, clue) = read?;
-                self.files.insert(clue.slot, file);
-                clues.push(clue);
-            }
-        }
-        Ok(clues)
-    }
-
-    async fn read_clue(&self, slot: Slot) -> Result<(File, FileClues), ShardError> {
-        const PAGE: u64 = SEGMENT_HEADER_BYTES as u64;
-        let file = fs::open(&self.path(slot)).await;
-        let file = file.map_err(|error| self.device("opening a segment in", &error))?;
-        let bytes = file.bytes();
-        // A file of another size was never finished, or was cut: it has no last page.
-        let pages = match bytes {
-            0..PAGE => [0..0, 0..0, 0..0],
-            _ if bytes < 2 * PAGE => [0..PAGE, 0..0, 0..0],
-            _ if bytes != self.setup.segment_bytes => [0..PAGE, PAGE..2 * PAGE, 0..0],
-            _ => [0..PAGE, PAGE..2 * PAGE, bytes - PAGE..bytes],
-        };
-        let [header, first, last] = pages;
-        let (header_page, at) = self.read(&file, header.clone()).await?;
-        let header_page = match header.is_empty() {
-            true => &[0; SEGMENT_HEADER_BYTES][..],
-            false => &header_page[at..],
-        };
-        let clue = match SegmentHeader::decode(header_page) {
-            // The others are read only to make up headers that say nothing.
-            Ok(header) if header.state == SegmentState::Active => {
-                let (last, at) = self.read(&file, last).await?;
-                FileClues::new(slot, header_page, &[], &last[at..])
-            }
-            _ => {
-                let (first, first_at) = self.read(&file, first).await?;
-                let (last, last_at) = self.read(&file, last).await?;
-                FileClues::new(slot, header_page, &first[first_at..], &last[last_at..])
-            }
-        };
-        Ok((file, clue))
     }
 
     /// Makes the first segment of a new WAL.
@@ -400,198 +327,6 @@ impl Recovery<'_> {
         Ok(behind)
     }
 
-    /// The state of the partitions when the tail's checkpoint is damaged: that of the newest older
-    /// segment with a whole one, and everything behind it.
-    async fn replay_from_older(
-        &self,
-        older: &[Seen],
-        tail: &SegmentHeader,
-        tail_end: &ScanEnd,
-    ) -> Result<(Replayed, Option<SegmentSequence>), ShardError> {
-        let missing = OpenError::MissingCheckpoint { slot: tail.slot, sequence: tail.sequence };
-        let mut next = *tail;
-        let mut from = Vec::new();
-        for seen in older {
-            if seen.header.sequence.next() != next.sequence {
-                break;
-            }
-            from.push((seen.header, next.first_block));
-            let (end, _) = self.scan(&seen.header, next.first_block).await?;
-            if end.checkpoint_complete {
-                tracing::warn!(
-                    file = %self.path(tail.slot).display(),
-                    from = %self.path(seen.header.slot).display(),
-                    "a checkpoint is damaged, and is made up from an older segment"
-                );
-                let mut replayed = Replayed::default();
-                for (header, durable_end) in from.iter().rev() {
-                    self.scan_into(header, *durable_end, &mut replayed).await?;
-                }
-                self.scan_into(tail, tail_end.durable_end, &mut replayed).await?;
-                return Ok((replayed, Some(seen.header.sequence)));
-            }
-            next = seen.header;
-        }
-        Err(self.refuse_open(&missing))
-    }
-
-    /// What an older segment holds: from its footer, or, if a crash left that out or it is damaged,
-    /// from a scan, and then the footer is made up for.
-    async fn see(
-        &mut self,
-        header: &SegmentHeader,
-        next: &SegmentHeader,
-        durable_end: BlockSequence,
-    ) -> Result<(Seen, Option<(ScanEnd, Replayed)>), ShardError> {
-        match self.read_footer(header).await? {
-            Some(seen) => Ok((seen, None)),
-            None => self.see_blocks(header, next, durable_end).await,
-        }
-    }
-
-    async fn see_blocks(
-        &mut self,
-        header: &SegmentHeader,
-        next: &SegmentHeader,
-        durable_end: BlockSequence,
-    ) -> Result<(Seen, Option<(ScanEnd, Replayed)>), ShardError> {
-        let (end, replayed) = self.scan(header, durable_end).await?;
-        // When the seal itself is damaged the next segment says how this one ended.
-        let known = SegmentEnd {
-            blocks_end: end.next.position,
-            next_block: next.first_block,
-            prev_crc: next.prev_crc,
-            incarnation: end.next.incarnation,
-            next: next.as_next(),
-        };
-        let segment_end = end.segment_end().or_else(|| {
-            let joined = header.sequence.next() == next.sequence;
-            (joined && end.corrupt && next.first_block <= durable_end).then_some(known)
-        });
-        let seen = Seen {
-            header: *header,
-            held: end.index.partitions().collect(),
-            points: end.index.point_count(),
-            blocks_end: end.next.position,
-            end: segment_end,
-        };
-        let file = self.file(header.slot);
-        match segment_end {
-            Some(segment_end) if file.bytes() == header.segment_bytes => {
-                self.rewrite(header, &end).await?;
-                let stored = store_footer(&file, header, &end.index, &segment_end, self.pool).await;
-                stored.map_err(|error| self.device("writing a footer in", &error))?;
-                tracing::info!(
-                    file = %self.path(header.slot).display(),
-                    "a segment had no whole footer, and has one now"
-                );
-            }
-            // A file that was cut stays as it is.
-            _ => {
-                self.unfooted.insert(header.sequence, Rc::new(end.index.clone()));
-            }
-        }
-        Ok((seen, Some((end, replayed))))
-    }
-
-    /// What the footers of these segments say, in their order.
-    async fn read_footers(
-        &self,
-        headers: &[SegmentHeader],
-    ) -> Vec<Result<Option<Seen>, ShardError>> {
-        let mut read = Vec::with_capacity(headers.len());
-        for headers in headers.chunks(FILES_AT_ONCE) {
-            read.extend(all(headers.iter().map(|header| self.read_footer(header))).await);
-        }
-        read
-    }
-
-    async fn read_footer(&self, header: &SegmentHeader) -> Result<Option<Seen>, ShardError> {
-        let file = self.file(header.slot);
-        if file.bytes() < header.segment_bytes {
-            return Ok(None);
-        }
-        let trailer_at = header.segment_bytes - FOOTER_TRAILER_BYTES as u64;
-        let (page, at) = self.read(&file, trailer_at..header.segment_bytes).await?;
-        let trailer = match FooterTrailer::decode(&page[at..], header) {
-            Ok(trailer) => trailer,
-            Err(error @ rustmq_wal::FooterError::NewerVersion { .. }) => {
-                let file = self.setup.dir.join(header.slot.file_name());
-                return Err(self.refuse(format!("{}: {error}", file.display())));
-            }
-            Err(_) => return Ok(None),
-        };
-        let (table, at) = self.read(&file, trailer.table_range()).await?;
-        let Ok(table) = trailer.decode_table(&table[at..], header.generation) else {
-            return Ok(None);
-        };
-        Ok(Some(Seen {
-            header: *header,
-            held: table.iter().map(|line| line.summary).collect(),
-            points: trailer.point_count as usize,
-            blocks_end: trailer.end.blocks_end,
-            end: Some(trailer.end),
-        }))
-    }
-
-    /// Follows the blocks of a segment and keeps what its entries say.
-    async fn scan(
-        &self,
-        header: &SegmentHeader,
-        durable_end: BlockSequence,
-    ) -> Result<(ScanEnd, Replayed), ShardError> {
-        let mut replayed = Replayed::default();
-        let end = self.scan_into(header, durable_end, &mut replayed).await?;
-        Ok((end, replayed))
-    }
-
-    /// The same behind what was replayed before. Damage is named and left out.
-    async fn scan_into(
-        &self,
-        header: &SegmentHeader,
-        durable_end: BlockSequence,
-        replayed: &mut Replayed,
-    ) -> Result<ScanEnd, ShardError> {
-        let file = self.file(header.slot);
-        let path = self.path(header.slot);
-        let reach = read_reach(&file, header, self.pool).await;
-        let reach = reach.map_err(|error| self.device("reading", &error))?;
-        let mut scan = Scan::new(header, durable_end).of_file(file.bytes()).within(reach);
-        let mut through = ReadThrough::new(&file, self.pool, scan.look_end());
-        while let Some(range) = scan.next_read() {
-            let position = range.start;
-            let read = through.read(range).await;
-            let bytes = read.map_err(|error| self.device("reading", &error))?;
-            let mut wrong = None;
-            let fed = scan.feed(position, &bytes, |block, entry| {
-                if wrong.is_none() {
-                    wrong = replayed.replay(block, entry).err();
-                }
-            });
-            if let Some(why) = wrong {
-                return Err(self.refuse(format!("{}: {why}", path.display())));
-            }
-            match fed {
-                Ok(()) => {}
-                Err(ScanError::Corruption(corruption)) => {
-                    replayed.leave_out(&corruption, &path);
-                    if !scan.skip_corruption() {
-                        break;
-                    }
-                }
-                Err(error) => return Err(self.refuse(format!("{}: {error}", path.display()))),
-            }
-        }
-        let end = scan.finish();
-        if let Some(torn) = &end.torn {
-            tracing::info!(
-                file = %path.display(), position = torn.position, why = %torn.why,
-                "the last write before the crash was cut off; nothing in it was acknowledged"
-            );
-        }
-        Ok(end)
-    }
-
     /// A file that is shorter than it was made has lost what lay there. Of the newest segment
     /// nothing says what that was, unless its blocks end before.
     fn check_tail_file(&self, tail: &SegmentHeader, end: &ScanEnd) -> Result<(), ShardError> {
@@ -616,24 +351,6 @@ impl Recovery<'_> {
             position: end.next.position,
             why: "blocks from here on were flushed, and none of them can be read".to_owned(),
         }
-    }
-
-    /// Recovered is not yet durable: what lies past the durable end is written again and flushed.
-    async fn rewrite(&self, header: &SegmentHeader, end: &ScanEnd) -> Result<(), ShardError> {
-        if planted(Bug::NoFlushAfterRecovery) {
-            return Ok(());
-        }
-        let file = self.file(header.slot);
-        let mut range = end.undurable.clone();
-        while range.start < range.end {
-            let chunk = range.start..range.end.min(range.start + REWRITE_BYTES);
-            let (bytes, at) = self.read(&file, chunk.clone()).await?;
-            let bytes = bytes.slice(at..at + (chunk.end - chunk.start) as usize);
-            let written = file.write(bytes, chunk.start).await;
-            written.map_err(|error| self.device("rewriting", &error))?;
-            range.start = chunk.end;
-        }
-        file.flush().await.map_err(|error| self.device("flushing", &error))
     }
 
     /// The newest segment was prepared and never used: it becomes a spare.
@@ -714,41 +431,11 @@ impl Recovery<'_> {
         Ok(OpenedWal { recovered, replayed })
     }
 
-    /// Files that hold nothing are made anew when they are needed. When records are missing they may
-    /// be in one whose header is damaged: those are put aside, for whoever can repair them.
-    async fn clear(&mut self, unused: Vec<Slot>, missing: bool) -> Result<(), ShardError> {
-        for slot in unused {
-            self.files.remove(&slot);
-            let path = self.setup.dir.join(slot.file_name());
-            let cleared = match missing {
-                true => fs::rename(&path, path.with_extension("damaged")).await,
-                false => fs::remove(&path).await,
-            };
-            cleared.map_err(|error| self.device("clearing an unused file in", &error))?;
-        }
-        Ok(())
-    }
-
-    async fn was_given_back(&self, slot: Slot) -> Result<bool, ShardError> {
-        let file = self.file(slot);
-        if file.bytes() != self.setup.segment_bytes {
-            // Making it was cut off, or the disk was full.
-            return Ok(false);
-        }
-        let (page, at) = self.read(&file, 0..SEGMENT_HEADER_BYTES as u64).await?;
-        let header = SegmentHeader::decode(&page[at..]);
-        Ok(header.is_ok_and(|header| header.state == SegmentState::Spare))
-    }
-
     fn file(&self, slot: Slot) -> File {
         self.files.get(&slot).expect("every header was read from a file").clone()
     }
 
-    async fn read(
-        &self,
-        file: &File,
-        range: std::ops::Range<u64>,
-    ) -> Result<(rustmq_sys::buffer::Slice, usize), ShardError> {
+    async fn read(&self, file: &File, range: Range<u64>) -> Result<(Slice, usize), ShardError> {
         let read = read_range(file, range, self.pool).await;
         read.map_err(|error| self.device("reading", &error))
     }
@@ -781,9 +468,6 @@ impl Recovery<'_> {
 /// pool.
 const FILES_AT_ONCE: usize = 16;
 
-/// Bytes rewritten at once.
-const REWRITE_BYTES: u64 = 1 << 20;
-
-fn next_incarnation(point: &rustmq_wal::ChainPoint) -> Incarnation {
+fn next_incarnation(point: &ChainPoint) -> Incarnation {
     Incarnation(point.incarnation.0 + 1)
 }
