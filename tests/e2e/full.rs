@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustmq_checker::{Partition, Value};
-use rustmq_client::{ErrorCode, NewTopic, OffsetAt, PartitionId};
+use rustmq_client::{ErrorCode, NewTopic, OffsetAt, PartitionId, TopicInfo};
 use rustmq_protocol::{ProduceResponse, ProducerStamp};
 
 use crate::support::broker::{Backend, Node, on_each_backend};
@@ -252,14 +252,8 @@ async fn append(dir: &Path, topic: &str, told: &Recorder, count: u64) -> Result<
     let first = told.lock().acknowledged();
     for number in first..first + count {
         let value = padded(SMALL_VALUE_BYTES, &number.to_string());
-        let send = told.lock().begin_send(PRODUCER, PARTITION, Value::of(value.as_bytes()));
-        let batch = raw::batch(&[&value], ProducerStamp::NONE);
-        let frame = raw::produce_frame(&info, 0, &batch)?;
-        let (header, body) = raw.ask_bytes(&frame).await?;
-        let code = header.error_code();
-        ensure!(code == ErrorCode::Ok, "record {number} is answered {code}");
-        let offset = ProduceResponse::decode(&body)?.base_offset.0;
-        told.lock().acknowledge(send, Some(offset));
+        let (code, said) = send(&mut raw, &info, told, &value).await?;
+        ensure!(code == ErrorCode::Ok, "record {number} is answered {code}: {said}");
     }
     Ok(())
 }
@@ -273,27 +267,38 @@ fn fill(dir: &Path, topic: &str, told: &Recorder) -> Result<()> {
         let first = told.lock().acknowledged();
         for number in first..first + RECORDS_MAX {
             let value = value(&number.to_string());
-            let send = told.lock().begin_send(PRODUCER, PARTITION, Value::of(value.as_bytes()));
-            let batch = raw::batch(&[&value], ProducerStamp::NONE);
-            let frame = raw::produce_frame(&info, 0, &batch)?;
-            let (header, body) = raw.ask_bytes(&frame).await?;
-            match header.error_code() {
-                ErrorCode::Ok => {
-                    let offset = ProduceResponse::decode(&body)?.base_offset.0;
-                    told.lock().acknowledge(send, Some(offset));
-                }
-                ErrorCode::StorageFull => {
-                    told.lock().fail(send);
+            match send(&mut raw, &info, told, &value).await? {
+                (ErrorCode::Ok, _) => {}
+                (ErrorCode::StorageFull, said) => {
                     ensure!(ErrorCode::StorageFull.is_retriable(), "clients give up");
-                    let said = raw::message(ErrorCode::StorageFull, &header, &body)?;
                     ensure!(said.contains("full"), "{said:?}");
                     return Ok(());
                 }
-                code => bail!("record {number} is answered {code}"),
+                (code, said) => bail!("record {number} is answered {code}: {said}"),
             }
         }
         bail!("{RECORDS_MAX} records fit")
     })
+}
+
+/// Sends a record and writes down what came of it; gives the answer's code and what it says.
+async fn send(
+    raw: &mut Raw,
+    info: &TopicInfo,
+    told: &Recorder,
+    value: &str,
+) -> Result<(ErrorCode, String)> {
+    let send = told.lock().begin_send(PRODUCER, PARTITION, Value::of(value.as_bytes()));
+    let batch = raw::batch(&[value], ProducerStamp::NONE);
+    let (header, body) = raw.ask_bytes(&raw::produce_frame(info, 0, &batch)?).await?;
+    let code = header.error_code();
+    if code == ErrorCode::Ok {
+        let offset = ProduceResponse::decode(&body)?.base_offset.0;
+        told.lock().acknowledge(send, Some(offset));
+        return Ok((code, String::new()));
+    }
+    told.lock().fail(send);
+    Ok((code, raw::message(code, &header, &body)?))
 }
 
 /// A value of [`VALUE_BYTES`] that ends like this.
