@@ -87,6 +87,11 @@ pub(super) struct Records<'a> {
 
 pub(super) fn records(bytes: &[u8]) -> Records<'_> {
     let generation = u64_at(bytes, 16);
+    // Behind the end of this use lies what earlier ones left.
+    let bytes = match u64_at(bytes, 40) as usize {
+        0 => bytes,
+        end => &bytes[..end],
+    };
     let (mut snapshot, mut commands, mut retired) = (None, Vec::new(), false);
     let (mut position, mut sequence, mut prev_crc) = (PAGE_BYTES, 1_u64, 0);
     while let Some(append) = bytes.get(position..).filter(|rest| !rest.is_empty()) {
