@@ -30,7 +30,7 @@ use super::sdk::Clients;
 use super::standing::{Sizes, Standing};
 use super::tail::{self, By};
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
-use super::{bare, client, device, drive, echo, floor, sdk, transfer};
+use super::{bare, client, device, disk, drive, echo, floor, sdk, transfer};
 
 /// Everything that the cases need, running.
 #[derive(Debug)]
@@ -479,10 +479,10 @@ impl Bench {
         let cold = cold.as_ref().context("it was prepared")?;
         let target = *cold.targets().get(partition).context("a partition of the topic")?;
         let process = cold.broker().process();
-        let before = (meter::processes_s(&[process])?, catch_up::disk_bytes(process)?);
+        let before = (meter::processes_s(&[process])?, disk::read_bytes(process)?);
         let number = target.head.partition.0;
         let delivered = self.catch_up(Some(cold.broker()), target, number, period)?;
-        let after = (meter::processes_s(&[process])?, catch_up::disk_bytes(process)?);
+        let after = (meter::processes_s(&[process])?, disk::read_bytes(process)?);
         ensure!(0 < delivered.batches, "the partition is empty");
         let mut sample = delivered_sample(delivered, shape);
         let bytes = delivered.batches as f64 * shape.value_bytes as f64;
@@ -533,18 +533,30 @@ fn watched(
     shape: Shape,
     run: impl FnOnce() -> Result<Tally>,
 ) -> Result<(Sample, Histogram<u64>)> {
-    let flushed = "rustmq_wal_flushed_blocks_total";
+    let (flushed, written) = ("rustmq_wal_flushed_blocks_total", "rustmq_wal_written_blocks_total");
     let before = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
+    let (blocks_before, disk_before) = (broker.metric(written)?, broker.disk_written()?);
     // The other servers of this process are at rest.
     let client_before = meter::process_time(std::process::id())?;
     let tally = run()?;
     let client_took = meter::process_time(std::process::id())? - client_before;
     let after = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
+    let (blocks, disk) = (broker.metric(written)? - blocks_before, broker.disk_written()?);
     let mut sample = sample(&tally, shape);
     let answers = tally.answers as f64;
     sample.set(Figure::ClientCpuUs, client_took.as_secs_f64() * 1e6 / answers);
     sample.set(Figure::BatchesPerFlush, answers / (after.0 - before.0).max(1.0));
     sample.set(Figure::BrokerCpuUs, (after.1 - before.1) * 1e6 / answers);
+    let produced = answers * (shape.records * shape.value_bytes) as f64;
+    sample.set(Figure::WrittenBytesPerByte, (disk.bytes - disk_before.bytes) as f64 / produced);
+    for (figure, before, after) in [
+        (Figure::WritesPerBlock, disk_before.writes, disk.writes),
+        (Figure::FlushesPerBlock, disk_before.flushes, disk.flushes),
+    ] {
+        if let (Some(before), Some(after)) = (before, after) {
+            sample.set(figure, (after - before) as f64 / blocks.max(1.0));
+        }
+    }
     Ok((sample, tally.late))
 }
 

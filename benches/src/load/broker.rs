@@ -5,11 +5,15 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
+use rustmq_sys::probe::{self, BlockDevice};
+
+use super::disk::{self, Written};
 
 /// The longest that a start may take.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -27,6 +31,8 @@ pub struct Broker {
     dir: PathBuf,
     address: SocketAddr,
     admin: SocketAddr,
+    /// Asked for when it is needed first: not while a start is timed.
+    disk: OnceLock<Option<BlockDevice>>,
 }
 
 /// The executable next to this program.
@@ -62,7 +68,8 @@ impl Broker {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("starting {}", binary.display()))?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        Ok(Broker { child, dir: dir.to_owned(), address: nowhere, admin: nowhere })
+        let (dir, disk) = (dir.to_owned(), OnceLock::new());
+        Ok(Broker { child, dir, address: nowhere, admin: nowhere, disk })
     }
 
     /// Starts an executable on a directory where one served before, and returns when it has written
@@ -102,6 +109,12 @@ impl Broker {
     /// Its process.
     pub fn process(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it, and everybody to its disk, have written.
+    pub fn disk_written(&self) -> Result<Written> {
+        let ask = || probe::storage(&self.dir).ok().and_then(|storage| storage.device);
+        disk::written(self.process(), self.disk.get_or_init(ask).as_ref())
     }
 
     /// The sum of a counter or gauge over all its labels.

@@ -74,7 +74,7 @@ pub(super) enum Kind {
 pub(super) const CLOSED: &str = "produce/8x1KiB";
 
 /// All, in the order of a round. References stand beside what is held against them.
-pub const CASES: [Case; 99] = [
+pub const CASES: [Case; 100] = [
     case("device/ring_4KiB", Kind::Ring(THROUGH), shape(1, 1, 4096, 1)),
     case("device/linked_4KiB", Kind::Ring(LINKED), shape(1, 1, 4096, 1)),
     case("device/busy_ring_4KiB", Kind::BusyRing(THROUGH), shape(1, 1, 4096, 1)),
@@ -133,6 +133,7 @@ pub const CASES: [Case; 99] = [
     case("sdk_many/64KiB_1ms", many(64, 1), MANY),
     case("sdk_many/64KiB_5ms", many(64, 5), MANY),
     case("sdk_many/256KiB_5ms", many(256, 5), MANY),
+    case("produce/1x64KiB", Kind::Produce, shape(1, 1, 64 * KIB, 1)),
     case("produce/1x64KiB_window_8", Kind::Produce, shape(1, 1, 64 * KIB, 8)),
     case("bare/1x64KiB_window_8", Kind::Bare, shape(1, 1, 64 * KIB, 8)),
     case("bare/tail", Kind::BareTail, shape(1, 1, 64 * KIB, 8)),

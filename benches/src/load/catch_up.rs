@@ -1,6 +1,5 @@
 //! A consumer far behind: it reads a partition by subscription as fast as it is sent.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -68,12 +67,4 @@ pub async fn run(
             used = 0;
         }
     }
-}
-
-/// Bytes that a process has had read from disks.
-pub fn disk_bytes(process: u32) -> Result<u64> {
-    let path = format!("/proc/{process}/io");
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    let bytes = text.lines().find_map(|line| line.strip_prefix("read_bytes: "));
-    Ok(bytes.with_context(|| format!("understanding {path}"))?.trim().parse()?)
 }

@@ -40,7 +40,7 @@ pub struct Goal {
 const START_US: f64 = 50_000.0;
 
 /// All goals that the load generator can judge.
-pub const GOALS: [Goal; 47] = [
+pub const GOALS: [Goal; 50] = [
     Goal {
         number: "0",
         what: "the bare server, 1 KiB one at a time, p50",
@@ -279,6 +279,27 @@ pub const GOALS: [Goal; 47] = [
         reference: "one silent connection",
         bound: Bound::AtMost(1.2),
         of_round: |round| round.cpu_ratio("connections/silent", "connections/1"),
+    },
+    Goal {
+        number: "12",
+        what: "a batch of 64 KiB a block: bytes written to the disk",
+        reference: "bytes produced",
+        bound: Bound::AtMost(1.07),
+        of_round: |round| round.get("produce/1x64KiB", Figure::WrittenBytesPerByte),
+    },
+    Goal {
+        number: "12",
+        what: "the same: writes of the disk",
+        reference: "blocks",
+        bound: Bound::AtMost(1.0),
+        of_round: |round| round.get("produce/1x64KiB", Figure::WritesPerBlock),
+    },
+    Goal {
+        number: "12",
+        what: "the same: flushes of the disk",
+        reference: "blocks",
+        bound: Bound::AtMost(1.0),
+        of_round: |round| round.get("produce/1x64KiB", Figure::FlushesPerBlock),
     },
     Goal {
         number: "13",
@@ -528,6 +549,9 @@ mod tests {
             Figure::BrokerCpuUs,
             Figure::BrokerNsPerByte,
             Figure::DiskBytesPerByte,
+            Figure::WrittenBytesPerByte,
+            Figure::WritesPerBlock,
+            Figure::FlushesPerBlock,
             Figure::MemoryKib,
             Figure::ShardCpuPercent,
             Figure::ShardCpuUs,

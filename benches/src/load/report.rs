@@ -21,12 +21,15 @@ const COLUMNS: [Figure; 6] = [
 ];
 
 /// What only some cases have.
-const NOTES: [Figure; 9] = [
+const NOTES: [Figure; 12] = [
     Figure::BatchesPerFlush,
     Figure::BrokerCpuUs,
     Figure::ClientCpuUs,
     Figure::BrokerNsPerByte,
     Figure::DiskBytesPerByte,
+    Figure::WrittenBytesPerByte,
+    Figure::WritesPerBlock,
+    Figure::FlushesPerBlock,
     Figure::MemoryKib,
     Figure::ShardCpuPercent,
     Figure::ShardCpuUs,

@@ -53,6 +53,12 @@ pub enum Figure {
     BrokerNsPerByte,
     /// Bytes read from the disk for each byte of values delivered.
     DiskBytesPerByte,
+    /// Bytes written to the disk for each byte of values produced.
+    WrittenBytesPerByte,
+    /// Requests that wrote to the disk, of everybody, for each block.
+    WritesPerBlock,
+    /// Flushes of the disk, of everybody, for each block.
+    FlushesPerBlock,
     /// Kibibytes in memory: of all, or of each.
     MemoryKib,
     /// Processor time of a shard, as a part of one core in per cent.
@@ -79,6 +85,9 @@ impl Figure {
             Figure::ClientCpuUs => "client cpu us",
             Figure::BrokerNsPerByte => "broker cpu ns/byte delivered",
             Figure::DiskBytesPerByte => "bytes read/byte delivered",
+            Figure::WrittenBytesPerByte => "bytes written/byte produced",
+            Figure::WritesPerBlock => "disk writes/block",
+            Figure::FlushesPerBlock => "disk flushes/block",
             Figure::MemoryKib => "memory KiB",
             Figure::ShardCpuPercent => "shard cpu %",
             Figure::ShardCpuUs => "shard cpu us",

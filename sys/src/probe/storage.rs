@@ -39,12 +39,24 @@ impl BlockDevice {
     /// Flushes the disk has completed since it was there. None: the kernel does not count them
     /// (before Linux 5.5), or the disk needs none.
     pub fn flushes(&self) -> Option<u64> {
+        self.count(FLUSHES_FIELD)
+    }
+
+    /// Writes the disk has completed since it was there, whoever asked for them; those that the kernel
+    /// merged are one. None: the kernel does not say.
+    pub fn writes(&self) -> Option<u64> {
+        self.count(WRITES_FIELD)
+    }
+
+    fn count(&self, field: usize) -> Option<u64> {
         let stat = fs::read_to_string(self.folder.join("stat")).ok()?;
-        stat.split_whitespace().nth(FLUSHES_FIELD - 1)?.parse().ok()
+        stat.split_whitespace().nth(field - 1)?.parse().ok()
     }
 }
 
-/// The place of the count of flushes among the fields of a disk's `stat`, counted from one.
+/// The places of the counts of writes and flushes among the fields of a disk's `stat`, counted from
+/// one.
+const WRITES_FIELD: usize = 5;
 const FLUSHES_FIELD: usize = 16;
 
 /// Asks about the folder; creates and removes a file in it to see whether it can bypass the cache.
