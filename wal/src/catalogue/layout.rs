@@ -35,6 +35,10 @@ pub(super) const MARK: u16 = 2;
 /// The last append of its file: the other file goes on.
 pub(super) const RETIRED: u16 = 4;
 
+/// Uses of both files together: no switch comes after the last, so that its number is never past what can
+/// be read.
+pub(super) const USES_MAX: u64 = u64::MAX - 1;
+
 /// One of the two files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -155,8 +159,7 @@ impl FileHeader {
             && is_file_size(file_bytes)
             && header.end <= header.file_bytes
             && header.end.is_multiple_of(PAGE_BYTES as u64)
-            // The file of the next switch has a higher number.
-            && header.use_number < u64::MAX;
+            && header.use_number <= USES_MAX;
         if is_one { HeaderRead::Header(header) } else { HeaderRead::Unreadable }
     }
 }

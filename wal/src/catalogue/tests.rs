@@ -400,6 +400,20 @@ fn a_file_that_no_writer_leaves_is_refused_although_its_checksums_hold() {
     }
 }
 
+/// The file of a switch would have a number that no start reads.
+#[test]
+fn no_switch_comes_after_the_last_use() {
+    use super::layout::USES_MAX;
+
+    for (use_number, plan) in
+        [(USES_MAX - 1, CataloguePlan::Switch), (USES_MAX, CataloguePlan::Full)]
+    {
+        let files = files_with_append(FILE_BYTES, use_number, 1);
+        let writer = CatalogueWriter::resume(&files.open().unwrap().unwrap());
+        assert_eq!(writer.plan(1, &[1], CommandEffect::Frees), plan);
+    }
+}
+
 /// A start reads no more of the newer file than its use may take, and that is not much of it.
 #[test]
 fn a_use_of_a_file_ends_early_and_another_follows() {

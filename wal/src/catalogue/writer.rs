@@ -2,7 +2,7 @@
 
 use super::layout::{
     APPEND_HEADER_BYTES, AppendHeader, CatalogueFile, FileHeader, MARK, PAGE_BYTES, RETIRED,
-    SNAPSHOT, append_bytes, is_file_size, push_record,
+    SNAPSHOT, USES_MAX, append_bytes, is_file_size, push_record,
 };
 use super::open::CatalogueLog;
 use crate::bytes::round_up;
@@ -125,7 +125,8 @@ impl CatalogueWriter {
         if !self.must_switch && fits {
             return CataloguePlan::Append;
         }
-        if PAGE_BYTES + snapshot_and_commands + KEPT_BYTES <= self.file_bytes {
+        let is_last = self.tail.is_some_and(|tail| USES_MAX <= tail.use_number);
+        if !is_last && PAGE_BYTES + snapshot_and_commands + KEPT_BYTES <= self.file_bytes {
             CataloguePlan::Switch
         } else {
             CataloguePlan::Full
