@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use rustmq_benches::load::broker::beside_this_program;
+use rustmq_benches::load::{disk, meter};
 use rustmq_protocol::{
     BatchBuilder, BatchHeader, LeaderEpoch, Offset, PartitionId, ProducerStamp, Record,
     TimestampMs, TopicId, TopicPartition, stamp,
@@ -269,13 +270,8 @@ fn fill(binary: &Path, data: &Path, partitions: u32, records: usize) -> Result<(
 fn start(binary: &Path, data: &Path) -> Result<Cost> {
     let (mut broker, wall) = launch(binary, data)?;
     let process = broker.id();
-    let io = fs::read_to_string(format!("/proc/{process}/io"))?;
-    let read = io.lines().find_map(|line| line.strip_prefix("read_bytes: ")).context("io")?;
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(") ").next().context("stat")?.split(' ').collect();
-    // Fields 14 and 15 of the whole line, in hundredths of a second.
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    let cost = Cost { read_bytes: read.parse()?, cpu: Duration::from_millis(ticks * 10), wall };
+    let cpu = Duration::from_secs_f64(meter::processes_s(&[process])?);
+    let cost = Cost { read_bytes: disk::read_bytes(process)?, cpu, wall };
     broker.kill()?;
     broker.wait()?;
     Ok(cost)

@@ -10,7 +10,7 @@ use rustmq_planted::{Bug, planted};
 use rustmq_protocol::{Offset, TimestampMs};
 use rustmq_sys::runtime::{self, Class};
 use rustmq_sys::{clock, fs};
-use rustmq_wal::{CatalogueFile, EntryKind};
+use rustmq_wal::{CatalogueFile, EntryKind, EntryMeta};
 
 use crate::error::ShardError;
 use crate::limits::{EXPIRE_INTERVAL_MS, WATCH_INTERVAL_MS};
@@ -251,15 +251,10 @@ pub(crate) async fn drop_oldest_at_start(
         if !wal.has_room_for_log_start(shard) {
             break;
         }
-        let mut partitions = shard.partitions.borrow_mut();
-        let Some(partition) = partitions.get_mut(tag) else { continue };
-        let from = partition.engine.log_start_offset();
-        if partition.engine.advance_log_start(to).is_none() {
-            continue;
-        }
-        let start = partition.engine.log_start_offset();
-        wal.put_first(partition.note(EntryKind::LogStart, start, tag));
-        dropped += start.0 - from.0;
+        let Some(from) = move_log_start(shard, tag, to) else { continue };
+        let Some(note) = log_start_note(shard, tag) else { continue };
+        dropped += note.base_offset.0 - from.0;
+        wal.put_first(note);
     }
     count_dropped(shard, wal, dropped);
     Ok(())
@@ -291,23 +286,13 @@ async fn advance_log_starts(
     let mut dropped = 0;
     let mut last = None;
     for (tag, to) in starts {
-        let from = {
-            let mut partitions = shard.partitions.borrow_mut();
-            let Some(partition) = partitions.get_mut(tag) else { continue };
-            let from = partition.engine.log_start_offset();
-            if partition.engine.advance_log_start(to).is_none() {
-                continue;
-            }
-            from
-        };
+        let Some(from) = move_log_start(shard, tag, to) else { continue };
         loop {
             // Entries of this kind may use what is kept back for them when the WAL is full.
             wal.room_for_log_start(shard).await;
-            let partitions = shard.partitions.borrow();
             // The topic may have been deleted meanwhile: then nothing may name it any more.
-            let Some(partition) = partitions.get(tag) else { break };
-            let start = partition.engine.log_start_offset();
-            let note = partition.note(EntryKind::LogStart, start, tag);
+            let Some(note) = log_start_note(shard, tag) else { break };
+            let start = note.base_offset;
             if let Some(ticket) = wal.put_note(note) {
                 last = Some(ticket);
                 dropped += start.0 - from.0;
@@ -322,6 +307,21 @@ async fn advance_log_starts(
     // A flush that takes longer than this is seen elsewhere; nothing is freed before it ends.
     while wal.durable(last, clock::now() + FLUSH_WAIT).await.is_err() {}
     dropped
+}
+
+/// Moves a log start in memory, and gives where it was; `None` when there is nothing to move.
+fn move_log_start(shard: &Shard, tag: u32, to: Offset) -> Option<Offset> {
+    let mut partitions = shard.partitions.borrow_mut();
+    let engine = &mut partitions.get_mut(tag)?.engine;
+    let from = engine.log_start_offset();
+    engine.advance_log_start(to).map(|_| from)
+}
+
+/// The entry that says where a partition's log starts now; `None` when its topic is deleted.
+fn log_start_note(shard: &Shard, tag: u32) -> Option<EntryMeta> {
+    let partitions = shard.partitions.borrow();
+    let partition = partitions.get(tag)?;
+    Some(partition.note(EntryKind::LogStart, partition.engine.log_start_offset(), tag))
 }
 
 /// How long one look at a pending flush lasts.
