@@ -5,29 +5,28 @@
 //! let every connection that changed read, answer and send, then work on the requests that came
 //! out whole.
 
+mod outlet;
+mod strangers;
+mod turn;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use quinn_proto::{
-    ConnectionHandle, DatagramEvent, EcnCodepoint, Incoming, ServerConfig, Transmit, VarInt,
-};
-use rustmq_protocol::ShardId;
-use rustmq_sys::alloc::{Tag, within};
+use bytes::Bytes;
+use quinn_proto::{ConnectionHandle, ServerConfig, VarInt};
 use rustmq_sys::clock;
 use rustmq_sys::runtime::{self, Class};
-use rustmq_sys::udp::{self, DatagramMeta, ReceiveBuffers, UdpSocket};
+use rustmq_sys::udp::{ReceiveBuffers, UdpSocket};
 
-use crate::admission::{Admission, Handshake, Verdict};
-use crate::connection::{Connection, Outlet};
+use self::outlet::SendBuffers;
+use self::strangers::Waiting;
+use crate::admission::Admission;
+use crate::connection::Connection;
 use crate::connection_id::ShardConnectionIds;
-use crate::limits::{
-    GOODBYE_MS, LINGER_MS, LINGER_MS_MAX, RECEIVES_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
-    WATCHED_AT_ONCE,
-};
+use crate::limits::{GOODBYE_MS, LINGER_MS, LINGER_MS_MAX, RECEIVES_PER_TURN_MAX, WATCHED_AT_ONCE};
 use crate::mesh::PassedOn;
 use crate::metrics::EndpointCounters;
 use crate::notify::Notify;
@@ -91,23 +90,11 @@ struct State {
     limits: EndpointLimits,
 }
 
-/// A first packet that was let in, and waits for its turn.
-struct Waiting {
-    incoming: Incoming,
-    socket: usize,
-    handshake: Handshake,
-}
-
 /// The socket on the port of the first contact; before it, there is only the shard's own.
 const SHARED_SOCKET: usize = 1;
 
 /// In place of a connection's number among the timers: strangers that wait may be looked after.
 const ADMISSION_TIMER: usize = usize::MAX;
-
-/// Buffers kept for sending; more are freed.
-const SPARE_BUFFERS_MAX: usize = 256;
-/// Room for the largest GSO train.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 impl Endpoint {
     /// An endpoint on `sockets`, the first of which is the shard's own.
@@ -362,315 +349,9 @@ fn drive(shard: &Rc<Shard>) {
     endpoint.state.borrow_mut().requests = requests;
 }
 
-impl State {
-    fn handle_datagram(
-        &mut self,
-        endpoint: &Endpoint,
-        socket: usize,
-        now: Instant,
-        meta: &DatagramMeta,
-        datagram: BytesMut,
-    ) {
-        let stranger = self.ids.is_stranger(&datagram);
-        if stranger && !self.admission.has_time(now) {
-            self.counters.dropped += 1;
-            return;
-        }
-        let begun = stranger.then(clock::refresh);
-        let mut buffer = self.spare.take();
-        let ecn = EcnCodepoint::from_bits(meta.ecn);
-        let event = within(Tag::Quic, || {
-            self.quic.handle(now, meta.remote, meta.local_ip, ecn, datagram, &mut buffer)
-        });
-        match event {
-            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
-                if let Some(Some(connection)) = self.connections.get_mut(handle.0) {
-                    within(Tag::Quic, || connection.quic.handle_event(event));
-                    connection.socket = socket;
-                    mark(&mut endpoint.dirty.borrow_mut(), connection);
-                }
-            }
-            Some(DatagramEvent::NewConnection(incoming)) => {
-                self.admit(endpoint, socket, incoming, &mut buffer);
-            }
-            Some(DatagramEvent::Response(transmit)) => {
-                send(&endpoint.sockets[socket], &transmit, &buffer);
-            }
-            None => {}
-        }
-        self.spare.give(buffer);
-        if let Some(begun) = begun {
-            self.admission.spend(clock::refresh() - begun);
-        }
-    }
-
-    /// Hands a datagram to the shard whose connection it is for. The kernel looks at one datagram of a
-    /// train, and at addresses alone where it cannot look closer, so some come to the wrong socket.
-    fn pass_on(&mut self, shard: &Shard, owner: ShardId, meta: DatagramMeta, datagram: BytesMut) {
-        let len = datagram.len();
-        let meta = DatagramMeta { stride: len, len, ..meta };
-        match shard.mesh.pass_on(owner, PassedOn { meta, datagram }) {
-            true => self.counters.passed_on += 1,
-            false => self.counters.passed_on_lost += 1,
-        }
-    }
-
-    /// Accepts a new connection, asks it to prove its address, or does not answer at all.
-    fn admit(
-        &mut self,
-        endpoint: &Endpoint,
-        socket: usize,
-        incoming: Incoming,
-        buffer: &mut Vec<u8>,
-    ) {
-        let (source, proved) =
-            (incoming.remote_address().ip(), incoming.remote_address_validated());
-        let has_place = !endpoint.draining.get() && self.open < self.limits.connections_max;
-        match self.admission.decide(source, proved, has_place) {
-            Verdict::Refuse => {
-                self.counters.refused += 1;
-                let refusal = self.quic.refuse(incoming, buffer);
-                send(&endpoint.sockets[socket], &refusal, buffer);
-            }
-            Verdict::Ignore => {
-                self.counters.ignored += 1;
-                self.quic.ignore(incoming);
-            }
-            Verdict::Retry => match self.quic.retry(incoming, buffer) {
-                Ok(retry) => {
-                    self.counters.retried += 1;
-                    send(&endpoint.sockets[socket], &retry, buffer);
-                }
-                Err(error) => self.quic.ignore(error.into_incoming()),
-            },
-            Verdict::Accept => {
-                let handshake = self.admission.begin(source, proved);
-                self.waiting.push_back(Waiting { incoming, socket, handshake });
-                endpoint.wake_driver.notify();
-            }
-        }
-    }
-
-    /// Begins handshakes that were let in: so many a turn, and while strangers have time.
-    fn accept_waiting(&mut self, endpoint: &Endpoint) {
-        self.begun = 0;
-        while let Some(waiting) = self.waiting.pop_front() {
-            let now = clock::refresh();
-            if !self.admission.has_time(now) {
-                self.waiting.push_front(waiting);
-                self.timers.insert((self.admission.next_time(now), ADMISSION_TIMER));
-                endpoint.wake_timer.notify();
-                return;
-            }
-            if self.limits.handshakes_per_turn <= self.begun {
-                self.waiting.push_front(waiting);
-                endpoint.wake_driver.notify();
-                return;
-            }
-            let mut buffer = self.spare.take();
-            self.accept(endpoint, now, waiting, &mut buffer);
-            self.spare.give(buffer);
-            self.admission.spend(clock::refresh() - now);
-        }
-    }
-
-    fn accept(
-        &mut self,
-        endpoint: &Endpoint,
-        now: Instant,
-        waiting: Waiting,
-        buffer: &mut Vec<u8>,
-    ) {
-        let Waiting { incoming, socket, handshake } = waiting;
-        self.begun += 1;
-        match self.quic.accept(incoming, now, buffer, None) {
-            Ok((handle, quic)) => {
-                self.counters.begun += 1;
-                let deadline = now + self.limits.handshake_timeout;
-                let mut connection =
-                    Box::new(Connection::new(handle, quic, socket, handshake, deadline));
-                mark(&mut endpoint.dirty.borrow_mut(), &mut connection);
-                if self.connections.len() <= handle.0 {
-                    self.connections.resize_with(handle.0 + 1, || None);
-                }
-                self.connections[handle.0] = Some(connection);
-                self.open += 1;
-            }
-            Err(error) => {
-                self.admission.end(handshake);
-                if let Some(response) = error.response {
-                    send(&endpoint.sockets[socket], &response, buffer);
-                }
-            }
-        }
-    }
-
-    fn fire_timers(&mut self, endpoint: &Endpoint, now: Instant) {
-        while let Some((deadline, index)) = self.timers.first().copied() {
-            if now < deadline {
-                break;
-            }
-            self.timers.pop_first();
-            let Some(Some(connection)) = self.connections.get_mut(index) else {
-                continue;
-            };
-            connection.deadline = None;
-            if connection.dirty {
-                // First what has arrived: it may have changed the path, and with it what is due.
-                continue;
-            }
-            if connection.quic.is_handshaking() && connection.handshake_deadline <= now {
-                self.counters.timed_out += 1;
-                let reason = Bytes::from_static(b"the handshake took too long");
-                connection.quic.close(now, VarInt::from_u32(CLOSE_HANDSHAKE_TIMEOUT), reason);
-            } else {
-                within(Tag::Quic, || connection.quic.handle_timeout(now));
-            }
-            mark(&mut endpoint.dirty.borrow_mut(), connection);
-        }
-    }
-
-    /// Lets one connection read, answer and send.
-    fn drive(&mut self, shard: &Rc<Shard>, handle: ConnectionHandle, now: Instant) {
-        let endpoint = &shard.endpoint;
-        let Some(Some(connection)) = self.connections.get_mut(handle.0) else {
-            return;
-        };
-        connection.dirty = false;
-        let begun = connection.handshake.map(|_| clock::refresh());
-        connection.serve(shard, now, &mut self.requests);
-        if connection.take_worked() {
-            self.admission.handle_work(now);
-        }
-        if !connection.quic.is_handshaking()
-            && let Some(handshake) = connection.handshake.take()
-        {
-            self.admission.end(handshake);
-            self.counters.done += u64::from(!connection.quic.is_closed());
-        }
-        let mut drained = false;
-        let mut again = false;
-        while let Some(event) = within(Tag::Quic, || connection.quic.poll_endpoint_events()) {
-            drained |= event.is_drained();
-            if let Some(event) = within(Tag::Quic, || self.quic.handle_event(handle, event)) {
-                within(Tag::Quic, || connection.quic.handle_event(event));
-                again = true;
-            }
-        }
-        let socket = &endpoint.sockets[connection.socket];
-        let mut outlet = SocketOutlet { socket, buffers: &mut self.spare };
-        again |= connection.wants_turn();
-        again |= connection.transmit(now, socket.max_gso_segments(), &mut outlet);
-        self.counters.path_mtu = self.counters.path_mtu.max(connection.quic.current_mtu());
-        if let Some(begun) = begun {
-            self.admission.spend(clock::refresh() - begun);
-        }
-        if connection.refused.is_some() {
-            endpoint.wake_writer.notify();
-        } else if again {
-            mark(&mut endpoint.dirty.borrow_mut(), connection);
-            endpoint.wake_driver.notify();
-        }
-        if drained {
-            self.forget(handle);
-            return;
-        }
-        let deadline = match connection.quic.poll_timeout() {
-            Some(at) if connection.quic.is_handshaking() => {
-                Some(at.min(connection.handshake_deadline))
-            }
-            other => other,
-        };
-        if connection.deadline != deadline {
-            if let Some(old) = connection.deadline.take() {
-                self.timers.remove(&(old, handle.0));
-            }
-            if let Some(at) = deadline {
-                let first = self.timers.first().is_none_or(|(earliest, _)| at < *earliest);
-                self.timers.insert((at, handle.0));
-                if first {
-                    endpoint.wake_timer.notify();
-                }
-            }
-            connection.deadline = deadline;
-        }
-    }
-
-    fn forget(&mut self, handle: ConnectionHandle) {
-        let Some(mut connection) = self.connections[handle.0].take() else {
-            return;
-        };
-        if let Some(deadline) = connection.deadline.take() {
-            self.timers.remove(&(deadline, handle.0));
-        }
-        connection.end();
-        if let Some(handshake) = connection.handshake.take() {
-            self.admission.end(handshake);
-        }
-        self.open -= 1;
-    }
-}
-
 fn mark(dirty: &mut VecDeque<ConnectionHandle>, connection: &mut Connection) {
     if !connection.dirty {
         connection.dirty = true;
         dirty.push_back(connection.handle);
-    }
-}
-
-/// Buffers to build trains of datagrams in, used again and again.
-#[derive(Default)]
-struct SendBuffers(Vec<Vec<u8>>);
-
-impl SendBuffers {
-    fn take(&mut self) -> Vec<u8> {
-        self.0.pop().unwrap_or_else(|| Vec::with_capacity(SEND_BUFFER_BYTES))
-    }
-
-    fn give(&mut self, mut buffer: Vec<u8>) {
-        if self.0.len() < SPARE_BUFFERS_MAX {
-            buffer.clear();
-            self.0.push(buffer);
-        }
-    }
-}
-
-/// The socket that a connection sends through, and buffers to build datagrams in.
-struct SocketOutlet<'a> {
-    socket: &'a UdpSocket,
-    buffers: &'a mut SendBuffers,
-}
-
-impl Outlet for SocketOutlet<'_> {
-    fn buffer(&mut self) -> Vec<u8> {
-        self.buffers.take()
-    }
-
-    fn send(&mut self, transmit: &Transmit, buffer: &[u8]) -> bool {
-        send(self.socket, transmit, buffer)
-    }
-
-    fn recycle(&mut self, buffer: Vec<u8>) {
-        self.buffers.give(buffer);
-    }
-}
-
-/// Sends one train. Returns false when the socket's buffer is full.
-fn send(socket: &UdpSocket, transmit: &Transmit, buffer: &[u8]) -> bool {
-    debug_assert!(transmit.size <= UDP_PAYLOAD_BYTES_MAX, "a train fits one send");
-    let datagrams = udp::Transmit {
-        destination: transmit.destination,
-        ecn: transmit.ecn.map_or(0, |ecn| ecn as u8),
-        contents: &buffer[..transmit.size],
-        segment_size: transmit.segment_size,
-        src_ip: transmit.src_ip,
-    };
-    match socket.try_send(&datagrams) {
-        Ok(sent) => sent,
-        Err(error) => {
-            // QUIC treats it as a lost datagram and sends again.
-            tracing::warn!(%error, destination = %transmit.destination, "sending failed");
-            true
-        }
     }
 }

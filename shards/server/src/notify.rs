@@ -100,3 +100,31 @@ pub(crate) async fn before<T>(deadline: Instant, future: impl Future<Output = T>
     })
     .await
 }
+
+/// A place for one value that a task waits for.
+pub(crate) struct Slot<T> {
+    value: RefCell<Option<T>>,
+    filled: Notify,
+}
+
+impl<T> Slot<T> {
+    pub(crate) fn new() -> Self {
+        Self { value: RefCell::new(None), filled: Notify::default() }
+    }
+
+    /// Fills the place; the first value stays.
+    pub(crate) fn put(&self, value: T) {
+        self.value.borrow_mut().get_or_insert(value);
+        self.filled.notify();
+    }
+
+    /// Waits for the value.
+    pub(crate) async fn take(&self) -> T {
+        loop {
+            if let Some(value) = self.value.borrow_mut().take() {
+                return value;
+            }
+            self.filled.notified().await;
+        }
+    }
+}

@@ -1,5 +1,8 @@
 //! One client: who it is, what it may have in flight, and where its requests go.
 
+mod dispatch;
+mod request;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -10,22 +13,19 @@ use std::time::Instant;
 use quinn_proto::{ConnectionHandle, StreamId};
 use rustls::pki_types::CertificateDer;
 use rustmq_metadata::PrincipalId;
-use rustmq_protocol::frame::{FrameFlags, FrameHeader, RequestKind, VersionRange};
-use rustmq_protocol::{CorrelationId, ShardId};
+use rustmq_protocol::CorrelationId;
+use rustmq_protocol::frame::FrameHeader;
 use rustmq_sys::clock;
 
-use crate::body::Body;
 use crate::budget::Charge;
-use crate::limits::{
-    ANSWER_BYTES_MIN, REQUESTS_IN_FLIGHT_MAX, RETRY_AFTER_MEMORY_MS, SMALL_FRAME_BYTES,
-    UNSENT_BYTES_MAX,
-};
-use crate::mesh::{Answer, Message};
+use crate::limits::{ANSWER_BYTES_MIN, REQUESTS_IN_FLIGHT_MAX, UNSENT_BYTES_MAX};
 use crate::notify::WaitList;
-use crate::reply::{Reply, RequestError, Response};
+use crate::reply::{Reply, Response};
 use crate::shard::Shard;
 use crate::subscribe::Subscription;
-use crate::{catalogue, hello, metadata, offsets, subscribe};
+
+pub(crate) use self::dispatch::dispatch;
+pub(crate) use self::request::{ClientReply, ReplyTo, Request, Subscriber, SubscriptionKey};
 
 /// One admitted client on one connection.
 ///
@@ -68,54 +68,6 @@ pub(crate) struct Session {
     ended: Cell<bool>,
 }
 
-/// One request, whoever sent it here.
-pub(crate) struct Request {
-    pub(crate) header: FrameHeader,
-    pub(crate) body: Body,
-    pub(crate) principal: PrincipalId,
-    /// When its last byte arrived at this process.
-    pub(crate) arrived: Instant,
-    pub(crate) reply_to: ReplyTo,
-}
-
-/// Where the answer goes. Dropping it without an answer frees the request's place all the same.
-pub(crate) enum ReplyTo {
-    /// To a client of this shard.
-    Client(ClientReply),
-    /// To the shard that forwarded the request.
-    Shard {
-        /// The shard that the client is connected to.
-        shard: ShardId,
-        /// Its name for the request.
-        ticket: u64,
-    },
-}
-
-/// A client's place in flight: taken when the request is read, given back when this is dropped.
-pub(crate) struct ClientReply {
-    session: Rc<Session>,
-    stream: StreamId,
-    header: FrameHeader,
-    /// More answers come than the one that this gives: the stream stays open for them.
-    goes_on: Cell<bool>,
-    /// The request's bytes.
-    _charge: Charge,
-    /// Bytes kept free for the answer.
-    reserved: RefCell<Option<Charge>>,
-}
-
-/// The request that began a subscription: its stream, and its number there.
-pub(crate) type SubscriptionKey = (StreamId, CorrelationId);
-
-/// Where the answers of a subscription go. It takes no place in flight, but its stream stays open
-/// until [`Self::finish`].
-pub(crate) struct Subscriber {
-    session: Rc<Session>,
-    stream: StreamId,
-    /// Of the request that began it.
-    header: FrameHeader,
-}
-
 impl Session {
     /// The admission after every handshake: turns the peer's certificate into a principal, or
     /// says why the peer may not come in.
@@ -155,26 +107,6 @@ impl Session {
             queued: Cell::new(false),
             ended: Cell::new(false),
         }))
-    }
-
-    /// A whole frame arrived: it takes a place in flight.
-    pub(crate) fn request(
-        self: &Rc<Self>,
-        stream: StreamId,
-        header: FrameHeader,
-        body: Body,
-        now: Instant,
-    ) -> Request {
-        self.in_flight.set(self.in_flight.get() + 1);
-        let reply_to = ReplyTo::Client(ClientReply {
-            session: Rc::clone(self),
-            stream,
-            header,
-            goes_on: Cell::new(false),
-            _charge: self.shard.memory.requests.charge_to(&self.request_bytes, body.len()),
-            reserved: RefCell::default(),
-        });
-        Request { header, body, principal: self.principal, arrived: now, reply_to }
     }
 
     /// Queues bytes for a stream.
@@ -415,203 +347,9 @@ impl Session {
     }
 }
 
-impl ClientReply {
-    /// Answers the client. `moved` names the owner when another shard did the work.
-    pub(crate) fn send(&self, response: Response, moved: Option<ShardId>) {
-        let header = self.header.response(response.status);
-        let header = match moved {
-            Some(owner) => header.moved_to(owner),
-            None => header,
-        };
-        self.session.answer(self.stream, header, response);
-    }
-
-    /// The session of the client.
-    pub(crate) fn session(&self) -> &Session {
-        &self.session
-    }
-
-    /// What the subscription that this request begins, or speaks of, is known by.
-    pub(crate) fn subscription_key(&self) -> SubscriptionKey {
-        (self.stream, self.header.correlation)
-    }
-
-    /// Turns the request into where the answers of a subscription go.
-    pub(crate) fn into_subscriber(self) -> Subscriber {
-        self.goes_on.set(true);
-        let session = Rc::clone(&self.session);
-        Subscriber { session, stream: self.stream, header: self.header }
-    }
-
-    fn give_back(&self) {
-        if self.reserved.take().is_some() {
-            self.session.handle_drained();
-        }
-    }
-}
-
-impl Subscriber {
-    /// Sends an answer that others will follow.
-    pub(crate) fn send(&self, response: Response) {
-        let header = self.header.response(response.status).with_more();
-        self.session.answer(self.stream, header, response);
-    }
-
-    /// Sends the last answer.
-    pub(crate) fn finish(&self, response: Response) {
-        let header = self.header.response(response.status);
-        self.session.answer(self.stream, header, response);
-        self.session.finish_request(self.stream);
-    }
-
-    /// The session of the client.
-    pub(crate) fn session(&self) -> &Session {
-        &self.session
-    }
-
-    /// What the subscription is known by.
-    pub(crate) fn key(&self) -> SubscriptionKey {
-        (self.stream, self.header.correlation)
-    }
-}
-
-impl Drop for ClientReply {
-    fn drop(&mut self) {
-        self.give_back();
-        let session = &self.session;
-        session.in_flight.set(session.in_flight.get() - 1);
-        wake_starved(&session.shard);
-        if !self.goes_on.get() {
-            session.finish_request(self.stream);
-        }
-        session.resume();
-    }
-}
-
 /// Connections that wait for memory look again: a request has given its own back, or time has passed.
 pub(crate) fn wake_starved(shard: &Shard) {
     while let Some(connection) = shard.memory.take_starved() {
         shard.endpoint.mark_dirty(connection);
-    }
-}
-
-impl ReplyTo {
-    /// Waits until a large answer may be made for a client of this shard, and gives how large it may
-    /// be: at most `bytes`. A client that does not read costs no more than its share. The place is
-    /// given back with [`Self::give_back`], or with the request. The shard that forwarded a request
-    /// has reserved for it.
-    pub(crate) async fn reserve(&self, bytes: usize) -> usize {
-        let Self::Client(client) = self else { return bytes };
-        let reserved = client.session.reserve(bytes).await;
-        let bytes = reserved.bytes();
-        client.reserved.replace(Some(reserved));
-        bytes
-    }
-
-    /// The answer is made, or there is none yet.
-    pub(crate) fn give_back(&self) {
-        if let Self::Client(client) = self {
-            client.give_back();
-        }
-    }
-
-    /// Has the client gone, so that no answer will be read?
-    pub(crate) fn is_gone(&self) -> bool {
-        match self {
-            Self::Client(client) => client.session.ended.get(),
-            Self::Shard { .. } => false,
-        }
-    }
-
-    /// A number that tells those who wait for answers apart.
-    pub(crate) fn key(&self) -> u64 {
-        match self {
-            Self::Client(client) => client.session.handle.0 as u64,
-            Self::Shard { shard, .. } => u64::MAX - u64::from(shard.0),
-        }
-    }
-}
-
-impl Request {
-    /// Answers the request, wherever it came from.
-    pub(crate) fn answer(self, shard: &Shard, response: Response) {
-        match self.reply_to {
-            ReplyTo::Client(client) => client.send(response, None),
-            ReplyTo::Shard { shard: origin, ticket } => {
-                let answer = Answer { ticket, response };
-                shard.mesh.send(origin, Message::Answer(Box::new(answer)));
-            }
-        }
-    }
-
-    /// Ends a request that gets no answer.
-    pub(crate) fn end(self, shard: &Shard) {
-        if let ReplyTo::Shard { shard: origin, ticket } = self.reply_to {
-            shard.mesh.send(origin, Message::Ended { ticket });
-        }
-    }
-
-    /// Refuses the request.
-    pub(crate) fn refuse(self, shard: &Shard, error: &RequestError) {
-        shard.metrics.borrow_mut().count_refused(error.code());
-        match (&self.reply_to, error) {
-            (ReplyTo::Client(client), RequestError::Elsewhere { owner }) => {
-                client.send(error.response(), Some(*owner));
-            }
-            _ => self.answer(shard, error.response()),
-        }
-    }
-}
-
-/// Hands a request to the function that serves its kind.
-pub(crate) fn dispatch(shard: &Rc<Shard>, request: Request) {
-    let kind = match check(shard, &request) {
-        Ok(kind) => kind,
-        Err(error) => return request.refuse(shard, &error),
-    };
-    match kind {
-        RequestKind::Hello => hello::hello(shard, request),
-        RequestKind::Produce => (shard.spawn_produce)(Rc::clone(shard), request),
-        RequestKind::Fetch => (shard.spawn_fetch)(Rc::clone(shard), request),
-        RequestKind::ListOffsets => offsets::spawn(shard, request),
-        RequestKind::Subscribe => subscribe::subscribe(shard, request),
-        RequestKind::Credit => subscribe::credit(shard, request),
-        RequestKind::Metadata => metadata::metadata(shard, request),
-        RequestKind::ListTopics => metadata::list_topics(shard, request),
-        RequestKind::CreateTopic | RequestKind::DeleteTopic | RequestKind::InitProducer => {
-            catalogue::spawn(shard, request);
-        }
-    }
-}
-
-/// Is this frame one that may come now, in the version agreed?
-fn check(shard: &Shard, request: &Request) -> Result<RequestKind, RequestError> {
-    let header = &request.header;
-    let kind = RequestKind::from_u16(header.kind)
-        .ok_or(RequestError::UnknownRequest { kind: header.kind })?;
-    if header.flags != FrameFlags::NONE {
-        return Err(RequestError::UnexpectedFlags { flags: header.flags.bits() });
-    }
-    let ReplyTo::Client(client) = &request.reply_to else {
-        return Ok(kind);
-    };
-    // Small requests have a quarter more: whoever says Hello or asks for metadata gets in.
-    let requests = &shard.memory.requests;
-    let is_small = request.body.len() <= SMALL_FRAME_BYTES;
-    if requests.is_exceeded() && !(is_small && requests.used() < requests.bytes_max() * 5 / 4) {
-        let what = "too many bytes of requests are being worked on";
-        return Err(RequestError::Throttled { what, retry_after_ms: RETRY_AFTER_MEMORY_MS });
-    }
-    match client.session().version() {
-        None if kind != RequestKind::Hello => Err(RequestError::HelloRequired),
-        // Hello has the same layout in every version, and always the first in its header.
-        _ if kind == RequestKind::Hello => Ok(kind),
-        Some(version) if version != header.version => Err(RequestError::UnsupportedVersion {
-            supported: VersionRange { min: version, max: version },
-        }),
-        Some(version) if version < kind.version_min() => {
-            Err(RequestError::UnknownRequest { kind: header.kind })
-        }
-        _ => Ok(kind),
     }
 }

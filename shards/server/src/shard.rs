@@ -1,59 +1,40 @@
-//! The shard: what one core owns, how it starts and how it ends.
+//! The shard: what one core owns.
+
+mod life;
+mod open;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustmq_config::BrokerConfig;
-use rustmq_config::choice::{FlushPolicy as FlushOption, WhenFull};
+use rustmq_config::choice::FlushPolicy as FlushOption;
 use rustmq_engine::HotCache;
 use rustmq_metadata::{Image, Operation, PrincipalId, Principals, Resource, WalUuid, authorize};
 use rustmq_protocol::{BrokerId, FlushMode, ShardEndpoint, ShardId, TopicId};
 use rustmq_sys::buffer::{Buffer, BufferPool};
-use rustmq_sys::doorbell::Doorbell;
-use rustmq_sys::file::{self, DiskFaults};
 use rustmq_sys::runtime::{self, Class, RuntimeConfig, TaskPool};
 use rustmq_sys::udp::UdpSocket;
-use rustmq_wal::{
-    BLOCK_ALIGN, BlockBuilder, BlockFlags, DIRECTORY_CAPACITY_MIN, FlushPolicy, GroupCommit, WalId,
-};
+use rustmq_wal::{BlockBuilder, DIRECTORY_CAPACITY_MIN, WalId};
 
 use crate::budget::{Charge, ClientMemory};
-use crate::catalogue::{self, Catalogue};
+use crate::catalogue::Catalogue;
 use crate::endpoint::Endpoint;
 use crate::error::ShardError;
 use crate::flushed::Cached;
-use crate::mesh::{self, Boot, Mesh, MeshPort, Message};
+use crate::mesh::{Boot, Mesh, MeshPort};
 use crate::metrics::{Gauges, Metrics, ShardSnapshot};
-use crate::notify::Notify;
+use crate::notify::{Notify, Slot};
 use crate::partitions::Partitions;
-use crate::recover::{self, WalSetup};
 use crate::reply::{RequestError, Response, SMALL_BODY_BYTES};
-use crate::segments::{Policy, SegmentFiles};
 use crate::session::Request;
 use crate::subscribe::{self, Subscription, Subscriptions};
-use crate::wal_writer::{Ticket, WalWriter, write_loop};
-use crate::{fetch, housekeeping, produce, tls};
+use crate::wal_writer::{Ticket, WalWriter};
+use crate::{fetch, produce, tls};
 
-/// Memory that one buffer of the block pool holds at most: blocks lie in it one after another. Of a
-/// small pool it is a sixteenth, so that slow consumers of a few blocks do not pin most of it.
-const BLOCK_BUFFER_BYTES: usize = 4 << 20;
-
-/// And at least, so that the largest block fits whatever the pool.
-const BLOCK_BUFFER_BYTES_MIN: usize = 256 << 10;
-
-/// Memory of a WAL for what consumers read from the disk, beside blocks and the hot cache.
-const READ_BUFFER_BYTES: usize = 64 << 20;
-
-/// Memory of a WAL for its own headers, checkpoints and footers, and for recovery.
-const UPKEEP_BUFFER_BYTES: usize = 64 << 20;
-
-/// One buffer of the two pools above, or a segment if that is smaller; larger ones are made as needed.
-const SMALL_BUFFER_BYTES: usize = 1 << 20;
+pub use self::life::{life, run};
 
 /// What a shard's thread is given at start.
 pub struct ShardSetup {
@@ -151,108 +132,6 @@ pub(crate) type SpawnRequest = Box<dyn Fn(Rc<Shard>, Request)>;
 /// Starts the task that reads for a subscription, in recycled memory.
 pub(crate) type SpawnCatchUp = Box<dyn Fn(Rc<Shard>, Rc<Subscription>, Charge)>;
 
-/// A place for one value that a task waits for.
-pub(crate) struct Slot<T> {
-    value: RefCell<Option<T>>,
-    filled: Notify,
-}
-
-impl<T> Slot<T> {
-    fn new() -> Self {
-        Self { value: RefCell::new(None), filled: Notify::default() }
-    }
-
-    /// Fills the place; the first value stays.
-    pub(crate) fn put(&self, value: T) {
-        self.value.borrow_mut().get_or_insert(value);
-        self.filled.notify();
-    }
-
-    /// Waits for the value.
-    pub(crate) async fn take(&self) -> T {
-        loop {
-            if let Some(value) = self.value.borrow_mut().take() {
-                return value;
-            }
-            self.filled.notified().await;
-        }
-    }
-}
-
-/// Runs a shard on the calling thread until it is drained or fails.
-pub fn run(setup: ShardSetup) -> Result<(), ShardError> {
-    let settings = setup.runtime.clone();
-    let (doorbell, life) = life(setup);
-    runtime::run(settings, doorbell, life)
-        .map_err(|error| ShardError::Runtime { error: error.to_string() })?
-}
-
-/// A shard's whole life, for whoever runs it on a runtime of their own, and the doorbell of that
-/// runtime.
-pub fn life(setup: ShardSetup) -> (Doorbell, impl Future<Output = Result<(), ShardError>>) {
-    let ShardSetup { id, node, config, sockets, port, runtime: _ } = setup;
-    let MeshPort { doorbell, senders, receivers, bells } = port;
-    let test = &config.test;
-    file::set_disk_faults(DiskFaults {
-        write_fail_at: test.write_fail_at,
-        flush_fail_at: test.flush_fail_at,
-        flush_hang_at: test.flush_hang_at,
-        flush_hang: Duration::from_millis(test.flush_hang_ms),
-    });
-    let life = async move {
-        let mesh = Mesh::new(senders, receivers, bells);
-        let shard = Rc::new(Shard::new(id, node, config, sockets, mesh));
-        let _end = LifeEnd(Rc::clone(&shard));
-        serve(&shard).await
-    };
-    (doorbell, life)
-}
-
-/// However a life ends, also when its owner drops it: sessions keep the shard that keeps their
-/// connections, and nothing else would let go of either.
-struct LifeEnd(Rc<Shard>);
-
-impl Drop for LifeEnd {
-    fn drop(&mut self) {
-        self.0.endpoint.forget_all();
-    }
-}
-
-/// The life of a shard, from recovery to its clean end.
-async fn serve(shard: &Rc<Shard>) -> Result<(), ShardError> {
-    runtime::spawn(Class::Foreground, mesh::receive_loop(Rc::clone(shard)));
-    if let Some(catalogue) = &shard.catalogue {
-        catalogue.start(shard).await?;
-    }
-    let boot = shard.boot.take().await;
-    shard.recover(boot).await?;
-    catalogue::booted(shard);
-    shard.may_serve.notified().await;
-
-    if shard.catalogue.is_some() {
-        Catalogue::serve(shard);
-    }
-    Endpoint::start(shard);
-    runtime::spawn(Class::Fetch, subscribe::serve_loop(Rc::clone(shard)));
-    housekeeping::start(shard);
-    shard.mesh.send_control(Message::Serving { shard: shard.id });
-    let ended = shard.until_drained();
-    let failed = shard.failure.take();
-    let mut ended = std::pin::pin!(ended);
-    let mut failed = std::pin::pin!(failed);
-    std::future::poll_fn(|cx| {
-        use std::future::Future;
-        use std::task::Poll;
-        if let Poll::Ready(error) = failed.as_mut().poll(cx) {
-            return Poll::Ready(Err(error));
-        }
-        ended.as_mut().poll(cx).map(Ok)
-    })
-    .await?;
-    Endpoint::close(shard).await;
-    Ok(())
-}
-
 impl Shard {
     fn new(
         id: ShardId,
@@ -306,86 +185,6 @@ impl Shard {
         }
     }
 
-    /// Opens the shard's WALs and takes over their partitions.
-    async fn recover(self: &Rc<Self>, boot: Boot) -> Result<(), ShardError> {
-        *self.image.borrow_mut() = boot.image;
-        let mine = boot.owners.iter().filter(|(_, owner)| **owner == self.id);
-        let mine: Vec<WalUuid> = mine.map(|(wal, _)| *wal).collect();
-        let wals_total = boot.owners.len();
-        *self.owners.borrow_mut() = boot.owners;
-        for wal in mine {
-            self.open_wal(wal, wals_total).await?;
-        }
-        Ok(())
-    }
-
-    async fn open_wal(self: &Rc<Self>, id: WalUuid, wals_total: usize) -> Result<(), ShardError> {
-        let config = &self.config.wal;
-        let setup = WalSetup {
-            id: WalId(id.0),
-            dir: self.config.broker.data_dir.join(format!("wal-{}", WalId(id.0))),
-            segment_bytes: config.segment_bytes,
-            may_create: !self.holds_partitions(id),
-            segments_max: segments_per_wal(&self.config, wals_total)
-                .map_err(|why| self.refused(why))?,
-        };
-        let memory = self.config.cache.hot_bytes + config.buffer_bytes;
-        let block_buffer = (config.buffer_bytes as usize / 16).next_multiple_of(BLOCK_ALIGN);
-        let least = BLOCK_BUFFER_BYTES_MIN.max(2 * config.block_bytes_max as usize);
-        let pool = BufferPool::new(
-            memory as usize,
-            block_buffer.clamp(least.min(BLOCK_BUFFER_BYTES), BLOCK_BUFFER_BYTES),
-        );
-        let small_buffer = SMALL_BUFFER_BYTES.min(config.segment_bytes as usize);
-        let read_pool = BufferPool::new(READ_BUFFER_BYTES, small_buffer);
-        // A footer takes less than a quarter of its segment.
-        let upkeep_bytes = UPKEEP_BUFFER_BYTES + config.segment_bytes as usize / 4;
-        let upkeep_pool = BufferPool::new(upkeep_bytes, small_buffer);
-        let opened = recover::open(&setup, &upkeep_pool).await?;
-        let policy = Policy {
-            flush_always: config.flush == FlushOption::Always,
-            delete_oldest: config.when_full == WhenFull::DeleteOldest,
-        };
-        let commit = GroupCommit::new(match config.flush {
-            FlushOption::Always => FlushPolicy::Always,
-            FlushOption::Interval => {
-                FlushPolicy::Interval { ns: config.flush_interval_ms * 1_000_000 }
-            }
-        });
-        let dir = setup.dir.clone();
-        let index_bytes_max = self.config.cache.index_bytes_max as usize / wals_total;
-        let files = SegmentFiles::new(
-            setup.id,
-            setup.dir,
-            policy,
-            upkeep_pool,
-            read_pool,
-            index_bytes_max,
-            opened.recovered,
-        );
-        let block_bytes_max = config.block_bytes_max as usize;
-        let wal = Rc::new(WalWriter::new(files, pool, block_bytes_max, commit));
-        let index = self.wals.borrow().len();
-        self.wals.borrow_mut().push(Rc::clone(&wal));
-        self.adopt(id, index, opened.replayed).map_err(|why| ShardError::Refused { dir, why })?;
-        housekeeping::drop_oldest_at_start(self, &wal).await?;
-        if let Err(why) = wal.room_for_start().await? {
-            return Err(ShardError::Refused { dir: wal.files.dir().to_owned(), why });
-        }
-        // Only now is what was recovered part of the log again, and durable.
-        wal.write_block(self, BlockFlags::START).await?;
-        if wal.files.lacks_checkpoint() && wal.files.ensure_spare().await?.is_ok() {
-            wal.files.rotate(self).await?;
-        }
-        let shard = Rc::clone(self);
-        runtime::spawn(Class::Foreground, async move {
-            if let Err(error) = write_loop(Rc::clone(&shard), wal).await {
-                shard.fail(error);
-            }
-        });
-        Ok(())
-    }
-
     /// Which of these deleted topics do segments here still name?
     pub(crate) fn named_topics(&self, mut topics: Vec<TopicId>) -> Vec<TopicId> {
         let wals = self.wals.borrow();
@@ -402,28 +201,6 @@ impl Shard {
                     .any(|wal| wal.files.is_rotating() || wal.files.segments().names(*topic))
         });
         topics
-    }
-
-    /// Do topics have partitions in this WAL?
-    fn holds_partitions(&self, wal: WalUuid) -> bool {
-        let image = self.image.borrow();
-        let mut partitions = image.topics().flat_map(|topic| &topic.partitions);
-        partitions.any(|partition| partition.append_wal() == Some(wal))
-    }
-
-    /// Waits for the word to stop, then for everything in flight to be answered and durable.
-    async fn until_drained(self: &Rc<Self>) {
-        self.drain.notified().await;
-        self.draining.set(true);
-        self.partitions.borrow().wake_all();
-        self.partitions.borrow().end_subscriptions(&RequestError::ShuttingDown);
-        let wals = self.wals.borrow().clone();
-        for wal in &wals {
-            wal.close();
-        }
-        for wal in &wals {
-            wal.closed().await;
-        }
     }
 
     /// Ends the shard, and with it the process: it is no longer safe to go on.
@@ -593,28 +370,4 @@ impl Shard {
             runtime: runtime::stats(),
         }
     }
-
-    fn refused(&self, why: String) -> ShardError {
-        ShardError::Refused { dir: self.config.broker.data_dir.clone(), why }
-    }
 }
-
-/// How many segments each WAL may have, when the broker's space is shared by all of them.
-fn segments_per_wal(config: &BrokerConfig, wals: usize) -> Result<usize, String> {
-    let per_wal = config.wal.capacity_bytes / wals as u64 / config.wal.segment_bytes;
-    let fewest = match config.test.enabled {
-        true => SEGMENTS_MIN_TEST,
-        false => rustmq_wal::segments::SEGMENTS_MIN as u64,
-    };
-    if per_wal < fewest {
-        return Err(format!(
-            "wal.capacity_bytes = {} is room for {per_wal} segments in each of {wals} WALs; at \
-             least {fewest} are needed: raise it, or lower wal.segment_bytes or broker.shards",
-            config.wal.capacity_bytes
-        ));
-    }
-    Ok((per_wal as usize).min(rustmq_wal::segments::SEGMENTS_MAX))
-}
-
-/// Fewest segments of a WAL under test settings, where a full pool must be reached in seconds.
-const SEGMENTS_MIN_TEST: u64 = 4;
