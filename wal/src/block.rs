@@ -1,25 +1,28 @@
 //! One block: what one write and one flush carry. Its header is checked by itself and vouches for
 //! the directory and the entry headers, so that damage to records still leaves their names.
 
-use core::fmt;
+mod directory;
+mod error;
+mod rescue;
 
-use crate::bytes::{partition_at, put, put_partition, round_up, u16_at, u32_at, u64_at, wal_at};
+use crate::bytes::{put, round_up, u16_at, u32_at, u64_at, wal_at};
 use crate::checksum::Checksum;
-use crate::entry::{ENTRY_ALIGN, ENTRY_HEADER_BYTES, EntryError, EntryHeader, EntryMeta};
+use crate::entry::{ENTRY_ALIGN, ENTRY_HEADER_BYTES, EntryError, EntryHeader};
 use crate::ids::{
     BlockSequence, Generation, Incarnation, NextSegment, SegmentSequence, Slot, WalId,
 };
 use rustmq_planted::{Bug, planted};
-use rustmq_protocol::{BATCH_BYTES_MAX, Offset, TopicPartition};
+use rustmq_protocol::BATCH_BYTES_MAX;
+
+pub use self::directory::{DIRECTORY_LINE_BYTES, DirectoryLine};
+pub use self::error::BlockError;
+pub(crate) use self::rescue::{correct_bit, rescue_block};
 
 /// Blocks begin and end at multiples of this in their file: what direct I/O asks of every device.
 pub const BLOCK_ALIGN: usize = 4096;
 
 /// Bytes of a block's header.
 pub const BLOCK_HEADER_BYTES: usize = 128;
-
-/// Bytes of one line of a block's directory.
-pub const DIRECTORY_LINE_BYTES: usize = 48;
 
 /// Largest block on disk: two of the largest batches. A longer length in a header is damage, so
 /// recovery never asks for a larger read buffer than this.
@@ -305,71 +308,6 @@ impl BlockHeader {
     }
 }
 
-/// One entry as the block's directory names it: enough to say what was lost if the rest is damaged.
-///
-/// ```text
-///  0 topic | 16 partition u32 | 20 kind u8 | 21 zero ×3 | 24 base_offset u64 | 32 record_count u32
-/// 36 position in the block u32 | 40 payload length u32 | 44 zero ×4
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DirectoryLine {
-    /// Whose entry it is.
-    pub partition: TopicPartition,
-    /// Its kind, as on disk.
-    pub kind: u8,
-    /// Where it begins.
-    pub base_offset: Offset,
-    /// Records in it.
-    pub record_count: u32,
-    /// Where in the block its header begins.
-    pub position: u32,
-    /// Bytes of payload.
-    pub payload_length: u32,
-}
-
-impl DirectoryLine {
-    pub(crate) fn of(meta: &EntryMeta, position: u32) -> Self {
-        Self {
-            partition: meta.partition,
-            kind: meta.kind as u8,
-            base_offset: meta.base_offset,
-            record_count: meta.record_count,
-            position,
-            payload_length: meta.payload.end - meta.payload.start,
-        }
-    }
-
-    pub(crate) fn encode(&self) -> [u8; DIRECTORY_LINE_BYTES] {
-        let mut bytes = [0; DIRECTORY_LINE_BYTES];
-        put_partition(&mut bytes, 0, self.partition);
-        bytes[20] = self.kind;
-        put(&mut bytes, 24, &self.base_offset.0.to_le_bytes());
-        put(&mut bytes, 32, &self.record_count.to_le_bytes());
-        put(&mut bytes, 36, &self.position.to_le_bytes());
-        put(&mut bytes, 40, &self.payload_length.to_le_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Self {
-        Self {
-            partition: partition_at(bytes, 0),
-            kind: bytes[20],
-            base_offset: Offset(u64_at(bytes, 24)),
-            record_count: u32_at(bytes, 32),
-            position: u32_at(bytes, 36),
-            payload_length: u32_at(bytes, 40),
-        }
-    }
-
-    fn names(&self, header: &EntryHeader) -> bool {
-        self.partition == header.partition
-            && self.kind == header.kind as u8
-            && self.base_offset == header.base_offset
-            && self.record_count == header.record_count
-            && self.payload_length == header.payload_length
-    }
-}
-
 /// An entry in a checked block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry<'a> {
@@ -451,206 +389,3 @@ pub fn decode_block<'a>(bytes: &'a [u8], expect: &ChainPoint) -> Result<BlockVie
     }
     Ok(BlockView { header, bytes, directory })
 }
-
-/// What is whole in a damaged block.
-pub(crate) struct Rescued<'a> {
-    /// Entries of which every byte was checked.
-    pub(crate) entries: Vec<Entry<'a>>,
-    /// The others; `None`: there may be any others.
-    pub(crate) lost: Option<Vec<DirectoryLine>>,
-    /// An entry is whole and of a kind that this version does not know.
-    pub(crate) unknown_kind: Option<u8>,
-}
-
-/// Finds what is whole in a damaged block whose header is good. `bytes` begin with it and may end
-/// early. Which entries there were is told by the directory, unless it contradicts itself, else by
-/// the entry headers themselves, whose checksum is in the block's header. In the order in which they
-/// lie there.
-pub(crate) fn rescue_block<'a>(header: &BlockHeader, bytes: &'a [u8]) -> Rescued<'a> {
-    let bytes = bytes.get(..header.length as usize).unwrap_or(bytes);
-    let mut rescued = Rescued { entries: Vec::new(), lost: None, unknown_kind: None };
-    let directory = header.directory(bytes).filter(|lines| lie_in_order(header, lines));
-    let Some(lines) = directory.or_else(|| walk(header, bytes)) else {
-        return rescued;
-    };
-    let mut lost = Vec::new();
-    for line in lines {
-        match entry_at(header, bytes, &line) {
-            Ok((entry, payload)) if entry.check_payload(payload).is_ok() => {
-                let position = header.position + u64::from(line.position);
-                rescued.entries.push(Entry { header: entry, position, payload });
-            }
-            Err(EntryError::UnknownKind { kind }) => rescued.unknown_kind = Some(kind),
-            Ok(_) | Err(_) => lost.push(line),
-        }
-    }
-    rescued.lost = Some(lost);
-    rescued
-}
-
-/// Do lines name entries that lie one after another from where the first begins, as writers leave
-/// them?
-fn lie_in_order(header: &BlockHeader, lines: &[DirectoryLine]) -> bool {
-    let mut end = header.entries_start as usize;
-    lines.iter().all(|line| {
-        let begin = end;
-        end = round_up(begin + ENTRY_HEADER_BYTES + line.payload_length as usize, ENTRY_ALIGN);
-        line.position as usize == begin
-    })
-}
-
-/// The directory that a block must have had, from its entry headers, if these are all whole.
-fn walk(header: &BlockHeader, bytes: &[u8]) -> Option<Vec<DirectoryLine>> {
-    let mut crc = Checksum::for_block(header.generation, header.sequence);
-    let mut at = header.entries_start as usize;
-    let mut lines = Vec::new();
-    for _ in 0..header.entry_count {
-        let entry_bytes = bytes.get(at..at + ENTRY_HEADER_BYTES)?;
-        let entry = EntryHeader::decode(entry_bytes, header.generation).ok()?;
-        crc = crc.add(entry_bytes);
-        lines.push(DirectoryLine {
-            partition: entry.partition,
-            kind: entry.kind as u8,
-            base_offset: entry.base_offset,
-            record_count: entry.record_count,
-            position: u32::try_from(at).ok()?,
-            payload_length: entry.payload_length,
-        });
-        at = round_up(at + entry.entry_bytes(), ENTRY_ALIGN);
-    }
-    (crc.value() == header.entries_crc).then_some(lines)
-}
-
-/// Turns each bit in turn until `decode` takes the bytes.
-pub(crate) fn correct_bit<T>(
-    bytes: &mut [u8],
-    mut decode: impl FnMut(&[u8]) -> Option<T>,
-) -> Option<T> {
-    for bit in 0..bytes.len() * 8 {
-        bytes[bit / 8] ^= 1 << (bit % 8);
-        if let Some(decoded) = decode(bytes) {
-            return Some(decoded);
-        }
-        bytes[bit / 8] ^= 1 << (bit % 8);
-    }
-    None
-}
-
-/// Why bytes are not the block that was looked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BlockError {
-    /// The bytes end before the block does: read more and decode again.
-    Short {
-        /// Bytes of the whole block, as far as known.
-        needed: usize,
-        /// Bytes there are.
-        available: usize,
-    },
-    /// The bytes do not begin like a block.
-    NotABlock,
-    /// A block of another use of the file.
-    Generation,
-    /// The header is damaged.
-    HeaderCrc {
-        /// Checksum in the header.
-        found: u32,
-        /// Checksum of the header's bytes.
-        computed: u32,
-    },
-    /// A whole header of a later version.
-    NewerVersion {
-        /// Its version.
-        found: u16,
-        /// The newest this program reads.
-        supported: u16,
-    },
-    /// A block of another WAL.
-    Foreign {
-        /// That WAL.
-        wal: WalId,
-    },
-    /// A block that was meant for another place.
-    Misplaced {
-        /// The place it names.
-        found: u64,
-        /// Where it is.
-        expected: u64,
-    },
-    /// Lengths in the header or directory contradict each other.
-    Extents,
-    /// A good header of another place in the chain.
-    Sequence {
-        /// Its sequence.
-        found: BlockSequence,
-        /// The one that comes next.
-        expected: BlockSequence,
-    },
-    /// A good header that follows another block than the one before.
-    PrevCrc {
-        /// The checksum it follows.
-        found: u32,
-        /// The checksum of the block before.
-        expected: u32,
-    },
-    /// A good header that an earlier opening of the WAL left behind.
-    Incarnation {
-        /// Its incarnation.
-        found: Incarnation,
-        /// That of the block before.
-        at_least: Incarnation,
-    },
-    /// The directory is damaged.
-    DirectoryCrc,
-    /// Each entry header is good, together they are not the block's.
-    EntriesCrc,
-    /// An entry is damaged.
-    Entry {
-        /// Its place in the block.
-        index: usize,
-        /// What is wrong with it.
-        error: EntryError,
-    },
-}
-
-impl fmt::Display for BlockError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Short { needed, available } => {
-                write!(f, "block needs {needed} bytes, {available} are there")
-            }
-            Self::NotABlock => f.write_str("no block begins here"),
-            Self::Generation => f.write_str("block of another use of the file"),
-            Self::HeaderCrc { found, computed } => {
-                write!(
-                    f,
-                    "block header says checksum {found:#010x}, its bytes have {computed:#010x}"
-                )
-            }
-            Self::NewerVersion { found, supported } => {
-                write!(f, "block has version {found}, this program reads up to {supported}")
-            }
-            Self::Foreign { wal } => write!(f, "block belongs to WAL {wal}"),
-            Self::Misplaced { found, expected } => {
-                write!(f, "block was written for position {found} and is at {expected}")
-            }
-            Self::Extents => f.write_str("lengths in the block contradict each other"),
-            Self::Sequence { found, expected } => {
-                write!(f, "block has sequence {found}, {expected} comes next")
-            }
-            Self::PrevCrc { found, expected } => {
-                write!(
-                    f,
-                    "block follows checksum {found:#010x}, the one before has {expected:#010x}"
-                )
-            }
-            Self::Incarnation { found, at_least } => {
-                write!(f, "block of incarnation {found} after one of {at_least}")
-            }
-            Self::DirectoryCrc => f.write_str("block directory is damaged"),
-            Self::EntriesCrc => f.write_str("entry headers are not the block's"),
-            Self::Entry { index, error } => write!(f, "entry {index} of the block: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for BlockError {}
