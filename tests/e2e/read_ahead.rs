@@ -8,10 +8,10 @@ use anyhow::{Context, Result, ensure};
 use rustmq_client::{ErrorCode, TopicInfo};
 use rustmq_protocol::{Credit, ProducerStamp};
 
-use crate::subscribe::{open, produce, told, until_metric};
 use crate::support::broker::{Backend, Broker, Node, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::raw::{self, Raw};
+use crate::support::subscriber::{open, produce, told, until_metric};
 use crate::support::{client, machine};
 
 /// Bytes of a record's value.

@@ -3,29 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustmq_checker::{Partition, Reader, Value};
-use rustmq_client::{
-    ErrorCode, LeaderEpoch, Offset, PartitionId, ShardId, Start, TopicId, TopicInfo,
-};
+use rustmq_client::{ErrorCode, LeaderEpoch, Offset, PartitionId, ShardId, TopicId, TopicInfo};
 use rustmq_protocol::{
-    CREDIT_BYTES_MAX, CorrelationId, Credit, FetchResponse, FetchResponseHead, FrameFlags,
-    FrameHeader, ProducerStamp, RequestKind, SubscriptionEnd, batches, verify_crc,
+    CREDIT_BYTES_MAX, CorrelationId, Credit, FrameFlags, FrameHeader, ProducerStamp, RequestKind,
 };
 
 use crate::support::broker::{Backend, Broker, Node, on_each_backend};
 use crate::support::cli::Cli;
-use crate::support::history::{CONSUMER, Recorder};
+use crate::support::follower::Follower;
 use crate::support::load::Load;
-use crate::support::process::{PATIENCE, wait_until};
-use crate::support::raw::{self, Raw, ReceiveHalf};
+use crate::support::raw::{self, Raw};
+use crate::support::subscriber::{Told, open, produce, told, told_half, until_metric};
 use crate::support::{client, machine};
-use tokio::time::timeout;
 
 /// Subscriptions that one connection may have, as the broker says it.
 const PER_CONNECTION_MAX: u32 = 10_000;
@@ -33,119 +24,6 @@ const PER_CONNECTION_MAX: u32 = 10_000;
 /// What the process may grow by for each of them while none has anything to send: what they are
 /// charged as, the answers that opened them, and what an allocator keeps.
 const MEMORY_EACH_MAX: u64 = 1024;
-
-/// One answer of a subscription.
-#[derive(Debug)]
-pub(crate) enum Told {
-    Batches { correlation: u32, head: FetchResponseHead, offsets: Vec<(u64, u64)>, bytes: usize },
-    End { code: ErrorCode, offset: u64, message: String },
-}
-
-impl Told {
-    fn read(header: &FrameHeader, body: &[u8]) -> Result<Told> {
-        ensure!(header.kind == RequestKind::Subscribe as u16, "an answer of kind {}", header.kind);
-        let correlation = header.correlation.0;
-        if !header.flags.contains(FrameFlags::MORE) {
-            let SubscriptionEnd { message, offset } = SubscriptionEnd::decode(body)?;
-            let code = header.error_code();
-            return Ok(Told::End { code, offset: offset.0, message });
-        }
-        ensure!(header.error_code() == ErrorCode::Ok, "more after {}", header.error_code());
-        let response = FetchResponse::decode(body)?;
-        let mut offsets = Vec::new();
-        for batch in batches(response.batches) {
-            let (_, batch) = batch?;
-            let header = verify_crc(batch)?;
-            offsets.push((header.base_offset.0, header.last_offset().0 + 1));
-        }
-        let bytes = response.batches.len();
-        Ok(Told::Batches { correlation, head: response.head, offsets, bytes })
-    }
-
-    /// Of which subscription; an end is an error.
-    pub(crate) fn correlation(&self) -> Result<u32> {
-        match self {
-            Told::Batches { correlation, .. } => Ok(*correlation),
-            end => bail!("it ended: {end:?}"),
-        }
-    }
-
-    /// The batches; an end is an error.
-    pub(crate) fn batches(self) -> Result<(Vec<(u64, u64)>, usize)> {
-        match self {
-            Told::Batches { offsets, bytes, .. } => Ok((offsets, bytes)),
-            end => bail!("it ended: {end:?}"),
-        }
-    }
-
-    /// Code, offset and message of an end.
-    pub(crate) fn end(self) -> Result<(ErrorCode, u64, String)> {
-        match self {
-            Told::End { code, offset, message, .. } => Ok((code, offset, message)),
-            other => bail!("it goes on: {other:?}"),
-        }
-    }
-}
-
-/// The next answer of any subscription on the stream.
-pub(crate) async fn told(raw: &mut Raw) -> Result<Told> {
-    let (header, body) = raw.answer().await?;
-    Told::read(&header, &body)
-}
-
-async fn told_half(receive: &mut ReceiveHalf) -> Result<Told> {
-    let (header, body) = receive.answer().await?;
-    Told::read(&header, &body)
-}
-
-/// Opens a subscription to partition 0 and takes the first answer.
-pub(crate) async fn open(
-    raw: &mut Raw,
-    topic: &TopicInfo,
-    number: u32,
-    from: u64,
-    credit: u32,
-) -> Result<FetchResponseHead> {
-    let ask = raw::subscribe(topic, 0, from, credit, 64 << 10)?;
-    raw.send(&raw::subscribe_frame(number, &ask)).await?;
-    match told(raw).await? {
-        Told::Batches { correlation, head, offsets, .. } => {
-            ensure!(correlation == number && offsets.is_empty(), "not the first answer");
-            Ok(head)
-        }
-        end => bail!("it was not opened: {end:?}"),
-    }
-}
-
-/// Appends batches of one record of so many bytes, one after the other.
-pub(crate) async fn produce(
-    dir: &Path,
-    topic: &TopicInfo,
-    partition: u32,
-    count: usize,
-    bytes: usize,
-) -> Result<()> {
-    let mut raw = Raw::greeted(dir).await?;
-    let value = "x".repeat(bytes);
-    let frame = raw::produce_frame(topic, partition, &raw::batch(&[&value], ProducerStamp::NONE))?;
-    for _ in 0..count {
-        let (header, body) = raw.ask_bytes(&frame).await?;
-        if header.status != 0 {
-            bail!(raw::message(ErrorCode::Ok, &header, &body)?);
-        }
-    }
-    Ok(())
-}
-
-/// Waits until a metric has this value; the connections of the test go on meanwhile.
-pub(crate) async fn until_metric(broker: &Broker, name: &str, value: u64) -> Result<()> {
-    let begun = Instant::now();
-    while broker.metric(name)? != value {
-        ensure!(begun.elapsed() < PATIENCE, "{name} is not {value}\n{}", broker.state());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
-}
 
 /// Ends a connection and waits until the broker has forgotten all that it had.
 async fn close(raw: Raw, broker: &Broker) -> Result<()> {
@@ -242,66 +120,6 @@ on_each_backend! {
         let fetches = broker.metric_with("rustmq_stage_latency_seconds_count", "\"fetch\"")?;
         ensure!(fetches == 0, "{fetches} fetches");
         broker.stop()
-    }
-}
-
-/// A consumer in a thread of its own, which writes down what it gets.
-struct Follower {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<u64>>,
-    next: Arc<Mutex<Vec<u64>>>,
-}
-
-impl Follower {
-    fn start(dir: &Path, topic: &str, partitions: u32, recorder: Recorder) -> Result<Follower> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let next = Arc::new(Mutex::new(vec![0; partitions as usize]));
-        let (dir, topic) = (dir.to_owned(), topic.to_owned());
-        let (stopping, places) = (Arc::clone(&stop), Arc::clone(&next));
-        let thread = std::thread::Builder::new().name("follower".to_owned()).spawn(move || {
-            client::runtime()?.block_on(async {
-                let client = client::connect(&dir).await?;
-                let consumer = client.consumer(&topic).start(Start::Earliest).build();
-                let mut consumer = client::bounded("a consumer", consumer).await??;
-                let readers: Vec<Reader> = (0..partitions)
-                    .map(|partition| recorder.lock().assign(CONSUMER, Partition(partition), 0))
-                    .collect();
-                let mut received = 0;
-                while !stopping.load(Ordering::Relaxed) {
-                    // Whether it is over is looked at now and then.
-                    let wait = Duration::from_millis(20);
-                    let Ok(record) = timeout(wait, consumer.receive()).await else { continue };
-                    let record = record.context("partitions")??;
-                    let partition = record.partition.0 as usize;
-                    let reader = *readers.get(partition).context("a partition of the topic")?;
-                    let value = record.value.unwrap_or_default();
-                    recorder.lock().read(reader, record.offset.0, Value::of(&value));
-                    let mut next = places.lock().unwrap_or_else(PoisonError::into_inner);
-                    let next = next.get_mut(partition).context("a partition of the topic")?;
-                    ensure!(*next == record.offset.0, "{} came, {next} is next", record.offset);
-                    *next += 1;
-                    received += 1;
-                }
-                client.close().await;
-                Ok(received)
-            })
-        })?;
-        Ok(Follower { stop, thread, next })
-    }
-
-    /// Waits until it has all that was acknowledged; how many records it got.
-    fn until_end(self, recorder: &Recorder) -> Result<u64> {
-        let waited = wait_until(|| {
-            let next = self.next.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let history = recorder.lock();
-            let ends = (0..).map(|partition| history.acknowledged_end(Partition(partition)));
-            let all = next.iter().zip(ends).all(|(next, end)| end <= *next);
-            Ok((all || self.thread.is_finished()).then_some(()))
-        })?;
-        self.stop.store(true, Ordering::Relaxed);
-        let ended = self.thread.join().unwrap_or_else(|_| bail!("the consumer panicked"));
-        waited.context("the consumer did not get all there is")?;
-        ended
     }
 }
 
