@@ -7,8 +7,8 @@ use rustmq_sys::sim::World;
 use rustmq_sys::sim::choice::Choice;
 use rustmq_sys::sim::disk::{Applied, PAGE_BYTES};
 use rustmq_wal::{
-    BlockBuilder, BlockContext, BlockFlags, BlockSequence, DIRECTORY_CAPACITY_MIN, EntryKind,
-    EntryMeta, Generation, Incarnation, WalId,
+    BlockBuilder, BlockContext, BlockFlags, BlockSequence, ChainPoint, DIRECTORY_CAPACITY_MIN,
+    EntryKind, EntryMeta, Generation, Incarnation, WalId,
 };
 
 use crate::records::{self, VALUE_BYTES_MIN};
@@ -73,19 +73,21 @@ pub(crate) fn blocks_for_their_places(
         if of == file && position == end { end + bytes } else { end }
     });
     let mut context = BlockContext {
-        wal: WalId(*header.get(8..)?.first_chunk()?),
-        generation: GENERATION,
-        incarnation: Incarnation(number(32)?),
-        position: begins,
-        sequence: BlockSequence(sequence + AHEAD + choice.below(4)),
-        prev_crc: u32::from_le_bytes(*header.get(124..)?.first_chunk()?),
+        at: ChainPoint {
+            wal: WalId(*header.get(8..)?.first_chunk()?),
+            generation: GENERATION,
+            incarnation: Incarnation(number(32)?),
+            position: begins,
+            sequence: BlockSequence(sequence + AHEAD + choice.below(4)),
+            prev_crc: u32::from_le_bytes(*header.get(124..)?.first_chunk()?),
+        },
         durable_end: BlockSequence(sequence + AHEAD),
         flags: BlockFlags::NONE,
         next: None,
     };
     let mut forged = Vec::new();
     for _ in 0..choice.between(1, PAGES_MAX) {
-        context.position += PAGE_BYTES as u64;
+        context.at.position += PAGE_BYTES as u64;
         forged.extend(block(&context, partition, offset));
     }
     Some(behind_padding(&forged))

@@ -12,7 +12,7 @@
 use core::ops::Range;
 
 use crate::block::{
-    BLOCK_ALIGN, BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, BlockFlags, BlockHeader,
+    BLOCK_ALIGN, BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, BlockFlags, BlockHeader, ChainPoint,
     DIRECTORY_LINE_BYTES, DirectoryLine,
 };
 use crate::bytes::{round_down, round_up};
@@ -20,7 +20,7 @@ use crate::checksum::Checksum;
 use crate::entry::{
     ENTRY_ALIGN, ENTRY_HEADER_BYTES, EntryHeader, EntryKind, EntryMeta, batch_agrees,
 };
-use crate::ids::{BlockSequence, Generation, Incarnation, NextSegment, WalId};
+use crate::ids::{BlockSequence, NextSegment};
 
 /// Directory lines that fit beside the header in the first 512 bytes: a block of so few entries
 /// spends one sector on both.
@@ -43,18 +43,8 @@ const _: () = assert!(
 /// What a block learns only when it is about to be written. Made by [`crate::Chain::context`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockContext {
-    /// The WAL.
-    pub wal: WalId,
-    /// Generation of the segment it goes to.
-    pub generation: Generation,
-    /// This opening of the WAL.
-    pub incarnation: Incarnation,
-    /// Where in the segment it goes.
-    pub position: u64,
-    /// Its sequence.
-    pub sequence: BlockSequence,
-    /// Checksum of the block before it.
-    pub prev_crc: u32,
+    /// Its place in the chain.
+    pub at: ChainPoint,
     /// First block not known flushed. A clean or seal block has its own sequence here.
     pub durable_end: BlockSequence,
     /// What is special about it.
@@ -241,7 +231,7 @@ impl BlockBuilder {
         let range = self.block_start()..self.region_used();
         assert!(range.end <= region.len(), "the region holds the block");
         assert!(
-            context.position.is_multiple_of(BLOCK_ALIGN as u64),
+            context.at.position.is_multiple_of(BLOCK_ALIGN as u64),
             "a block begins on a page of its file"
         );
         assert!(
@@ -250,25 +240,28 @@ impl BlockBuilder {
         );
         let ends = context.flags.has(BlockFlags::SEAL) || context.flags.has(BlockFlags::CLEAN);
         assert!(
-            !ends || context.durable_end == context.sequence,
+            !ends || context.durable_end == context.at.sequence,
             "everything before a seal or clean block is flushed"
         );
-        assert!(context.durable_end <= context.sequence, "a block is not durable before it exists");
+        assert!(
+            context.durable_end <= context.at.sequence,
+            "a block is not durable before it exists"
+        );
 
         let entries_crc = self.write_entries(region, context);
         let directory_crc = self.write_directory(region, range.start, context);
         let header = BlockHeader {
             flags: context.flags,
-            wal: context.wal,
-            generation: context.generation,
-            incarnation: context.incarnation,
-            position: context.position,
-            sequence: context.sequence,
+            wal: context.at.wal,
+            generation: context.at.generation,
+            incarnation: context.at.incarnation,
+            position: context.at.position,
+            sequence: context.at.sequence,
             durable_end: context.durable_end,
             length: u32_of(range.len()),
             entries_start: u32_of(self.entries_start - range.start),
             entry_count: u32_of(self.entries.len()),
-            prev_crc: context.prev_crc,
+            prev_crc: context.at.prev_crc,
             directory_crc,
             entries_crc,
             next: context.next,
@@ -276,11 +269,11 @@ impl BlockBuilder {
         };
         let bytes = region[range.clone()].first_chunk_mut().expect("a block has at least a page");
         let crc = header.encode(bytes);
-        SealedBlock { range, position: context.position, sequence: context.sequence, crc }
+        SealedBlock { range, position: context.at.position, sequence: context.at.sequence, crc }
     }
 
     fn write_entries(&mut self, region: &mut [u8], context: &BlockContext) -> u32 {
-        let mut crc = Checksum::for_block(context.generation, context.sequence);
+        let mut crc = Checksum::for_block(context.at.generation, context.at.sequence);
         let mut end = self.entries_start;
         for meta in &mut self.entries {
             let payload_range = meta.payload.start as usize..meta.payload.end as usize;
@@ -288,12 +281,12 @@ impl BlockBuilder {
             if meta.kind != EntryKind::Data {
                 meta.payload_crc = crc32c::crc32c(payload);
             }
-            let header = EntryHeader::new(meta, context.sequence);
+            let header = EntryHeader::new(meta, context.at.sequence);
             assert!(
                 meta.kind != EntryKind::Data || batch_agrees(&header, payload),
                 "the batch was stamped with the offset and epoch of its entry"
             );
-            let bytes = header.encode(context.generation);
+            let bytes = header.encode(context.at.generation);
             crc = crc.add(&bytes);
             region[end..payload_range.start].copy_from_slice(&bytes);
             end = round_up(payload_range.end, ENTRY_ALIGN);
@@ -304,7 +297,7 @@ impl BlockBuilder {
     }
 
     fn write_directory(&self, region: &mut [u8], start: usize, context: &BlockContext) -> u32 {
-        let mut crc = Checksum::for_block(context.generation, context.sequence);
+        let mut crc = Checksum::for_block(context.at.generation, context.at.sequence);
         let mut at = start + BLOCK_HEADER_BYTES;
         for meta in &self.entries {
             let position = meta.payload.start as usize - ENTRY_HEADER_BYTES - start;

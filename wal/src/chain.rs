@@ -2,7 +2,7 @@
 
 use crate::block::{BlockFlags, ChainPoint};
 use crate::builder::{BlockContext, SealedBlock};
-use crate::ids::{BlockSequence, Generation, Incarnation, NextSegment, WalId};
+use crate::ids::{BlockSequence, Generation, Incarnation, NextSegment};
 
 /// The writing end of a WAL: gives each block its place in the chain.
 ///
@@ -10,12 +10,7 @@ use crate::ids::{BlockSequence, Generation, Incarnation, NextSegment, WalId};
 /// with every block and into every segment. Invariant: `durable_end <= sequence`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    wal: WalId,
-    incarnation: Incarnation,
-    generation: Generation,
-    position: u64,
-    sequence: BlockSequence,
-    prev_crc: u32,
+    point: ChainPoint,
     durable_end: BlockSequence,
 }
 
@@ -25,65 +20,40 @@ impl Chain {
     pub fn new(point: &ChainPoint, incarnation: Incarnation, durable_end: BlockSequence) -> Self {
         assert!(point.incarnation < incarnation, "each opening is a new incarnation");
         assert!(durable_end <= point.sequence, "a block is not durable before it exists");
-        Self {
-            wal: point.wal,
-            incarnation,
-            generation: point.generation,
-            position: point.position,
-            sequence: point.sequence,
-            prev_crc: point.prev_crc,
-            durable_end,
-        }
+        Self { point: ChainPoint { incarnation, ..*point }, durable_end }
     }
 
     /// Context of the next block. For a seal or clean block everything before must be flushed.
     #[must_use]
     pub fn context(&self, flags: BlockFlags, next: Option<NextSegment>) -> BlockContext {
-        BlockContext {
-            wal: self.wal,
-            generation: self.generation,
-            incarnation: self.incarnation,
-            position: self.position,
-            sequence: self.sequence,
-            prev_crc: self.prev_crc,
-            durable_end: self.durable_end,
-            flags,
-            next,
-        }
+        BlockContext { at: self.point, durable_end: self.durable_end, flags, next }
     }
 
     /// A block was sealed with the last context: the next one follows it.
     pub fn advance(&mut self, sealed: &SealedBlock) {
-        assert!(sealed.sequence == self.sequence, "blocks are sealed in order");
-        assert!(sealed.position == self.position, "blocks lie one after another");
-        self.position += sealed.bytes() as u64;
-        self.sequence = sealed.sequence.next();
-        self.prev_crc = sealed.crc;
+        assert!(sealed.sequence == self.point.sequence, "blocks are sealed in order");
+        assert!(sealed.position == self.point.position, "blocks lie one after another");
+        self.point.position += sealed.bytes() as u64;
+        self.point.sequence = sealed.sequence.next();
+        self.point.prev_crc = sealed.crc;
     }
 
     /// Every block up to and with `sequence` is flushed.
     pub fn handle_flushed(&mut self, sequence: BlockSequence) {
-        assert!(sequence < self.sequence, "only written blocks can be flushed");
+        assert!(sequence < self.point.sequence, "only written blocks can be flushed");
         self.durable_end = self.durable_end.max(sequence.next());
     }
 
     /// The next block goes to another segment, after its header.
     pub fn enter(&mut self, generation: Generation, position: u64) {
-        self.generation = generation;
-        self.position = position;
+        self.point.generation = generation;
+        self.point.position = position;
     }
 
     /// Where the next block goes.
     #[must_use]
     pub fn point(&self) -> ChainPoint {
-        ChainPoint {
-            wal: self.wal,
-            generation: self.generation,
-            incarnation: self.incarnation,
-            position: self.position,
-            sequence: self.sequence,
-            prev_crc: self.prev_crc,
-        }
+        self.point
     }
 
     /// First block not known flushed.
@@ -95,6 +65,6 @@ impl Chain {
     /// This opening of the WAL.
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
-        self.incarnation
+        self.point.incarnation
     }
 }

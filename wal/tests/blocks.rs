@@ -15,26 +15,17 @@ const REGION_BYTES: usize = 128 << 10;
 
 fn context() -> BlockContext {
     BlockContext {
-        wal: WAL,
-        generation: Generation(0x1122_3344_5566_7788),
-        incarnation: Incarnation(3),
-        position: 8192,
-        sequence: BlockSequence(40),
-        prev_crc: 0xabcd,
+        at: ChainPoint {
+            wal: WAL,
+            generation: Generation(0x1122_3344_5566_7788),
+            incarnation: Incarnation(3),
+            position: 8192,
+            sequence: BlockSequence(40),
+            prev_crc: 0xabcd,
+        },
         durable_end: BlockSequence(39),
         flags: BlockFlags::NONE,
         next: None,
-    }
-}
-
-fn expect(context: &BlockContext) -> ChainPoint {
-    ChainPoint {
-        wal: context.wal,
-        generation: context.generation,
-        incarnation: context.incarnation,
-        position: context.position,
-        sequence: context.sequence,
-        prev_crc: context.prev_crc,
     }
 }
 
@@ -62,7 +53,7 @@ proptest! {
         let (bytes, sealed, builder) = block(&sizes, &context);
         prop_assert_eq!(sealed.range.start % BLOCK_ALIGN, 0);
         prop_assert_eq!(sealed.range.end % BLOCK_ALIGN, 0);
-        let view = decode_block(&bytes, &expect(&context)).unwrap();
+        let view = decode_block(&bytes, &context.at).unwrap();
         prop_assert_eq!(view.header.crc, sealed.crc);
         prop_assert_eq!(view.header.durable_end, context.durable_end);
         let entries: Vec<_> = view.entries().collect();
@@ -74,9 +65,9 @@ proptest! {
             prop_assert_eq!(entry.header.max_timestamp, meta.max_timestamp);
             prop_assert_eq!(entry.position, sealed.entry_position(meta));
             // What an index makes of it is enough to read it by itself.
-            let at = (entry.position - context.position) as usize;
+            let at = (entry.position - context.at.position) as usize;
             let expect = EntryExpect {
-                generation: context.generation,
+                generation: context.at.generation,
                 partition: meta.partition,
                 base_offset: meta.base_offset,
             };
@@ -97,7 +88,7 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] ^= 1 << bit;
         // Only padding is not covered: bytes that were zero and mean nothing.
-        match decode_block(&bytes, &expect(&context)) {
+        match decode_block(&bytes, &context.at) {
             Err(_) => {}
             Ok(view) => {
                 prop_assert_eq!(bytes[at].count_ones(), 1);
@@ -109,9 +100,9 @@ proptest! {
     #[test]
     fn random_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..9000)) {
         let context = context();
-        prop_assert!(decode_block(&bytes, &expect(&context)).is_err());
+        prop_assert!(decode_block(&bytes, &context.at).is_err());
         let expect_entry = EntryExpect {
-            generation: context.generation,
+            generation: context.at.generation,
             partition: partition(0),
             base_offset: Offset::ZERO,
         };
@@ -121,16 +112,16 @@ proptest! {
         if good.len() <= bytes.len() {
             let keep = bytes.len() % 600;
             bytes[..keep].copy_from_slice(&good[..keep]);
-            prop_assert!(decode_block(&bytes, &expect(&context)).is_err());
+            prop_assert!(decode_block(&bytes, &context.at).is_err());
         }
     }
 
     #[test]
     fn a_block_of_another_generation_never_validates(other in any::<u64>()) {
         let context = context();
-        prop_assume!(other != context.generation.0);
+        prop_assume!(other != context.at.generation.0);
         let (bytes, _, builder) = block(&[300], &context);
-        let other = ChainPoint { generation: Generation(other), ..expect(&context) };
+        let other = ChainPoint { generation: Generation(other), ..context.at };
         prop_assert_eq!(decode_block(&bytes, &other).unwrap_err(), BlockError::Generation);
         let meta = &builder.entries()[0];
         let expect = EntryExpect {
@@ -156,7 +147,7 @@ fn header_and_eight_lines_share_the_first_sector() {
     for (entries, start) in [(0, 512), (8, 512), (9, 4096 + 512), (93, 4096 + 512)] {
         let context = context();
         let (bytes, _, _) = block(&vec![0; entries], &context);
-        let view = decode_block(&bytes, &expect(&context)).unwrap();
+        let view = decode_block(&bytes, &context.at).unwrap();
         assert_eq!(view.header.entries_start, start, "{entries} entries");
     }
 }
@@ -194,7 +185,7 @@ fn a_block_closes_when_its_directory_or_its_region_is_full() {
     assert!(capacities.is_sorted_by(|more, less| less < more), "not hit: it decays");
     let context = context();
     let sealed = builder.seal(&mut region, &context);
-    let view = decode_block(&region[sealed.range], &expect(&context)).unwrap();
+    let view = decode_block(&region[sealed.range], &context.at).unwrap();
     assert_eq!(view.entries().next().unwrap().payload, payload);
 }
 
@@ -221,7 +212,7 @@ fn an_empty_builder_takes_nothing() {
 fn a_block_out_of_its_place_does_not_join() {
     let context = context();
     let (bytes, _, _) = block(&[100], &context);
-    let good = expect(&context);
+    let good = context.at;
     let error = |point: ChainPoint| decode_block(&bytes, &point).unwrap_err();
     assert_eq!(
         error(ChainPoint { position: 4096, ..good }),
@@ -259,7 +250,7 @@ fn a_seal_block_names_the_next_segment() {
         ..context()
     };
     let (bytes, _, _) = block(&[], &context);
-    let view = decode_block(&bytes, &expect(&context)).unwrap();
+    let view = decode_block(&bytes, &context.at).unwrap();
     assert_eq!(view.header.next, Some(next));
 }
 
@@ -287,7 +278,7 @@ fn another_entry_at_the_place_is_not_the_one() {
     let (bytes, _, builder) = block(&[100], &context);
     let meta = &builder.entries()[0];
     let good = EntryExpect {
-        generation: context.generation,
+        generation: context.at.generation,
         partition: meta.partition,
         base_offset: meta.base_offset,
     };
@@ -338,7 +329,7 @@ fn entries_of_a_block_that_was_cut_do_not_pass_for_those_of_the_one_written_over
     };
     let (cut, mut over) = (build(b"cut"), build(b"new"));
     assert_eq!(cut[128..512], over[128..512], "the directories agree");
-    assert!(decode_block(&over, &expect(&context())).is_ok());
+    assert!(decode_block(&over, &context().at).is_ok());
     over[512..].copy_from_slice(&cut[512..]);
-    assert_eq!(decode_block(&over, &expect(&context())).unwrap_err(), BlockError::EntriesCrc);
+    assert_eq!(decode_block(&over, &context().at).unwrap_err(), BlockError::EntriesCrc);
 }

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 use rustmq_protocol::{LeaderEpoch, Offset};
 use rustmq_wal::scan::Torn;
 use rustmq_wal::{
-    BLOCK_ALIGN, BlockBuilder, BlockContext, BlockError, BlockFlags, BlockSequence, Corruption,
-    DIRECTORY_CAPACITY_MIN, EntryKind, Generation, Incarnation, OpenError, Scan, ScanError,
-    SealedBlock, SegmentSequence, Slot,
+    BLOCK_ALIGN, BlockBuilder, BlockContext, BlockError, BlockFlags, BlockSequence, ChainPoint,
+    Corruption, DIRECTORY_CAPACITY_MIN, EntryKind, Generation, Incarnation, OpenError, Scan,
+    ScanError, SealedBlock, SegmentSequence, Slot,
 };
 use support::{
     Files, RecoverError, Recovered, SECTOR_BYTES, WAL, Writer, Written, batch, partition,
@@ -347,12 +347,14 @@ fn block_bytes_inside_a_batch_never_validate() {
         let bytes = batch(&[b"forged"], Offset(77), LeaderEpoch(1));
         push_batch(&mut builder, &mut region, partition(3), &bytes);
         let context = BlockContext {
-            wal: WAL,
-            generation,
-            incarnation: Incarnation(1),
-            position,
-            sequence,
-            prev_crc: 0,
+            at: ChainPoint {
+                wal: WAL,
+                generation,
+                incarnation: Incarnation(1),
+                position,
+                sequence,
+                prev_crc: 0,
+            },
             durable_end: sequence,
             flags: BlockFlags::NONE,
             next: None,
@@ -486,13 +488,13 @@ fn with_raw_entry_kind(kind: u8) -> (Files, Writer) {
     let sealed = builder.seal(&mut region, &context);
     let block = &mut region[sealed.range.clone()];
     let seeded = |parts: &[&[u8]]| {
-        let mut crc = crc32c::crc32c(&context.generation.0.to_le_bytes());
+        let mut crc = crc32c::crc32c(&context.at.generation.0.to_le_bytes());
         for part in parts {
             crc = crc32c::crc32c_append(crc, part);
         }
         crc.to_le_bytes()
     };
-    let sequence = context.sequence.0.to_le_bytes();
+    let sequence = context.at.sequence.0.to_le_bytes();
     block[512 + 4] = kind;
     let crc = seeded(&[&block[512 + 4..512 + 80]]);
     block[512..516].copy_from_slice(&crc);

@@ -243,15 +243,7 @@ fn made_block(source: &mut Source<'_>) {
     let (first, mut builder) = sealed(&entries, &context, 0);
     let (second, _) = sealed(&entries, &context, 0xd5);
     assert!(first == second, "nothing of the memory's past is in a block");
-    let expect = ChainPoint {
-        wal: context.wal,
-        generation: context.generation,
-        incarnation: context.incarnation,
-        position: context.position,
-        sequence: context.sequence,
-        prev_crc: context.prev_crc,
-    };
-    let block = decode_block(&first, &expect).expect("a block that was just sealed");
+    let block = decode_block(&first, &context.at).expect("a block that was just sealed");
     assert_eq!((block.header.flags, block.header.next), (context.flags, context.next));
     assert_eq!(block.header.durable_end, context.durable_end);
     let mut read = block.entries();
@@ -284,12 +276,14 @@ fn context(source: &mut Source<'_>) -> BlockContext {
     let sequence = BlockSequence(source.u64().max(1));
     let ends = flags == BlockFlags::CLEAN || flags == BlockFlags::SEAL;
     BlockContext {
-        wal: WalId(source.array()),
-        generation: Generation(source.u64()),
-        incarnation: Incarnation(source.u64()),
-        position: PAGE_BYTES as u64 * u64::from(source.u16()),
-        sequence,
-        prev_crc: source.u32(),
+        at: ChainPoint {
+            wal: WalId(source.array()),
+            generation: Generation(source.u64()),
+            incarnation: Incarnation(source.u64()),
+            position: PAGE_BYTES as u64 * u64::from(source.u16()),
+            sequence,
+            prev_crc: source.u32(),
+        },
         durable_end: if ends { sequence } else { BlockSequence(source.u64() % sequence.0) },
         flags,
         next: (flags == BlockFlags::SEAL).then(|| rustmq_wal::NextSegment {
