@@ -23,7 +23,6 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustmq_client::NewTopic;
 
 use rig::topics::{Churn, Topics};
 use rig::{Rig, device};
@@ -169,7 +168,7 @@ impl Run {
     fn topic(&mut self, topic: &str, cuts: u32) -> Result<()> {
         let runtime = client::runtime()?;
         let dir = self.node.data_dir().to_owned();
-        runtime.block_on(create(&dir, topic))?;
+        runtime.block_on(client::create_topic(&dir, topic, PARTITIONS))?;
         let mut load = Load::start(&dir, topic, PARTITIONS, self.random.next())?;
         while self.tally.cuts < cuts {
             let round = load.begin(ROUND_BYTES);
@@ -188,21 +187,13 @@ impl Run {
             runtime.block_on(self.check(topic, &load, &round))?;
         }
         self.tally.records_acknowledged += load.stop()?;
-        runtime.block_on(async {
-            let client = client::connect(&dir).await?;
-            client::bounded("a deletion", client.delete_topic(topic)).await??;
-            client.close().await;
-            Ok(())
-        })
+        runtime.block_on(client::delete_topic(&dir, topic))
     }
 
     /// For a failure.
     fn state(&self) -> String {
-        let state = self.broker.as_ref().map(Broker::state).unwrap_or_default();
-        let counters =
-            state.lines().filter(|line| !line.starts_with('#') && !line.contains("bucket"));
-        let counters: Vec<&str> = counters.collect();
-        format!("after cut {}\n{}", self.tally.cuts, counters.join("\n"))
+        let counters = self.broker.as_ref().map(Broker::counters).unwrap_or_default();
+        format!("after cut {}\n{counters}", self.tally.cuts)
     }
 
     fn cut_and_start(&mut self, churn: Churn) -> Result<()> {
@@ -234,21 +225,11 @@ impl Run {
     /// Reads everything and compares.
     async fn check(&mut self, topic: &str, load: &Load, round: &Round) -> Result<()> {
         let client = client::connect(self.node.data_dir()).await?;
-        for partition in 0..PARTITIONS {
-            let read = reading::read(&client, topic, partition, load.recorder()).await?;
-            let begun_at = round.begun_at(partition);
-            ensure!(
-                read.from <= begun_at,
-                "cut {}: {topic}/{partition} begins at {}; {begun_at} was written after the last \
-                 check and must be there",
-                self.tally.cuts,
-                read.from
-            );
-            self.tally.log_starts += u32::from(0 < read.from);
-        }
+        let cuts = self.tally.cuts;
+        let read = reading::read_after_crash(&client, topic, PARTITIONS, load, round).await;
+        self.tally.log_starts += read.with_context(|| format!("cut {cuts}"))?;
         let listed = client::bounded("the topics", client.list_topics()).await??;
         client.close().await;
-        let cuts = self.tally.cuts;
         load.recorder().check().with_context(|| format!("cut {cuts}: {topic}"))?;
         self.topics.compare(&listed).with_context(|| format!("cut {cuts}"))
     }
@@ -265,7 +246,7 @@ enum Found {
 fn control(mut rig: Rig, node: &Node, random: &mut Random, cut_index: u32) -> Result<Found> {
     let runtime = client::runtime()?;
     let broker = node.start()?;
-    runtime.block_on(create(node.data_dir(), "control"))?;
+    runtime.block_on(client::create_topic(node.data_dir(), "control", PARTITIONS))?;
     let mut load = Load::start(node.data_dir(), "control", PARTITIONS, random.next())?;
     load.begin(CONTROL_START_BYTES);
     load.until_idle()?;
@@ -320,14 +301,6 @@ fn cut(rig: &mut Rig, mut broker: Broker, seed: u64) -> Result<rig::Cut> {
 /// Two shards with a small log on the rig's disk.
 fn node(backend: Backend, rig: &Rig) -> Result<Node> {
     Ok(Node::new(backend)?.in_dir(&rig.path().join("data")).shards(2))
-}
-
-async fn create(data_dir: &Path, topic: &str) -> Result<()> {
-    let client = client::connect(data_dir).await?;
-    let new = NewTopic::new(topic, PARTITIONS);
-    client::bounded("a topic", client.create_topic(new)).await??;
-    client.close().await;
-    Ok(())
 }
 
 /// Not a test: the process of a rig's disk, which is this program.

@@ -84,14 +84,7 @@ impl Run {
     /// One topic, until there were that many kills.
     fn topic(&mut self, topic: &str, kills: u32) -> Result<()> {
         let runtime = client::runtime()?;
-        let admin = async || client::connect(self.node.data_dir()).await;
-        runtime.block_on(async {
-            let new = rustmq_client::NewTopic::new(topic, PARTITIONS);
-            let client = admin().await?;
-            client::bounded("a topic", client.create_topic(new)).await??;
-            client.close().await;
-            anyhow::Ok(())
-        })?;
+        runtime.block_on(client::create_topic(self.node.data_dir(), topic, PARTITIONS))?;
         let mut load = Load::start(self.node.data_dir(), topic, PARTITIONS, self.random.next())?;
         while self.kills < kills {
             let round = load.begin(ROUND_BYTES);
@@ -104,21 +97,13 @@ impl Run {
             runtime.block_on(self.check(topic, &load, &round))?;
         }
         self.acknowledged += load.stop()?;
-        runtime.block_on(async {
-            let client = client::connect(self.node.data_dir()).await?;
-            client::bounded("a deletion", client.delete_topic(topic)).await??;
-            client.close().await;
-            Ok(())
-        })
+        runtime.block_on(client::delete_topic(self.node.data_dir(), topic))
     }
 
     /// For a failure.
     fn state(&self) -> String {
-        let state = self.broker.as_ref().map(Broker::state).unwrap_or_default();
-        let counters =
-            state.lines().filter(|line| !line.starts_with('#') && !line.contains("bucket"));
-        let counters: Vec<&str> = counters.collect();
-        format!("after kill {}\n{}", self.kills, counters.join("\n"))
+        let counters = self.broker.as_ref().map(Broker::counters).unwrap_or_default();
+        format!("after kill {}\n{counters}", self.kills)
     }
 
     fn kill_and_start(&mut self) -> Result<()> {
@@ -139,19 +124,10 @@ impl Run {
     /// Reads everything and compares.
     async fn check(&mut self, topic: &str, load: &Load, round: &Round) -> Result<()> {
         let client = client::connect(self.node.data_dir()).await?;
-        for partition in 0..PARTITIONS {
-            let read = reading::read(&client, topic, partition, load.recorder()).await?;
-            let begun_at = round.begun_at(partition);
-            ensure!(
-                read.from <= begun_at,
-                "kill {}: {topic}/{partition} begins at {}; {begun_at} was written after the last \
-                 check and must be there",
-                self.kills,
-                read.from
-            );
-            self.log_starts += u32::from(0 < read.from);
-        }
+        let kills = self.kills;
+        let read = reading::read_after_crash(&client, topic, PARTITIONS, load, round).await;
+        self.log_starts += read.with_context(|| format!("kill {kills}"))?;
         client.close().await;
-        load.recorder().check().with_context(|| format!("kill {}: {topic}", self.kills))
+        load.recorder().check().with_context(|| format!("kill {kills}: {topic}"))
     }
 }

@@ -275,6 +275,15 @@ impl Broker {
         pages.join("\n")
     }
 
+    /// The same without buckets and explanations.
+    pub(crate) fn counters(&self) -> String {
+        let state = self.state();
+        let lines = state.lines();
+        let counters: Vec<&str> =
+            lines.filter(|line| !line.starts_with('#') && !line.contains("bucket")).collect();
+        counters.join("\n")
+    }
+
     /// Waits until it has refused to start, and says so on standard error without a panic.
     pub(crate) fn refusal(mut self) -> Result<String> {
         let status = self.process.wait()?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustmq_client::{Client, ClientConfig};
+use rustmq_client::{Client, ClientConfig, NewTopic};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
@@ -23,6 +23,22 @@ pub(crate) async fn connect(data_dir: &Path) -> Result<Client> {
     config.connect_timeout = Duration::from_secs(2);
     config.backoff_max = Duration::from_millis(100);
     Ok(Client::connect(config).await?)
+}
+
+/// Makes a topic, with a client of its own.
+pub(crate) async fn create_topic(data_dir: &Path, topic: &str, partitions: u32) -> Result<()> {
+    let client = connect(data_dir).await?;
+    bounded("a topic", client.create_topic(NewTopic::new(topic, partitions))).await??;
+    client.close().await;
+    Ok(())
+}
+
+/// Deletes a topic, with a client of its own.
+pub(crate) async fn delete_topic(data_dir: &Path, topic: &str) -> Result<()> {
+    let client = connect(data_dir).await?;
+    bounded("a deletion", client.delete_topic(topic)).await??;
+    client.close().await;
+    Ok(())
 }
 
 /// The outcome of a future that must not take for ever.

@@ -6,6 +6,7 @@ use rustmq_client::{Client, Offset, OffsetAt, PartitionId, Partitions, Start};
 
 use super::client::bounded;
 use super::history::{CONSUMER, Recorder};
+use super::load::{Load, Round};
 
 /// What a partition held.
 pub(crate) struct Reading {
@@ -58,6 +59,30 @@ pub(crate) async fn read(
     }
     recorder.lock().read_to_end(reader, end);
     Ok(Reading { from, records })
+}
+
+/// Reads every partition of a topic after a crash, while `round` is the last that was produced: no
+/// log start may have passed where it began. How many log starts are above 0.
+pub(crate) async fn read_after_crash(
+    client: &Client,
+    topic: &str,
+    partitions: u32,
+    load: &Load,
+    round: &Round,
+) -> Result<u32> {
+    let mut log_starts = 0;
+    for partition in 0..partitions {
+        let read = read(client, topic, partition, load.recorder()).await?;
+        let begun_at = round.begun_at(partition);
+        ensure!(
+            read.from <= begun_at,
+            "{topic}/{partition} begins at {}; {begun_at} was written after the last check and \
+             must be there",
+            read.from
+        );
+        log_starts += u32::from(0 < read.from);
+    }
+    Ok(log_starts)
 }
 
 /// Where a partition begins or ends.
