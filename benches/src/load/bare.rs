@@ -29,24 +29,36 @@ const STREAMS_MAX: u32 = 64;
 
 /// Starts the server on a thread of its own that ends with the process, and says where it listens.
 pub fn start(certs: &Path, runtime: RuntimeConfig, mtu: Mtu) -> Result<SocketAddr> {
+    serve("bare-echo", certs, runtime, mtu, || Echo::default)
+}
+
+/// Starts a server whose connections are served by what `acceptor`, called on the server's thread, makes.
+pub(super) fn serve<P: Peer, A: Fn() -> P + 'static>(
+    name: &str,
+    certs: &Path,
+    runtime: RuntimeConfig,
+    mtu: Mtu,
+    acceptor: impl FnOnce() -> A + Send + 'static,
+) -> Result<SocketAddr> {
     let config = server_config(certs, mtu)?;
     let socket = quic::bind()?;
     let address = socket.local_addr()?;
     let (report, ended) = mpsc::sync_channel(1);
-    thread::Builder::new().name("bare-echo".to_owned()).spawn(move || {
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
         let doorbell = Doorbell::new().expect("an eventfd");
         let ran = runtime::run(runtime, doorbell, async {
+            let driver = Driver::server(socket, config, mtu, acceptor());
             drop(report.send(Ok(())));
-            Driver::server(socket, config, mtu, Echo::default).run().await;
+            driver.run().await;
         });
         // Only a start that fails comes here.
         drop(report.send(ran));
     })?;
-    ended.recv().context("the echo server ended at once")??;
+    ended.recv().with_context(|| format!("{name} ended at once"))??;
     Ok(address)
 }
 
-pub(super) fn server_config(certs: &Path, mtu: Mtu) -> Result<ServerConfig> {
+fn server_config(certs: &Path, mtu: Mtu) -> Result<ServerConfig> {
     let tls = QuicServerConfig::try_from(tls::server_tls(certs)?)?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
     let mut transport = TransportConfig::default();

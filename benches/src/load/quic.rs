@@ -25,10 +25,10 @@ use super::mtu::Mtu;
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
 /// Memory for datagrams that are not read yet: what they carry is read as it comes.
-pub(super) const RECEIVE_BYTES: usize = 8 << 20;
+const RECEIVE_BYTES: usize = 8 << 20;
 
 /// The largest payload that IP carries: a train of datagrams has to stay below it.
-pub(super) const TRAIN_BYTES_MAX: usize = 65_507;
+const TRAIN_BYTES_MAX: usize = 65_507;
 
 /// Trains of up to 64 KiB that one connection sends before the others have their turn.
 const TRAINS_A_TURN: usize = 4;
@@ -43,6 +43,11 @@ pub trait Peer {
         None
     }
 
+    /// Has it just given the other peers of the driver something to send?
+    fn wakes_others(&mut self) -> bool {
+        false
+    }
+
     /// Nothing is left to say.
     fn is_done(&self) -> bool;
 }
@@ -52,8 +57,8 @@ pub struct Driver<P> {
     socket: UdpSocket,
     quic: Endpoint,
     links: BTreeMap<ConnectionHandle, Link<P>>,
-    /// Who serves those who come.
-    accept: Option<fn() -> P>,
+    /// Makes who serves those who come.
+    accept: Option<Box<dyn Fn() -> P>>,
     /// Who has to be served.
     dirty: Vec<ConnectionHandle>,
     /// Who has more to send than its share, and is served again in the next turn.
@@ -83,8 +88,13 @@ pub fn bind() -> Result<UdpSocket> {
 
 impl<P: Peer> Driver<P> {
     /// An endpoint that takes connections.
-    pub fn server(socket: UdpSocket, config: ServerConfig, mtu: Mtu, accept: fn() -> P) -> Self {
-        Self::new(socket, mtu, Some(Arc::new(config)), Some(accept))
+    pub fn server(
+        socket: UdpSocket,
+        config: ServerConfig,
+        mtu: Mtu,
+        accept: impl Fn() -> P + 'static,
+    ) -> Self {
+        Self::new(socket, mtu, Some(Arc::new(config)), Some(Box::new(accept)))
     }
 
     /// An endpoint that opens connections.
@@ -96,7 +106,7 @@ impl<P: Peer> Driver<P> {
         socket: UdpSocket,
         mtu: Mtu,
         config: Option<Arc<ServerConfig>>,
-        accept: Option<fn() -> P>,
+        accept: Option<Box<dyn Fn() -> P>>,
     ) -> Self {
         let mut endpoint = mtu.endpoint();
         endpoint.rng_seed(None);
@@ -142,7 +152,7 @@ impl<P: Peer> Driver<P> {
     }
 
     fn receive(&mut self, buffers: &mut ReceiveBuffers, now: Instant) {
-        let Self { socket, quic, links, accept, dirty, buffer, .. } = self;
+        let Self { socket, quic, links, dirty, buffer, .. } = self;
         let mut arrived = Vec::new();
         let received = socket.recv_trains(buffers, |meta, mut train| {
             while !train.is_empty() {
@@ -154,10 +164,9 @@ impl<P: Peer> Driver<P> {
         });
         // What cannot be read is lost, and QUIC sends it again.
         drop(received);
-        let accept = *accept;
         for (handle, quic) in arrived {
-            if let Some(accept) = accept {
-                self.insert(handle, quic, accept());
+            if let Some(peer) = self.accept.as_ref().map(|accept| accept()) {
+                self.insert(handle, quic, peer);
             }
         }
     }
@@ -186,6 +195,7 @@ impl<P: Peer> Driver<P> {
             let Some(link) = self.links.get_mut(&handle) else { continue };
             link.dirty = false;
             link.peer.serve(&mut link.quic);
+            let wakes_others = link.peer.wakes_others();
             let mut drained = false;
             while let Some(event) = link.quic.poll_endpoint_events() {
                 drained |= event.is_drained();
@@ -199,6 +209,11 @@ impl<P: Peer> Driver<P> {
             link.deadline = link.quic.poll_timeout();
             if drained && self.accept.is_some() {
                 self.links.remove(&handle);
+            }
+            if wakes_others {
+                for (handle, link) in &mut self.links {
+                    mark(&mut self.dirty, *handle, &mut link.dirty);
+                }
             }
         }
         std::mem::swap(&mut self.dirty, &mut self.unfinished);
@@ -260,7 +275,7 @@ fn mark(dirty: &mut Vec<ConnectionHandle>, handle: ConnectionHandle, is_dirty: &
 }
 
 /// Waits until there are datagrams, or until this moment.
-pub(super) async fn readable_or_at(socket: &UdpSocket, at: Option<Instant>) {
+async fn readable_or_at(socket: &UdpSocket, at: Option<Instant>) {
     let mut readable = pin!(socket.readable());
     let mut timer = pin!(async {
         match at {

@@ -13,30 +13,21 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::rc::Rc;
-use std::sync::{Arc, mpsc};
-use std::thread;
-use std::time::Instant;
+use std::rc::{Rc, Weak};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::{Bytes, BytesMut};
-use quinn_proto::{
-    Connection, ConnectionHandle, DatagramEvent, Dir, EcnCodepoint, Endpoint, Event, ServerConfig,
-    StreamEvent, StreamId,
-};
+use quinn_proto::{Connection, Dir, Event, StreamEvent, StreamId};
 use rustmq_protocol::requests::produce::{PRODUCE_HEAD_BYTES, PRODUCE_RESPONSE_BYTES};
 use rustmq_protocol::{
     Credit, ErrorCode, FRAME_HEADER_BYTES, FetchResponseHead, FrameHeader, LeaderEpoch,
     ListOffsetsResponse, Offset, RequestKind, Subscribe, TimestampMs, batches,
 };
-use rustmq_sys::clock;
-use rustmq_sys::doorbell::Doorbell;
-use rustmq_sys::runtime::{self, RuntimeConfig};
-use rustmq_sys::udp::{self, ReceiveBuffers, UdpSocket};
+use rustmq_sys::runtime::RuntimeConfig;
 
 use super::bare;
 use super::mtu::Mtu;
-use super::quic::{self, RECEIVE_BYTES, TRAIN_BYTES_MAX};
+use super::quic::Peer;
 use crate::fixtures;
 
 /// The partition whose batches come from memory without end.
@@ -57,51 +48,32 @@ pub fn start(
     value_bytes: usize,
     mtu: Mtu,
 ) -> Result<SocketAddr> {
-    let config = bare::server_config(certs, mtu)?;
-    let socket = quic::bind()?;
-    let address = socket.local_addr()?;
-    let (report, ended) = mpsc::sync_channel(1);
-    thread::Builder::new().name("bare-transfer".to_owned()).spawn(move || {
-        let doorbell = Doorbell::new().expect("an eventfd");
-        let ran = runtime::run(runtime, doorbell, async {
-            let server = Rc::new(RefCell::new(Server::new(config, mtu, socket, value_bytes)));
-            drop(report.send(Ok(())));
-            serve(server).await;
-        });
-        // Only a start that fails comes here.
-        drop(report.send(ran));
-    })?;
-    ended.recv().context("the transfer server ended at once")??;
-    Ok(address)
-}
-
-/// The endpoint and its connections.
-struct Server {
-    socket: Rc<UdpSocket>,
-    quic: Endpoint,
-    peers: BTreeMap<ConnectionHandle, Peer>,
-    dirty: Vec<ConnectionHandle>,
-    buffer: Vec<u8>,
-    relay: Relay,
+    bare::serve("bare-transfer", certs, runtime, mtu, move || {
+        let relay = Rc::new(RefCell::new(Relay::new(value_bytes)));
+        move || Subscriber { relay: Rc::clone(&relay), streams: BTreeMap::new() }
+    })
 }
 
 /// What is sent to subscriptions.
 struct Relay {
-    /// Of the next batch of the producer.
+    /// Offset of the producer's next batch.
     next: Offset,
-    /// Batches of the producer that subscriptions have not been given.
-    produced: Vec<(Offset, Bytes)>,
+    /// Of the subscriptions to what is produced.
+    inboxes: Vec<Weak<RefCell<Inbox>>>,
+    /// A batch came since somebody asked.
+    published: bool,
     /// Batches of partition [`ENDLESS`], one after another, and how long each is.
     memory: Bytes,
     batch_bytes: usize,
 }
 
-struct Peer {
-    quic: Connection,
-    /// When its timers are due.
-    deadline: Option<Instant>,
+/// Batches that a subscription has not sent yet.
+type Inbox = VecDeque<Bytes>;
+
+/// The serving end of a connection.
+struct Subscriber {
+    relay: Rc<RefCell<Relay>>,
     streams: BTreeMap<StreamId, Stream>,
-    dirty: bool,
 }
 
 /// How far into its requests a stream is, and what is to be sent.
@@ -117,152 +89,13 @@ struct Subscription {
     header: FrameHeader,
     credit: i64,
     bytes_max: usize,
-    /// Of partition [`ENDLESS`], the next offset.
-    endless: Option<Offset>,
+    source: Source,
 }
 
-type Shared = Rc<RefCell<Server>>;
-
-async fn serve(server: Shared) {
-    let socket = Rc::clone(&server.borrow().socket);
-    let mut buffers = ReceiveBuffers::new(RECEIVE_BYTES);
-    loop {
-        let deadline = server.borrow().deadline();
-        quic::readable_or_at(&socket, deadline).await;
-        let mut server = server.borrow_mut();
-        let now = clock::refresh();
-        let received = socket.recv_trains(&mut buffers, |meta, mut train| {
-            while !train.is_empty() {
-                let datagram = train.split_to(meta.stride.clamp(1, train.len()));
-                server.take(now, &meta, datagram);
-            }
-        });
-        // What cannot be read is lost, and QUIC sends it again.
-        drop(received);
-        server.expire(now);
-        server.drive(now);
-    }
-}
-
-impl Server {
-    fn new(config: ServerConfig, mtu: Mtu, socket: UdpSocket, value_bytes: usize) -> Self {
-        let mut endpoint = mtu.endpoint();
-        endpoint.rng_seed(None);
-        Self {
-            socket: Rc::new(socket),
-            quic: Endpoint::new(Arc::new(endpoint), Some(Arc::new(config)), true, None),
-            peers: BTreeMap::new(),
-            dirty: Vec::new(),
-            buffer: Vec::with_capacity(TRAIN_BYTES_MAX + 1),
-            relay: Relay::new(value_bytes),
-        }
-    }
-
-    fn take(&mut self, now: Instant, meta: &udp::DatagramMeta, datagram: BytesMut) {
-        self.buffer.clear();
-        let ecn = EcnCodepoint::from_bits(meta.ecn);
-        let event =
-            self.quic.handle(now, meta.remote, meta.local_ip, ecn, datagram, &mut self.buffer);
-        match event {
-            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
-                if let Some(peer) = self.peers.get_mut(&handle) {
-                    peer.quic.handle_event(event);
-                    mark(&mut self.dirty, handle, peer);
-                }
-            }
-            Some(DatagramEvent::NewConnection(incoming)) => {
-                self.buffer.clear();
-                if let Ok((handle, quic)) = self.quic.accept(incoming, now, &mut self.buffer, None)
-                {
-                    let (streams, deadline) = (BTreeMap::new(), None);
-                    let mut peer = Peer { quic, deadline, streams, dirty: false };
-                    mark(&mut self.dirty, handle, &mut peer);
-                    self.peers.insert(handle, peer);
-                }
-            }
-            // Nobody here needs a stateless answer.
-            Some(DatagramEvent::Response(_)) | None => {}
-        }
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        self.peers.values().filter_map(|peer| peer.deadline).min()
-    }
-
-    fn expire(&mut self, now: Instant) {
-        for (handle, peer) in &mut self.peers {
-            if peer.deadline.is_some_and(|at| at <= now) {
-                peer.quic.handle_timeout(now);
-                mark(&mut self.dirty, *handle, peer);
-            }
-        }
-    }
-
-    fn drive(&mut self, now: Instant) {
-        while let Some(handle) = self.dirty.pop() {
-            let Some(peer) = self.peers.get_mut(&handle) else { continue };
-            peer.dirty = false;
-            peer.serve(&mut self.relay);
-            self.hand_on();
-            self.transmit(handle, now);
-        }
-    }
-
-    /// Gives what was produced to every subscription that waits for it.
-    fn hand_on(&mut self) {
-        let mut produced = std::mem::take(&mut self.relay.produced);
-        for (offset, batch) in produced.drain(..) {
-            for (handle, peer) in &mut self.peers {
-                let mut has_more = false;
-                for stream in peer.streams.values_mut() {
-                    has_more |= stream.give(offset, &batch);
-                }
-                if has_more {
-                    peer.write_all(&self.relay);
-                    mark(&mut self.dirty, *handle, peer);
-                }
-            }
-        }
-        self.relay.produced = produced;
-    }
-
-    fn transmit(&mut self, handle: ConnectionHandle, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&handle) else { return };
-        let mut drained = false;
-        while let Some(event) = peer.quic.poll_endpoint_events() {
-            drained |= event.is_drained();
-            if let Some(event) = self.quic.handle_event(handle, event) {
-                peer.quic.handle_event(event);
-            }
-        }
-        let segments_max = self.socket.max_gso_segments();
-        loop {
-            let segments = segments_max.min(TRAIN_BYTES_MAX / usize::from(peer.quic.current_mtu()));
-            self.buffer.clear();
-            let Some(transmit) = peer.quic.poll_transmit(now, segments.max(1), &mut self.buffer)
-            else {
-                break;
-            };
-            // A full socket loses it, and QUIC sends it again.
-            drop(self.socket.try_send(&udp::Transmit {
-                destination: transmit.destination,
-                ecn: transmit.ecn.map_or(0, |ecn| ecn as u8),
-                contents: &self.buffer[..transmit.size],
-                segment_size: transmit.segment_size,
-                src_ip: transmit.src_ip,
-            }));
-        }
-        peer.deadline = peer.quic.poll_timeout();
-        if drained {
-            self.peers.remove(&handle);
-        }
-    }
-}
-
-fn mark(dirty: &mut Vec<ConnectionHandle>, handle: ConnectionHandle, peer: &mut Peer) {
-    if !std::mem::replace(&mut peer.dirty, true) {
-        dirty.push(handle);
-    }
+enum Source {
+    /// Partition [`ENDLESS`], from this offset on.
+    Endless(Offset),
+    Produced(Rc<RefCell<Inbox>>),
 }
 
 impl Relay {
@@ -271,10 +104,34 @@ impl Relay {
         let memory = batch.repeat(ENDLESS_BYTES / batch.len());
         Relay {
             next: Offset(0),
-            produced: Vec::new(),
+            inboxes: Vec::new(),
+            published: false,
             memory: memory.into(),
             batch_bytes: batch.len(),
         }
+    }
+
+    /// Opens an inbox for what is produced from now on.
+    fn subscribe(&mut self) -> Rc<RefCell<Inbox>> {
+        let inbox = Rc::default();
+        self.inboxes.push(Rc::downgrade(&inbox));
+        inbox
+    }
+
+    /// Gives a producer's batch its offsets and lays it into every inbox.
+    fn publish(&mut self, mut batch: BytesMut) {
+        batch[..OFFSET_BYTES].copy_from_slice(&self.next.0.to_le_bytes());
+        let header = batches(&batch).next().and_then(Result::ok);
+        self.next = header.map_or(self.next, |(header, _)| Offset(header.last_offset().0 + 1));
+        let batch = batch.freeze();
+        self.inboxes.retain(|inbox| match inbox.upgrade() {
+            Some(inbox) => {
+                inbox.borrow_mut().push_back(batch.clone());
+                true
+            }
+            None => false,
+        });
+        self.published = true;
     }
 
     /// The batch without end at this offset, but for its base offset.
@@ -285,18 +142,18 @@ impl Relay {
     }
 }
 
-impl Peer {
-    fn serve(&mut self, relay: &mut Relay) {
-        while let Some(event) = self.quic.poll() {
+impl Peer for Subscriber {
+    fn serve(&mut self, quic: &mut Connection) {
+        while let Some(event) = quic.poll() {
             match event {
                 Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => {
-                    while let Some(id) = self.quic.streams().accept(Dir::Bi) {
+                    while let Some(id) = quic.streams().accept(Dir::Bi) {
                         self.streams.insert(id, Stream::default());
-                        self.read(id, relay);
+                        self.read(quic, id);
                     }
                 }
-                Event::Stream(StreamEvent::Readable { id }) => self.read(id, relay),
-                Event::Stream(StreamEvent::Writable { id }) => self.write(id, relay),
+                Event::Stream(StreamEvent::Readable { id }) => self.read(quic, id),
+                Event::Stream(StreamEvent::Writable { id }) => self.write(quic, id),
                 Event::Stream(StreamEvent::Stopped { id, .. } | StreamEvent::Finished { id }) => {
                     self.streams.remove(&id);
                 }
@@ -304,16 +161,31 @@ impl Peer {
                 _ => {}
             }
         }
+        let given = self.streams.iter().filter(|(_, stream)| stream.has_mail());
+        let given: Vec<StreamId> = given.map(|(id, _)| *id).collect();
+        for id in given {
+            self.write(quic, id);
+        }
     }
 
-    fn read(&mut self, id: StreamId, relay: &mut Relay) {
+    fn wakes_others(&mut self) -> bool {
+        std::mem::take(&mut self.relay.borrow_mut().published)
+    }
+
+    fn is_done(&self) -> bool {
+        false
+    }
+}
+
+impl Subscriber {
+    fn read(&mut self, quic: &mut Connection, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let mut ended = false;
-        let mut incoming = self.quic.recv_stream(id);
+        let mut incoming = quic.recv_stream(id);
         let Ok(mut chunks) = incoming.read(true) else { return };
         loop {
             match chunks.next(usize::MAX) {
-                Ok(Some(chunk)) => stream.take(chunk.bytes, relay),
+                Ok(Some(chunk)) => stream.take(chunk.bytes, &mut self.relay.borrow_mut()),
                 Ok(None) => {
                     ended = true;
                     break;
@@ -323,23 +195,16 @@ impl Peer {
         }
         // The next poll_transmit sends what follows from it.
         let _ = chunks.finalize();
-        self.write(id, relay);
+        self.write(quic, id);
         if ended {
             // It fails only when the peer has stopped the stream.
-            let _ = self.quic.send_stream(id).finish();
+            let _ = quic.send_stream(id).finish();
         }
     }
 
-    fn write_all(&mut self, relay: &Relay) {
-        let ids: Vec<StreamId> = self.streams.keys().copied().collect();
-        for id in ids {
-            self.write(id, relay);
-        }
-    }
-
-    fn write(&mut self, id: StreamId, relay: &Relay) {
+    fn write(&mut self, quic: &mut Connection, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let mut outgoing = self.quic.send_stream(id);
+        let mut outgoing = quic.send_stream(id);
         loop {
             while !stream.out.is_empty() {
                 let Ok(written) = outgoing.write_chunks(stream.out.make_contiguous()) else {
@@ -347,7 +212,7 @@ impl Peer {
                 };
                 stream.out.drain(..written.chunks);
             }
-            if !stream.go_on(relay) {
+            if !stream.go_on(&self.relay.borrow()) {
                 return;
             }
         }
@@ -389,12 +254,7 @@ impl Stream {
                 response.encode_frame(&mut out, |out| {
                     out.extend_from_slice(&[0; PRODUCE_RESPONSE_BYTES]);
                 });
-                let mut batch = body.split_off(PRODUCE_HEAD_BYTES);
-                batch[..OFFSET_BYTES].copy_from_slice(&relay.next.0.to_le_bytes());
-                let end = batches(&batch).next().and_then(Result::ok);
-                let end = end.map_or(relay.next.0, |(header, _)| header.last_offset().0 + 1);
-                relay.produced.push((relay.next, batch.freeze()));
-                relay.next = Offset(end);
+                relay.publish(body.split_off(PRODUCE_HEAD_BYTES));
             }
             Some(RequestKind::ListOffsets) => {
                 let answer = ListOffsetsResponse {
@@ -412,7 +272,10 @@ impl Stream {
                     header,
                     credit: i64::from(ask.credit),
                     bytes_max: ask.bytes_max as usize,
-                    endless: (ask.partition.0 == ENDLESS).then_some(ask.offset),
+                    source: match ask.partition.0 {
+                        ENDLESS => Source::Endless(ask.offset),
+                        _ => Source::Produced(relay.subscribe()),
+                    },
                 });
             }
             Some(RequestKind::Credit) => {
@@ -429,33 +292,34 @@ impl Stream {
         }
     }
 
-    /// Queues a produced batch as an answer; false if nobody here waits for it.
-    fn give(&mut self, offset: Offset, batch: &Bytes) -> bool {
-        let Some(subscription) = &self.subscription else { return false };
-        if subscription.endless.is_some() {
-            return false;
-        }
-        debug_assert_eq!(batch[..OFFSET_BYTES], offset.0.to_le_bytes());
-        let answer = subscription.front(batch.len());
-        self.out.extend([answer.into(), batch.clone()]);
-        true
+    /// Has a batch come that is not sent yet?
+    fn has_mail(&self) -> bool {
+        let source = self.subscription.as_ref().map(|subscription| &subscription.source);
+        matches!(source, Some(Source::Produced(inbox)) if !inbox.borrow().is_empty())
     }
 
-    /// Queues another answer of batches without end, if there is credit for it.
+    /// Queues what a subscription has to send next; false if that is nothing.
     fn go_on(&mut self, relay: &Relay) -> bool {
         let Some(subscription) = &mut self.subscription else { return false };
-        let Some(mut offset) = subscription.endless.filter(|_| 0 < subscription.credit) else {
-            return false;
+        let next = match &subscription.source {
+            Source::Produced(inbox) => {
+                let Some(batch) = inbox.borrow_mut().pop_front() else { return false };
+                self.out.extend([subscription.front(batch.len()).into(), batch]);
+                return true;
+            }
+            Source::Endless(_) if subscription.credit <= 0 => return false,
+            Source::Endless(next) => *next,
         };
+        // As many as an answer may have, from credit that is left.
         let bytes_max = subscription.bytes_max.min(subscription.credit as usize);
         let count = (bytes_max / relay.batch_bytes).max(1);
         let mut front = subscription.front(count * relay.batch_bytes);
-        for _ in 0..count {
-            front.extend_from_slice(&offset.0.to_le_bytes());
-            self.out.extend([std::mem::take(&mut front).into(), relay.endless(offset)]);
-            offset = Offset(offset.0 + 1);
+        let end = next.0 + count as u64;
+        for offset in next.0..end {
+            front.extend_from_slice(&offset.to_le_bytes());
+            self.out.extend([std::mem::take(&mut front).into(), relay.endless(Offset(offset))]);
         }
-        subscription.endless = Some(offset);
+        subscription.source = Source::Endless(Offset(end));
         subscription.credit -= (count * relay.batch_bytes) as i64;
         true
     }
