@@ -17,6 +17,7 @@
 //! | `verify` | everything read back and judged |
 //! | `lies` | what a dishonest disk does |
 //! | `forgery` | records that look like blocks |
+//! | `answer`, `failure` | what a request was told; why a seed fails |
 
 mod scenario;
 
@@ -39,6 +40,8 @@ mod verify;
 mod lies;
 
 mod forgery;
+
+mod answer;
 
 mod failure;
 

@@ -14,7 +14,6 @@ use rustmq_protocol::frame::{FrameHeader, RequestKind};
 use rustmq_protocol::{BrokerId, CorrelationId, ErrorCode, ShardEndpoint, ShardId};
 use rustmq_server::mesh::{self, Forwarded, MeshPort, Message};
 use rustmq_server::metrics::empty_stages;
-use rustmq_server::reply::Response;
 use rustmq_server::{Body, Node as NodeSetup, NodeKeys, ShardError, ShardSetup, life};
 use rustmq_sys::runtime::{Backend, RuntimeConfig};
 use rustmq_sys::sim::World;
@@ -22,6 +21,7 @@ use rustmq_sys::sim::host::Host;
 use rustmq_sys::sim::network::Conditions;
 use rustmq_sys::udp::UdpSocket;
 
+use crate::answer::Answer;
 use crate::failure::Failure;
 use crate::quic::{Wire, address_of};
 use crate::tls::Tls;
@@ -58,12 +58,6 @@ pub(crate) struct Node {
 struct Shard {
     host: Host<Result<(), ShardError>>,
     ended: Option<Result<(), ShardError>>,
-}
-
-/// What a request was told.
-pub(crate) struct Answer {
-    pub(crate) code: ErrorCode,
-    pub(crate) body: Vec<u8>,
 }
 
 impl Node {
@@ -288,9 +282,3 @@ impl Node {
 
 /// What a turn of a shard takes: the slice of a busy one.
 const TURN_NS: u64 = 2_000;
-
-impl Answer {
-    fn of(response: Response) -> Self {
-        Self { code: response.status, body: response.to_vec() }
-    }
-}

@@ -21,14 +21,12 @@ use rustmq_sys::sim::World;
 use rustmq_sys::sim::network::ModelledSocket;
 use rustmq_sys::udp::Transmit;
 
-use crate::node::Answer;
+use crate::answer::Answer;
+use crate::tls::NAME;
 
 /// Where the client is, and where shard 0 is; the others follow it.
 const CLIENT: ([u8; 4], u16) = ([10, 0, 0, 2], 40_000);
 const SHARD_0: ([u8; 4], u16) = ([10, 0, 0, 1], 9_192);
-
-/// The name in every certificate.
-pub(crate) const NAME: &str = "sim";
 
 /// Datagrams taken at once.
 const RECEIVES_MAX: usize = 64;

@@ -13,7 +13,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{CipherSuite, RootCertStore, ServerConfig};
 use rustmq_server::tls::ALPN;
 
-use crate::quic::NAME;
+/// The name in every certificate.
+pub(crate) const NAME: &str = "sim";
 
 /// What brokers and clients of all seeds have in common; making it costs more than using it.
 #[derive(Clone)]

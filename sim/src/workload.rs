@@ -15,8 +15,9 @@ use rustmq_protocol::{
 };
 use rustmq_sys::sim::choice::Choice;
 
+use crate::answer::Answer;
 use crate::failure::Failure;
-use crate::node::{Answer, Node};
+use crate::node::Node;
 use crate::records::{self, NewBatch};
 
 /// Batches of one producer from the first that is not acknowledged on: what the broker remembers of

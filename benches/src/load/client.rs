@@ -2,11 +2,10 @@
 //! shards' runtime. In closed loop each connection keeps so many requests in flight; in open loop
 //! requests are due at even distances, whatever the server does.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use quinn_proto::{Connection, Dir, Event, StreamEvent, StreamId};
@@ -19,6 +18,7 @@ use super::drive::{Period, Tally};
 use super::end_to_end::Consumer;
 use super::mtu::{Mtu, Sender};
 use super::quic::{self, Driver, FrameReader, Peer};
+use super::race::Race;
 use super::wire::{self, ProduceFrame, Target};
 use super::{device, tls};
 
@@ -77,10 +77,9 @@ fn run(
         runtime::run(runtime, doorbell, async {
             let mut driver = Driver::client(socket, mtu);
             let count = producers.len();
-            let connecting = Cell::new(count + usize::from(!consumed.is_empty()));
-            let (begin, failed) = (Cell::default(), Cell::default());
+            let connections = count + usize::from(!consumed.is_empty());
             let Pace { window, rate_per_s } = pace;
-            let race = Rc::new(Race { period, rate_per_s, count, connecting, begin, failed });
+            let race = Rc::new(Race::new(period, rate_per_s, count, connections));
             let is_consumed = !consumed.is_empty();
             if let Some((target, _)) = consumed.first() {
                 let to = target.address;
@@ -159,56 +158,6 @@ impl Peer for Side {
             Self::Producer(producer) => producer.is_done(),
             Self::Consumer(consumer) => consumer.is_done(),
         }
-    }
-}
-
-/// What all connections of a run share.
-pub(super) struct Race {
-    period: Period,
-    /// Requests that all producers together are due to send; in closed loop as many as get through.
-    rate_per_s: Option<f64>,
-    /// Producers.
-    count: usize,
-    /// Connections that may not be sent requests yet: a broker under load takes its time to let one in.
-    connecting: Cell<usize>,
-    /// From when on requests are measured: all are connected, and warm.
-    begin: Cell<Option<Instant>>,
-    /// One connection has failed, and with it the run.
-    failed: Cell<bool>,
-}
-
-impl Race {
-    /// When a producer's request is due, the first being number 0; `None` before all are connected.
-    pub(super) fn due(&self, producer: usize, request: u64) -> Option<Instant> {
-        let rate = self.rate_per_s?;
-        let turn = request as f64 * self.count as f64 + producer as f64;
-        let start = self.begin.get()? - self.period.warm_up;
-        Some(start + Duration::from_secs_f64(turn / rate))
-    }
-
-    pub(super) fn fail(&self) {
-        self.failed.set(true);
-    }
-
-    pub(super) fn has_failed(&self) -> bool {
-        self.failed.get()
-    }
-
-    pub(super) fn handle_open(&self) {
-        self.connecting.set(self.connecting.get() - 1);
-        if self.connecting.get() == 0 {
-            self.begin.set(Some(clock::now() + self.period.warm_up));
-        }
-    }
-
-    /// Was a request that was sent then sent in the time that is measured?
-    pub(super) fn is_measured(&self, sent: Instant) -> bool {
-        self.begin.get().is_some_and(|begin| begin <= sent)
-    }
-
-    /// Is it too late for another request?
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.begin.get().is_some_and(|begin| begin + self.period.measured <= now)
     }
 }
 
@@ -322,7 +271,7 @@ impl Pipeline {
         if self.window <= self.in_flight.len() {
             return None;
         }
-        if self.race.rate_per_s.is_none() {
+        if self.race.is_closed_loop() {
             return (!self.race.is_over(now)).then_some(now);
         }
         let due = self.race.due(self.number, self.begun).filter(|due| *due <= now)?;
@@ -364,7 +313,7 @@ impl Peer for Pipeline {
         }
         if let Err(error) = served {
             self.failure.get_or_insert(error);
-            self.race.failed.set(true);
+            self.race.fail();
         }
     }
 
@@ -375,6 +324,6 @@ impl Peer for Pipeline {
     }
 
     fn is_done(&self) -> bool {
-        self.race.failed.get() || self.race.is_over(clock::now()) && self.in_flight.is_empty()
+        self.race.has_failed() || self.race.is_over(clock::now()) && self.in_flight.is_empty()
     }
 }

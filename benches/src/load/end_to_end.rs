@@ -15,9 +15,9 @@ use rustmq_protocol::{
 };
 use rustmq_sys::clock;
 
-use super::client::Race;
 use super::drive::Tally;
 use super::quic::{FrameReader, Peer};
+use super::race::Race;
 use super::wire::{self, Target};
 
 /// Bytes that each subscription may be sent before it is given more, half of it at a time.

@@ -46,6 +46,8 @@ pub mod wire;
 
 pub mod drive;
 
+mod race;
+
 pub mod client;
 
 pub mod tail;

@@ -11,8 +11,8 @@ use minicbor::encode::Write;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 use rustmq_protocol::ids::{BrokerId, LeaderEpoch, Offset, TopicId};
 
-use crate::codec::DecodeError;
 use crate::command::{Command, PartitionAssignment};
+use crate::decode_error::DecodeError;
 use crate::image::{Broker, Image, Partition, Placement, Tombstone, Topic, WalUuid};
 use crate::limits::{
     BROKERS_MAX, PARTITIONS_MAX, PARTITIONS_PER_TOPIC_MAX, PLACEMENTS_PER_PARTITION_MAX,

@@ -41,6 +41,8 @@ pub mod codec;
 
 mod body;
 
+mod decode_error;
+
 pub use apply::{ApplyError, Delta, apply, check};
 pub use authorize::{
     Decision, Operation, PrincipalError, PrincipalId, Principals, Resource, authorize,

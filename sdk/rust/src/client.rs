@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use rustmq_protocol::{
     CONFIG_ENTRIES_MAX, CreateTopic, CreateTopicResponse, DeleteTopic, DeleteTopicResponse,
-    ErrorCode, HelloResponse, ListOffsets, ListOffsetsResponse, ListTopics, ListTopicsResponse,
-    ListedTopic, OffsetAt, PartitionId, RequestKind, STRING_BYTES_MAX, TopicId, TopicInfo,
-    TopicSelection, validate_topic_name,
+    ErrorCode, HelloResponse, ListOffsetsResponse, ListTopics, ListTopicsResponse, ListedTopic,
+    OffsetAt, PartitionId, RequestKind, STRING_BYTES_MAX, TopicId, TopicInfo, TopicSelection,
+    validate_topic_name,
 };
 
-use crate::cluster::{Cluster, Route, check_topic_name_length};
+use crate::cluster::{Cluster, check_topic_name_length};
 use crate::config::ClientConfig;
-use crate::connection::Lane;
 use crate::consumer::ConsumerBuilder;
 use crate::error::{ClientError, ConfigError};
+use crate::offsets::look_up_offset;
 use crate::producer::ProducerBuilder;
 
 /// A client of one cluster. Clones share its connections, which are closed with the last of clones,
@@ -155,53 +155,6 @@ impl Client {
     pub async fn close(&self) {
         self.cluster.close().await;
     }
-}
-
-/// Attempts to look up an offset, each with fresh metadata.
-const LOOK_UP_ATTEMPTS_MAX: u32 = 5;
-
-/// Looks up an offset at the leader of a partition, again with fresh metadata if that may help.
-pub(crate) async fn look_up_offset(
-    cluster: &Cluster,
-    topic: &str,
-    partition: PartitionId,
-    at: OffsetAt,
-) -> Result<OffsetAndTimestamp, ClientError> {
-    let mut backoff = cluster.new_backoff();
-    let mut stale = None;
-    let mut attempt = 1;
-    loop {
-        let result = match cluster.route(topic, partition, stale).await {
-            Ok(route) => {
-                stale = Some(route.version);
-                look_up_once(cluster, &route, at).await
-            }
-            Err(error) => Err(error),
-        };
-        match result {
-            Err(error) if error.is_retriable() && attempt < LOOK_UP_ATTEMPTS_MAX => {
-                tokio::time::sleep(backoff.pause_after(&error)).await;
-                attempt += 1;
-            }
-            result => return result,
-        }
-    }
-}
-
-async fn look_up_once(
-    cluster: &Cluster,
-    route: &Route,
-    at: OffsetAt,
-) -> Result<OffsetAndTimestamp, ClientError> {
-    let Route { topic, partition, leader_epoch, .. } = *route;
-    let mut body = Vec::new();
-    ListOffsets { topic, partition, leader_epoch, at }.encode(&mut body);
-    let connection = cluster.connection(route).await?;
-    let wait = cluster.config().request_timeout;
-    let reply = connection
-        .request(Lane::Produce(topic, partition), RequestKind::ListOffsets, body, wait)
-        .await?;
-    Ok(ListOffsetsResponse::decode(&reply.into_body()?)?)
 }
 
 #[cfg(test)]

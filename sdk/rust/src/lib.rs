@@ -52,6 +52,8 @@ pub mod consumer;
 
 mod cluster;
 
+mod offsets;
+
 mod connection;
 
 mod stream;

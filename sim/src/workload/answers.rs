@@ -3,8 +3,9 @@
 use rustmq_protocol::{ErrorCode, ProduceResponse};
 
 use super::{REPEATABLE, Repeated, Workload, undecodable, unexpected};
+use crate::answer::Answer;
 use crate::failure::Failure;
-use crate::node::{Answer, Node};
+use crate::node::Node;
 
 impl Workload {
     /// Takes the answers that have come.

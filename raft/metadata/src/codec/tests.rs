@@ -3,7 +3,7 @@
 use rustmq_protocol::ids::{BrokerId, TopicId};
 
 use super::*;
-use crate::image::WalUuid;
+use crate::image::{ImageFault, WalUuid};
 use crate::limits::{PARTITIONS_PER_TOPIC_MAX, WALS_PER_BROKER_MAX};
 use crate::topic_config::TopicConfig;
 use crate::{PartitionAssignment, apply};

@@ -14,11 +14,11 @@ use tokio::sync::{Notify, mpsc};
 use super::ahead::{Ahead, Granted, Unread};
 use super::{OutOfRange, Start};
 use crate::backoff::Backoff;
-use crate::client::look_up_offset;
 use crate::cluster::{Cluster, Route};
 use crate::config::RouteMode;
 use crate::connection::{Connection, Lane};
 use crate::error::ClientError;
+use crate::offsets::look_up_offset;
 use crate::stream::{Reply, Subscription};
 
 /// Answers up to here are copied out of the buffer that they were read into, which they would keep
