@@ -11,8 +11,8 @@ use rustmq_wal::{
     WalId,
 };
 
-use super::source::{self, Source};
-use super::verify::segment;
+use super::segment;
+use super::source::{self, Source, unreadable};
 use crate::cli::exit::UsageError;
 
 const PAGE: usize = SEGMENT_HEADER_BYTES;
@@ -83,10 +83,6 @@ pub(super) fn data_dir(path: &Path) -> PathBuf {
     path.ancestors().take(3).find(is_data_dir).unwrap_or(&path).to_owned()
 }
 
-pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> anyhow::Error {
-    UsageError(format!("{} cannot be read: {error}", path.display())).into()
-}
-
 fn holds_segments(path: &Path) -> Result<bool> {
     let entries = std::fs::read_dir(path).map_err(|error| unreadable(path, &error))?;
     for entry in entries {
@@ -151,7 +147,7 @@ fn find_headless(dir: &Path, clues: &mut [FileClues]) -> Result<BlockSequence> {
     let scan = |header: &SegmentHeader| {
         let mut source = Source::open(&dir.join(header.slot.file_name()), &memory)?;
         Ok::<_, anyhow::Error>(
-            segment(&mut source, header, BlockSequence::FIRST, false, |_, _| {})?.end,
+            segment::check(&mut source, header, BlockSequence::FIRST, false, |_, _| {})?.end,
         )
     };
     let end = scan(&newest)?;

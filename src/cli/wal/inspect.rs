@@ -11,8 +11,8 @@ use rustmq_wal::{
 };
 use serde_json::{Value, json};
 
+use super::segment;
 use super::source::{self, Source};
-use super::verify::segment_blocks;
 use crate::cli::output::TextOrJson;
 
 /// A block, and the entries in it that are whole.
@@ -30,7 +30,7 @@ pub(super) fn run(path: &Path, format: TextOrJson) -> Result<()> {
     let mut blocks: Vec<Block> = Vec::new();
     let mut verified = None;
     if let Some(header) = header.filter(|header| header.sequence.0 != 0) {
-        verified = Some(segment_blocks(&mut source, &header, |block, entry| {
+        verified = Some(segment::blocks(&mut source, &header, |block, entry| {
             if blocks.last().is_none_or(|last| last.header != *block) {
                 blocks.push(Block { header: *block, entries: Vec::new() });
             }

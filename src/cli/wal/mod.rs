@@ -9,6 +9,7 @@
 mod files;
 mod inspect;
 mod salvage;
+mod segment;
 mod source;
 mod verify;
 

@@ -13,8 +13,8 @@ use rustmq_wal::verify::Lost;
 use rustmq_wal::{BlockSequence, Incarnation};
 
 use super::files::{self, WalFiles};
+use super::segment;
 use super::source::{self, Source};
-use super::verify::segment;
 use crate::cli::exit::UsageError;
 
 /// What is said of one WAL.
@@ -94,7 +94,9 @@ fn salvage(wal: &WalFiles, new: &Path, given: &mut Given) -> Result<()> {
         let durable_end = match follows {
             Some(next) if index + 2 == wal.live.len() => {
                 let mut source = Source::open(&wal.live[index + 1].0.path, &memory)?;
-                segment(&mut source, &next, BlockSequence::FIRST, false, |_, _| {})?.end.durable_end
+                segment::check(&mut source, &next, BlockSequence::FIRST, false, |_, _| {})?
+                    .end
+                    .durable_end
             }
             Some(next) => next.first_block,
             None => wal.durable_end,
@@ -102,16 +104,17 @@ fn salvage(wal: &WalFiles, new: &Path, given: &mut Given) -> Result<()> {
         let mut source = Source::open(&file.path, &memory)?;
         let name = file.path.display().to_string();
         let (mut refused, mut written) = (Vec::new(), Ok(()));
-        let verified = segment(&mut source, header, durable_end, false, |entry, payload| {
-            let is_data = entry.record_count != 0;
-            match salvage.take(entry, payload) {
-                true => given.batches += u64::from(is_data),
-                false => refused.push((entry.partition, entry.base_offset)),
-            }
-            if written.is_ok() {
-                written = out.write(salvage.take_writes());
-            }
-        })?;
+        let verified =
+            segment::check(&mut source, header, durable_end, false, |entry, payload| {
+                let is_data = entry.record_count != 0;
+                match salvage.take(entry, payload) {
+                    true => given.batches += u64::from(is_data),
+                    false => refused.push((entry.partition, entry.base_offset)),
+                }
+                if written.is_ok() {
+                    written = out.write(salvage.take_writes());
+                }
+            })?;
         written?;
         for (partition, offset) in refused {
             given.lines.push(format!("{name}: {partition} at offset {offset} makes no sense"));
@@ -162,7 +165,7 @@ fn last_incarnation(wal: &WalFiles, memory: &BufferPool) -> Result<Incarnation> 
     let mut last = Incarnation(1);
     for (file, header) in &wal.live {
         let mut source = Source::open(&file.path, memory)?;
-        let read = segment(&mut source, header, BlockSequence::FIRST, false, |_, _| {})?;
+        let read = segment::check(&mut source, header, BlockSequence::FIRST, false, |_, _| {})?;
         last = last.max(read.end.next.incarnation);
     }
     Ok(last)

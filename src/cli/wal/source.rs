@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use rustmq_sys::buffer::{Buffer, BufferPool};
 use rustmq_sys::sequential::{CHUNK_BYTES, CHUNKS, Sequential};
 
-use super::files::unreadable;
+use crate::cli::exit::UsageError;
 
 /// Bytes of a file that are kept behind what was read last: a block of the usual size is read twice
 /// without asking the device again.
@@ -171,4 +171,9 @@ impl Held {
         let buffer = self.buffer.as_ref()?;
         Some(&buffer[(part.start - self.start) as usize..(part.end - self.start) as usize])
     }
+}
+
+/// A file or folder that the device does not give.
+pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> anyhow::Error {
+    UsageError(format!("{} cannot be read: {error}", path.display())).into()
 }

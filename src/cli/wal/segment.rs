@@ -1,0 +1,110 @@
+//! One segment, read from its front to its footer.
+
+use anyhow::Result;
+use rustmq_wal::verify::{Finding, Verified, Verify, What, footer_start, points_in};
+use rustmq_wal::{
+    BLOCK_ALIGN, BlockHeader, BlockSequence, Entry, EntryExpect, EntryHeader, IndexPoint,
+    SegmentHeader, decode_entry,
+};
+
+use super::source::Source;
+
+/// Checks one segment and hands out what is whole.
+pub(super) fn check(
+    source: &mut Source,
+    header: &SegmentHeader,
+    durable_end: BlockSequence,
+    must_have_footer: bool,
+    mut on_entry: impl FnMut(&EntryHeader, &[u8]),
+) -> Result<Verified> {
+    let mut verify = Verify::new(header, durable_end, source.bytes());
+    while let Some(range) = verify.next_read() {
+        let (position, known) = (range.start, verify.findings().len());
+        verify.feed(position, source.get(range)?, |_, entry| {
+            on_entry(&entry.header, entry.payload);
+        });
+        if known < verify.findings().len() {
+            rescue(source, header, &mut verify, &mut on_entry)?;
+        }
+    }
+    let mut footer = None;
+    if source.bytes() == header.segment_bytes {
+        let end = header.segment_bytes;
+        let last = source.get(end - BLOCK_ALIGN as u64..end)?;
+        footer = footer_start(header, last);
+    }
+    Ok(match footer {
+        Some(start) => {
+            let bytes = source.get(start..header.segment_bytes)?;
+            verify.finish(Some((start, bytes)), must_have_footer)
+        }
+        None => verify.finish(None, must_have_footer),
+    })
+}
+
+/// Checks one segment by itself and hands out its blocks.
+pub(super) fn blocks(
+    source: &mut Source,
+    header: &SegmentHeader,
+    mut on_entry: impl FnMut(&BlockHeader, &Entry<'_>),
+) -> Result<Verified> {
+    let mut verify = Verify::new(header, BlockSequence::FIRST, source.bytes());
+    while let Some(range) = verify.next_read() {
+        verify.feed(range.start, source.get(range)?, &mut on_entry);
+    }
+    Ok(verify.finish(None, false))
+}
+
+/// Hands out the entries of the damaged part that the footer leads to, as a fetch would find them.
+fn rescue(
+    source: &Source,
+    header: &SegmentHeader,
+    verify: &mut Verify,
+    on_entry: &mut impl FnMut(&EntryHeader, &[u8]),
+) -> Result<()> {
+    let end = header.segment_bytes;
+    let Some(Finding { position, end: damage_end, what: What::Block(_), .. }) =
+        verify.findings().last()
+    else {
+        return Ok(());
+    };
+    let damaged = *position..*damage_end;
+    if source.bytes() != end {
+        return Ok(());
+    }
+    let last = source.out_of_turn(end - BLOCK_ALIGN as u64..end)?;
+    let Some(start) = footer_start(header, &last) else { return Ok(()) };
+    let footer = source.out_of_turn(start..end)?;
+    let Some(points) = points_in(header, start, &footer, damaged) else { return Ok(()) };
+    let read = |point: &IndexPoint| -> Result<(Vec<u8>, usize)> {
+        let page = BLOCK_ALIGN as u64;
+        let first = u64::from(point.position) / page * page;
+        let behind = u64::from(point.position) + u64::from(point.length);
+        let bytes = source.out_of_turn(first..behind.next_multiple_of(page))?;
+        let at = u64::from(point.position) - first;
+        Ok((bytes, at as usize))
+    };
+    let mut found = Vec::new();
+    for (partition, point) in points {
+        let expect = EntryExpect {
+            generation: header.generation,
+            partition,
+            base_offset: point.base_offset,
+        };
+        let (bytes, at) = read(&point)?;
+        let is_whole = decode_entry(&bytes[at..], &expect).is_ok();
+        found.push((partition, point, is_whole));
+    }
+    for (partition, point) in verify.rescue(found) {
+        let expect = EntryExpect {
+            generation: header.generation,
+            partition,
+            base_offset: point.base_offset,
+        };
+        let (bytes, at) = read(&point)?;
+        if let Ok((entry, payload)) = decode_entry(&bytes[at..], &expect) {
+            on_entry(&entry, payload);
+        }
+    }
+    Ok(())
+}
