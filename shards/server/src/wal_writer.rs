@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -191,8 +192,7 @@ impl WalWriter {
     ) -> Result<Option<(Ticket, EntryMeta)>, E> {
         let put = self.push(bytes, fill)?;
         if put.is_some() {
-            self.commit.borrow_mut().handle_append(self.now_ns(), producer);
-            self.changed.notify();
+            self.ask_for_writing(producer);
         }
         Ok(put)
     }
@@ -220,15 +220,26 @@ impl WalWriter {
     /// Puts an entry without a payload into the open block; `None` when there is no room.
     pub(crate) fn put_note(&self, note: EntryMeta) -> Option<Ticket> {
         let key = u64::from(note.tag);
-        let put = self.put(0, key, |_| Ok::<_, std::convert::Infallible>(Some(note)));
-        put.ok().flatten().map(|(ticket, _)| ticket)
+        let ticket = self.push_note(note)?;
+        self.ask_for_writing(key);
+        Some(ticket)
     }
 
     /// Puts an entry without a payload into the first block, which the start itself writes. There is
     /// room for it.
     pub(crate) fn put_first(&self, note: EntryMeta) {
-        let put = self.push(0, |_| Ok::<_, std::convert::Infallible>(Some(note)));
-        assert!(matches!(put, Ok(Some(_))), "room was asked for");
+        assert!(self.push_note(note).is_some(), "room was asked for");
+    }
+
+    fn push_note(&self, note: EntryMeta) -> Option<Ticket> {
+        let Ok(put) = self.push(0, |_| Ok::<_, Infallible>(Some(note)));
+        put.map(|(ticket, _)| ticket)
+    }
+
+    /// The open block has an entry more, of this producer.
+    fn ask_for_writing(&self, producer: u64) {
+        self.commit.borrow_mut().handle_append(self.now_ns(), producer);
+        self.changed.notify();
     }
 
     /// Waits until the block of `ticket` is durable, or until `deadline`.
