@@ -12,7 +12,7 @@ use rustmq_sys::runtime::{FlushPlan, Polling, RuntimeConfig};
 
 use super::broker::Broker;
 use super::cases::{
-    CLOSED, Case, HUNDRED_COLD, HUNDRED_COLD_BYTES, Kind, ONE_COLD, ONE_COLD_BYTES, Shape, THROUGH,
+    CLOSED, Case, HUNDRED_COLD, HUNDRED_COLD_BYTES, Kind, ONE_COLD, ONE_COLD_BYTES, THROUGH,
 };
 use super::catch_up::{self, Delivered};
 use super::cold::Cold;
@@ -25,8 +25,9 @@ use super::producers::{
     closed_loop, create_topic, endpoint_for, ends_of, fill, init_producers, on_client, producers,
     senders,
 };
-use super::rounds::{Figure, Sample};
+use super::sample::{Figure, Sample};
 use super::sdk::Clients;
+use super::shape::Shape;
 use super::standing::{Sizes, Standing};
 use super::tail::{self, By};
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
@@ -212,7 +213,7 @@ impl Bench {
             Kind::Blocking => {
                 let (core, bytes) = (self.cores.server, shape.value_bytes);
                 let tally = device::blocking(&self.device, core, bytes, period.measured)?;
-                Ok(sample(&tally, shape))
+                Ok(Sample::of(&tally, shape))
             }
             Kind::Tail(by) => {
                 let ends = self.ends(shape.mtu)?;
@@ -228,7 +229,7 @@ impl Bench {
             Kind::Transfer => {
                 let target = Target::echo(self.ends.transfer);
                 let delivered = self.catch_up(None, target, transfer::ENDLESS, period)?;
-                Ok(delivered_sample(delivered, shape))
+                Ok(Sample::of_delivered(&delivered, shape))
             }
             Kind::Sequential => {
                 let cold = self.one_cold.as_ref().context("it was prepared")?;
@@ -258,7 +259,7 @@ impl Bench {
             }
             Kind::Floor => {
                 let tally = floor::drive(self.floor, self.cores.client, shape.window, period)?;
-                Ok(sample(&tally, shape))
+                Ok(Sample::of(&tally, shape))
             }
             Kind::Slow => self.produce(&self.slow_broker, &self.slow_targets, shape, None, period),
             Kind::Open => {
@@ -281,7 +282,7 @@ impl Bench {
         let runtime = device::runtime_config(self.cores.server, self.polling, plan);
         let bytes = shape.value_bytes;
         let tally = device::ring(&self.device, runtime, busy, bytes, period.measured)?;
-        Ok(sample(&tally, shape))
+        Ok(Sample::of(&tally, shape))
     }
 
     fn echo(&self, address: SocketAddr, shape: Shape, period: Period) -> Result<Sample> {
@@ -316,7 +317,7 @@ impl Bench {
         let runtime = client_runtime(self.cores, self.polling);
         let Shape { window, mtu, .. } = shape;
         let tally = client::closed_loop(&certs, runtime, producers, window, mtu, period)?;
-        Ok(sample(&tally, shape))
+        Ok(Sample::of(&tally, shape))
     }
 
     fn produce(
@@ -387,7 +388,7 @@ impl Bench {
         };
         match says_hello {
             true => Ok(watched(&self.ends.broker, shape, run)?.0),
-            false => Ok(sample(&run()?, shape)),
+            false => Ok(Sample::of(&run()?, shape)),
         }
     }
 
@@ -404,7 +405,7 @@ impl Bench {
                 tail::run_sdk(producer, consumers, target, period).await
             }
         })?;
-        Ok(sample(&tally, shape))
+        Ok(Sample::of(&tally, shape))
     }
 
     /// One producer, and consumers with a connection each, of a broker or of the server that is
@@ -441,7 +442,7 @@ impl Bench {
             }
         })?;
         let cpu_s = meter::processes_s(&processes)? - before;
-        let mut sample = sample(&tally, shape);
+        let mut sample = Sample::of(&tally, shape);
         if broker.is_some() {
             let delivered = tally.answers as f64 * shape.value_bytes as f64;
             sample.set(Figure::BrokerNsPerByte, cpu_s * 1e9 / delivered);
@@ -484,7 +485,7 @@ impl Bench {
         let delivered = self.catch_up(Some(cold.broker()), target, number, period)?;
         let after = (meter::processes_s(&[process])?, disk::read_bytes(process)?);
         ensure!(0 < delivered.batches, "the partition is empty");
-        let mut sample = delivered_sample(delivered, shape);
+        let mut sample = Sample::of_delivered(&delivered, shape);
         let bytes = delivered.batches as f64 * shape.value_bytes as f64;
         sample.set(Figure::BrokerNsPerByte, (after.0 - before.0) * 1e9 / bytes);
         sample.set(Figure::DiskBytesPerByte, (after.1 - before.1) as f64 / bytes);
@@ -502,7 +503,7 @@ impl Bench {
         })?;
         let (certs, runtime) = (self.ends.broker.certs(), client_runtime(self.cores, self.polling));
         let tally = client::open_loop(&certs, runtime, producers, consumed, rate, period)?;
-        let mut sample = sample(&tally, shape);
+        let mut sample = Sample::of(&tally, shape);
         sample.set(Figure::LateP99Us, tally.late.value_at_quantile(0.99) as f64 / 1e3);
         Ok(sample)
     }
@@ -542,7 +543,7 @@ fn watched(
     let client_took = meter::process_time(std::process::id())? - client_before;
     let after = (broker.metric(flushed)?, meter::processes_s(&[broker.process()])?);
     let (blocks, disk) = (broker.metric(written)? - blocks_before, broker.disk_written()?);
-    let mut sample = sample(&tally, shape);
+    let mut sample = Sample::of(&tally, shape);
     let answers = tally.answers as f64;
     sample.set(Figure::ClientCpuUs, client_took.as_secs_f64() * 1e6 / answers);
     sample.set(Figure::BatchesPerFlush, answers / (after.0 - before.0).max(1.0));
@@ -569,29 +570,4 @@ fn check_mtu(broker: &Broker, shape: Shape) -> Result<()> {
         "datagrams of {found} bytes, not {largest}"
     );
     Ok(())
-}
-
-fn delivered_sample(delivered: Delivered, shape: Shape) -> Sample {
-    let mut sample = Sample::default();
-    let rate = delivered.batches as f64 / delivered.elapsed.as_secs_f64();
-    sample.set(Figure::RequestsPerS, rate);
-    sample.set(Figure::RecordsPerS, rate * shape.records as f64);
-    sample.set(Figure::MbPerS, rate * (shape.records * shape.value_bytes) as f64 / 1e6);
-    sample
-}
-
-pub(super) fn sample(tally: &Tally, shape: Shape) -> Sample {
-    let mut sample = Sample::default();
-    let seconds = tally.elapsed.as_secs_f64();
-    let rate = tally.latency.len() as f64 / seconds;
-    let payload_bytes = shape.records * shape.value_bytes;
-    sample.set(Figure::RequestsPerS, rate);
-    sample.set(Figure::RecordsPerS, rate * shape.records as f64);
-    sample.set(Figure::MbPerS, rate * payload_bytes as f64 / 1e6);
-    let quantile = |quantile: f64| tally.latency.value_at_quantile(quantile) as f64 / 1e3;
-    sample.set(Figure::P50Us, quantile(0.5));
-    sample.set(Figure::P99Us, quantile(0.99));
-    sample.set(Figure::P999Us, quantile(0.999));
-    sample.set(Figure::MaxUs, tally.latency.max() as f64 / 1e3);
-    sample
 }

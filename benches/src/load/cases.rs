@@ -4,8 +4,8 @@ use rustmq_client::PollMode;
 use rustmq_config::Poll;
 use rustmq_sys::runtime::FlushPlan;
 
-use super::mtu::Mtu;
 use super::sdk::{Batching, Clients};
+use super::shape::{KIB, Shape, large, shape};
 use super::standing::Question;
 use super::tail::By;
 
@@ -177,7 +177,6 @@ pub const CASES: [Case; 100] = [
     standing("scrape/each", Question::Scrape),
 ];
 
-const KIB: usize = 1024;
 pub(super) const THROUGH: FlushPlan = FlushPlan::WriteThrough;
 const LINKED: FlushPlan = FlushPlan::WriteFlush;
 
@@ -201,31 +200,6 @@ const fn many(batch_kib: usize, linger_ms: u64) -> Kind {
 
 /// Small records, more than fill the batches that may be on their way.
 const MANY: Shape = shape(1, 1, 100, 32 * KIB);
-
-/// Producers, or consumers, and what each of them sends or gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) producers: usize,
-    pub(super) records: usize,
-    pub(super) value_bytes: usize,
-    pub(super) window: usize,
-    /// The datagrams of both sides.
-    pub(super) mtu: Mtu,
-}
-
-pub(super) const fn shape(
-    producers: usize,
-    records: usize,
-    value_bytes: usize,
-    window: usize,
-) -> Shape {
-    Shape { producers, records, value_bytes, window, mtu: Mtu::Internet }
-}
-
-/// The same by datagrams as large as the loopback takes.
-const fn large(producers: usize, records: usize, value_bytes: usize, window: usize) -> Shape {
-    Shape { mtu: Mtu::Loopback, ..shape(producers, records, value_bytes, window) }
-}
 
 /// What a log to catch up with was filled by: one producer of large batches, or a hundred of single
 /// records.

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::broker::Broker;
-use super::cases::Shape;
 use super::machine::Cores;
 use super::producers;
+use super::shape::Shape;
 use super::wire::Target;
 
 /// Room for what is filled in, so that nothing of it is dropped.

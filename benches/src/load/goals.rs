@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::rounds::{Figure, Results, Spread};
+use super::rounds::{Results, Spread};
+use super::sample::Figure;
 
 /// How a ratio has to be.
 #[derive(Debug, Clone, Copy, PartialEq)]

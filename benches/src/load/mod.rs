@@ -14,7 +14,7 @@
 //! [`device`], [`bare`], [`transfer`], [`echo`] and [`floor`] are the references, [`broker`] is the executable as a child process,
 //! [`tls`], [`mtu`], [`wire`] and [`quic`] are what a client needs, [`client`] sends in closed and open loop, [`drive`] by quinn, [`tail`] and [`catch_up`]
 //! consume, [`end_to_end`] does both, [`sdk`] is the Rust SDK in their place, [`cold`] is a broker that was just started, [`standing`] asks what it costs that something is
-//! there, [`cases`] are the questions, [`mod@bench`] asks one with the [`producers`] that it needs, [`mod@disk`] counts what the disk had to do for it, [`rounds`] all in turn, [`goals`] hold them against one another, and [`report`] prints
+//! there, [`cases`] are the questions ([`shape`]: how large each is), [`mod@bench`] asks one with the [`producers`] that it needs, [`mod@disk`] counts what the disk had to do for it, [`sample`] is what came of it, [`rounds`] all in turn, [`goals`] hold them against one another, and [`report`] prints
 //! the answers. [`runtimes`] asks two of
 //! them of brokers on different runtimes, and [`polls`] some of brokers that also differ in what they do when idle.
 
@@ -70,7 +70,11 @@ mod hop;
 
 pub mod standing;
 
+pub mod shape;
+
 pub mod cases;
+
+pub mod sample;
 
 pub mod bench;
 

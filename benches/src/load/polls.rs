@@ -13,14 +13,14 @@ use anyhow::{Context, Result};
 use rustmq_config::Poll;
 use rustmq_sys::runtime::Polling;
 
-use super::bench::sample;
 use super::broker::Broker;
-use super::cases::{Shape, shape};
 use super::drive::Period;
 use super::machine::Cores;
 use super::meter;
 use super::producers::{self, WAL_SETS};
-use super::rounds::{Figure, Spread};
+use super::rounds::Spread;
+use super::sample::{Figure, Sample};
+use super::shape::{Shape, shape};
 
 /// What is asked, by the number of its goal.
 const LOADS: [(&str, Shape, &[Figure]); 4] = [
@@ -119,7 +119,7 @@ fn ask(
     for (_, shape, figures) in LOADS {
         let client = producers::client_runtime(cores, Polling::Adaptive);
         let tally = producers::closed_loop(&broker, &targets, shape, period, cores, client)?;
-        let sample = sample(&tally, shape);
+        let sample = Sample::of(&tally, shape);
         row.extend(figures.iter().filter_map(|figure| sample.get(*figure)));
     }
     thread::sleep(SETTLED);

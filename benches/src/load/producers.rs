@@ -12,10 +12,10 @@ use rustmq_sys::runtime::{FlushPlan, Polling, RuntimeConfig};
 use tokio::runtime;
 
 use super::broker::Broker;
-use super::cases::{Shape, shape};
 use super::drive::{Period, Producer, Tally};
 use super::machine::Cores;
 use super::mtu::{Mtu, Sender};
+use super::shape::{Shape, shape};
 use super::tail;
 use super::wire::{self, Link, NO_BROKER, ProduceFrame, Target};
 use super::{client, device, tls};

@@ -8,7 +8,8 @@ use super::cases::Case;
 use super::goals::{self, Goal};
 use super::machine::{Cores, Machine};
 use super::mtu::{Mtu, Sender};
-use super::rounds::{Figure, Results, Series, Spread};
+use super::rounds::{Results, Series, Spread};
+use super::sample::Figure;
 
 /// The columns of the text; the rest stands below it.
 const COLUMNS: [Figure; 6] = [

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::bench::sample;
 use super::broker::Broker;
-use super::cases::shape;
 use super::drive::Period;
 use super::machine::Cores;
 use super::meter::{self, Meter};
 use super::producers::{self, WAL_SETS};
-use super::rounds::{Figure, Sample, Spread};
+use super::rounds::Spread;
+use super::sample::{Figure, Sample};
+use super::shape::shape;
 use super::wire::Target;
 
 /// Requests in flight of the one producer.
@@ -73,7 +73,7 @@ impl Runtimes {
                 let (broker, targets) = (&entrant.broker, &entrant.targets);
                 let tally = producers::produce(broker, targets, shape, period, self.cores)?;
                 let used = meter::processes_s(&process)? - before;
-                let mut sample = sample(&tally, shape);
+                let mut sample = Sample::of(&tally, shape);
                 sample.set(Figure::BrokerCpuUs, used * 1e6 / tally.answers as f64);
                 entrant.samples[index].push(sample);
                 entrant.foreign_max = entrant.foreign_max.max(meter.read()?.foreign);

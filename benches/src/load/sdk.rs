@@ -15,8 +15,8 @@ use rustmq_client::{
 use tokio::task::JoinSet;
 
 use super::broker::Broker;
-use super::cases::Shape;
 use super::drive::{Period, Tally};
+use super::shape::Shape;
 use super::wire::Target;
 
 /// How producers share clients, and what these do while they wait.

@@ -10,9 +10,7 @@ use rustmq_config::Poll;
 use rustmq_protocol::{ListOffsets, OffsetAt, RequestKind};
 use rustmq_sys::cpu;
 
-use super::bench::sample;
 use super::broker::Broker;
-use super::cases::{Shape, shape};
 use super::crowd::Crowd;
 use super::drive::{Period, Tally};
 use super::hop;
@@ -20,7 +18,8 @@ use super::machine::Cores;
 use super::meter;
 use super::partitions::rotate;
 use super::producers::{WAL_SETS, client_endpoint, fill, on_client, produce, topic_of};
-use super::rounds::{Figure, Sample};
+use super::sample::{Figure, Sample};
+use super::shape::{Shape, shape};
 use super::starts::{self, Stopped};
 use super::wire::{self, Link, ProduceFrame, Target};
 
@@ -406,7 +405,7 @@ const ONE_KIB: Shape = shape(8, 1, 1 << 10, 1);
 
 /// What the load came to, and the broker's time for each record.
 fn worked(tally: &Tally, shape: Shape, took: Duration) -> Sample {
-    let mut sample = sample(tally, shape);
+    let mut sample = Sample::of(tally, shape);
     sample.set(Figure::BrokerCpuUs, took.as_secs_f64() * 1e6 / tally.answers.max(1) as f64);
     sample
 }
@@ -422,7 +421,7 @@ fn each(broker: &Broker, before: u64, count: usize) -> Result<Sample> {
 
 /// Only how long: rates would mean nothing.
 fn latencies(tally: &Tally) -> Sample {
-    let all = sample(tally, ONE_KIB);
+    let all = Sample::of(tally, ONE_KIB);
     let mut sample = Sample::default();
     for figure in [Figure::P50Us, Figure::P99Us, Figure::MaxUs] {
         if let Some(value) = all.get(figure) {

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, ensure};
 use rustmq_protocol::ProducerStamp;
 
 use super::broker::Broker;
-use super::cases::shape;
 use super::drive::{Period, Tally};
 use super::machine::Cores;
 use super::producers::{client_endpoint, create_topic, on_client, produce};
+use super::shape::shape;
 use super::wire::{self, Link, ProduceFrame, Target};
 
 /// The fewest starts of a run.
