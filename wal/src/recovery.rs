@@ -41,7 +41,7 @@ pub struct RecoveryPlan {
     /// offsets around them.
     pub lost: Vec<SegmentSequence>,
     /// Files that are ready to be used.
-    pub spares: Vec<Slot>,
+    pub spares: Vec<SegmentHeader>,
     /// Files that were not made to the end: neither zeroed nor known to be whole. To be made anew.
     pub blank: Vec<Slot>,
     /// Files whose header says nothing, and why. If the segments join and no records are missing,
@@ -246,7 +246,7 @@ pub fn plan(
                 match header.state {
                     SegmentState::Spare => {
                         was_used |= SegmentSequence::FIRST < header.sequence;
-                        plan.spares.push(slot);
+                        plan.spares.push(header);
                     }
                     SegmentState::Active => plan.segments.push(header),
                 }

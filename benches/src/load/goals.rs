@@ -531,7 +531,8 @@ impl Goal {
 #[cfg(test)]
 mod tests {
     use super::super::cases::CASES;
-    use super::super::rounds::{Sample, Series};
+    use super::super::rounds::Series;
+    use super::super::sample::Sample;
     use super::*;
 
     fn results(samples: impl Fn(&str) -> Vec<Option<Sample>>) -> Results {

@@ -376,15 +376,16 @@ impl Recovery<'_> {
         let useless: Vec<Slot> = self
             .files
             .keys()
-            .filter(|slot| !live.contains(slot) && !order.spares.contains(slot))
+            .filter(|slot| !live.contains(slot))
+            .filter(|slot| order.spares.iter().all(|spare| spare.slot != **slot))
             .copied()
             .collect();
         let mut spares = order.spares.clone();
         let mut unused = Vec::new();
         for slot in useless {
-            match self.was_given_back(slot).await? {
-                true => spares.push(slot),
-                false => unused.push(slot),
+            match self.given_back(slot).await? {
+                Some(header) => spares.push(header),
+                None => unused.push(slot),
             }
         }
         let capacity = setup.segments_max.max(live.len() + spares.len());
@@ -404,11 +405,11 @@ impl Recovery<'_> {
             dir: setup.dir.clone(),
             why: error.to_string(),
         })?;
-        for slot in spares {
-            // Whoever freed it may have been killed before that was durable.
-            let flushed = self.file(slot).flush().await;
-            flushed.map_err(|error| self.device("flushing", &error))?;
-            segments.handle_spare(slot);
+        for header in spares {
+            // Whoever freed it may have been killed before that was durable, or its flush failed: then
+            // what is read here never gets to the device by another flush alone.
+            self.free_again(&header).await?;
+            segments.handle_spare(header.slot);
         }
         replayed.end();
         let missing = replayed.check_holes(&segments, &setup.dir);

@@ -13,6 +13,9 @@ pub enum Bug {
     AckBeforeFlush,
     /// What a start recovers is served without being made durable again.
     NoFlushAfterRecovery,
+    /// A start flushes the header of a spare and does not write it again, although the flush of whoever
+    /// freed it may have failed.
+    SpareOnlyFlushed,
     /// A bad block ends the log although a later one says that it was flushed.
     TailCutBelowDurableEnd,
     /// A segment is freed before the log starts that allow it are durable.
@@ -42,10 +45,11 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NoFlush,
         Self::AckBeforeFlush,
         Self::NoFlushAfterRecovery,
+        Self::SpareOnlyFlushed,
         Self::TailCutBelowDurableEnd,
         Self::SegmentReusedTooEarly,
         Self::StaleGeneration,

@@ -1,17 +1,21 @@
 //! Images in a row: each is started, read, written to, and cut again.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use rustmq_server::ShardError;
 use rustmq_sys::sim::choice::Choice;
+use rustmq_sys::sim::disk::{FileId, PAGE_BYTES};
 use rustmq_sys::sim::{Faults, World};
+use rustmq_wal::reach::{decode_reach, reach_position};
+use rustmq_wal::{SegmentHeader, SegmentState};
 
 use super::cut::{Image, power_cut_of};
 use super::{SETTLE_STEPS_MAX, Simulator, names_a_place};
 use crate::failure::Failure;
 use crate::node::{Node, Setup};
-use crate::scenario::Scenario;
+use crate::scenario::{SEGMENT_BYTES, Scenario};
 use crate::tally::Tally;
 use crate::verify;
 use crate::workload::Workload;
@@ -163,7 +167,7 @@ fn start(world: &World, life: &Life, tally: &mut Tally) -> Result<Node, Failure>
     let boot = || Node::boot(world, &life.setup, life.shards);
     let mut node = boot();
     match node.until_serving() {
-        Ok(()) => return Ok(node),
+        Ok(()) => return believes_what_lasts(world).map(|()| node),
         Err(Failure::Ended { error }) if has_trouble(world) && names_a_place(&error) => {}
         Err(failure) => return Err(failure),
     }
@@ -173,7 +177,36 @@ fn start(world: &World, life: &Life, tally: &mut Tally) -> Result<Node, Failure>
     world.disk().set_capacity(None);
     let mut node = boot();
     node.until_serving()?;
+    believes_what_lasts(world)?;
     Ok(node)
+}
+
+/// A broker that serves relies on the headers of segments and on the marks of those that have one. They
+/// must not be there only until the power goes.
+fn believes_what_lasts(world: &World) -> Result<(), Failure> {
+    let disk = world.disk();
+    let forgotten: Vec<(FileId, u64)> = disk.forgotten_pages().collect();
+    let lasts = |name: &Path, file: FileId, position: u64, what: &str| match forgotten
+        .contains(&(file, position))
+    {
+        true => Err(Failure::broken(format!("the {what} of {} was never flushed", name.display()))),
+        false => Ok(()),
+    };
+    for (name, file, bytes) in disk.files() {
+        if bytes != SEGMENT_BYTES {
+            continue;
+        }
+        lasts(&name, file, 0, "header")?;
+        let mark_at = reach_position(bytes);
+        let page = |position| disk.bytes_at(file, position, PAGE_BYTES);
+        if let Ok(header) = SegmentHeader::decode(&page(0))
+            && header.state == SegmentState::Active
+            && decode_reach(&page(mark_at), &header).is_some()
+        {
+            lasts(&name, file, mark_at, "mark")?;
+        }
+    }
+    Ok(())
 }
 
 fn may_fail(world: &World) -> bool {

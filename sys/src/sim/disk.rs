@@ -262,3 +262,12 @@ fn page_of(bytes: &[u8]) -> Option<Page> {
     let page = || Page::try_from(Rc::<[u8]>::from(bytes)).expect("a page is cut to its length");
     (*bytes != [0; PAGE_BYTES]).then(page)
 }
+
+/// Is it the page that this write brought, and not one with the same bytes?
+fn is_same(page: &Option<Page>, written: &Option<Page>) -> bool {
+    match (page, written) {
+        (Some(page), Some(written)) => Rc::ptr_eq(page, written),
+        (None, None) => true,
+        _ => false,
+    }
+}

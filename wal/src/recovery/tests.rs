@@ -44,7 +44,7 @@ fn segments_are_put_in_order_whatever_slots_they_are_in() {
     let plan = plan_of(&read).unwrap();
     let sequences: Vec<_> = plan.segments.iter().map(|header| header.sequence.0).collect();
     assert_eq!(sequences, [5, 6, 7]);
-    assert_eq!(plan.spares, [Slot(1)]);
+    assert_eq!(plan.spares, [header(3, 1).freed()]);
     assert_eq!(plan.blank, [Slot(3)]);
     assert_eq!(plan.unreadable, [(Slot(5), SegmentHeaderError::NotASegment)]);
 }

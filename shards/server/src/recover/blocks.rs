@@ -1,5 +1,7 @@
 //! The blocks of one segment: followed, and written again where they may not be durable.
 
+use std::io;
+
 use rustmq_planted::{Bug, planted};
 use rustmq_wal::{BlockSequence, Scan, ScanEnd, ScanError, SegmentHeader};
 
@@ -7,7 +9,7 @@ use super::Recovery;
 use crate::error::ShardError;
 use crate::read_through::ReadThrough;
 use crate::replay::Replayed;
-use crate::segment_io::read_reach;
+use crate::segment_io::{reach_page, read_reach};
 
 /// Bytes rewritten at once.
 const REWRITE_BYTES: u64 = 1 << 20;
@@ -71,7 +73,8 @@ impl Recovery<'_> {
         Ok(end)
     }
 
-    /// Recovered is not yet durable: what lies past the durable end is written again and flushed.
+    /// Recovered is not yet durable: what lies past the durable end, and the mark, are written again
+    /// and flushed. A flush alone does not do: one that failed before may have been for them.
     pub(super) async fn rewrite(
         &self,
         header: &SegmentHeader,
@@ -89,6 +92,11 @@ impl Recovery<'_> {
             let written = file.write(bytes, chunk.start).await;
             written.map_err(|error| self.device("rewriting", &error))?;
             range.start = chunk.end;
+        }
+        if let Some(reach) = end.reach {
+            let failed = |error: io::Error| self.device("rewriting a mark in", &error);
+            let (mark, position) = reach_page(header, reach, self.pool).map_err(failed)?;
+            file.write(mark, position).await.map_err(failed)?;
         }
         file.flush().await.map_err(|error| self.device("flushing", &error))
     }

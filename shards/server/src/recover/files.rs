@@ -12,6 +12,7 @@ use rustmq_wal::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState, Slot};
 use super::{FILES_AT_ONCE, Recovery};
 use crate::error::ShardError;
 use crate::notify::all;
+use crate::segment_io::write_header;
 
 impl Recovery<'_> {
     /// Opens every segment file and reads the pages that say which segment it holds.
@@ -80,15 +81,26 @@ impl Recovery<'_> {
         Ok((file, clue))
     }
 
-    pub(super) async fn was_given_back(&self, slot: Slot) -> Result<bool, ShardError> {
+    /// The header of a file that this start itself has made a spare.
+    pub(super) async fn given_back(&self, slot: Slot) -> Result<Option<SegmentHeader>, ShardError> {
         let file = self.file(slot);
         if file.bytes() != self.setup.segment_bytes {
             // Making it was cut off, or the disk was full.
-            return Ok(false);
+            return Ok(None);
         }
         let (page, at) = self.read(&file, 0..SEGMENT_HEADER_BYTES as u64).await?;
-        let header = SegmentHeader::decode(&page[at..]);
-        Ok(header.is_ok_and(|header| header.state == SegmentState::Spare))
+        let header = SegmentHeader::decode(&page[at..]).ok();
+        Ok(header.filter(|header| header.state == SegmentState::Spare))
+    }
+
+    /// Writes the header of a spare as it was read.
+    pub(super) async fn free_again(&self, header: &SegmentHeader) -> Result<(), ShardError> {
+        let file = self.file(header.slot);
+        let freed = match planted(Bug::SpareOnlyFlushed) {
+            true => file.flush().await,
+            false => write_header(&file, header, self.pool).await,
+        };
+        freed.map_err(|error| self.device("freeing a segment in", &error))
     }
 
     /// Files that hold nothing are made anew when they are needed. When records are missing they may

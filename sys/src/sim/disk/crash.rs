@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Disk, FileId, PAGE_BYTES, Pages, WriteState};
+use super::{Disk, FileId, PAGE_BYTES, Pages, WriteState, is_same};
 use crate::sim::choice::Choice;
 
 /// What a crash leaves of the writes that were not flushed.
@@ -108,6 +108,22 @@ impl Disk {
         }
         disk.pending = pending;
         disk
+    }
+
+    /// Pages that are read as a write left them whose flush failed: file, and position in bytes. No later
+    /// flush makes them durable.
+    pub fn forgotten_pages(&self) -> impl Iterator<Item = (FileId, u64)> {
+        let forgotten = self.pending.iter().filter(|write| write.state == WriteState::Forgotten);
+        forgotten.flat_map(|write| {
+            let live = self.live.files.get(&write.file);
+            let durable = self.durable.files.get(&write.file);
+            let page_of = |pages: Option<&Pages>, page: usize| pages?.pages.get(page)?.clone();
+            (write.first_page..).zip(&write.pages).filter_map(move |(page, written)| {
+                let is_read = is_same(&page_of(live, page), written);
+                let is_durable = is_same(&page_of(durable, page), written);
+                (is_read && !is_durable).then_some((write.file, (page * PAGE_BYTES) as u64))
+            })
+        })
     }
 
     /// The writes that are not durable yet: file, position and length in bytes, oldest first.

@@ -1,8 +1,6 @@
 //! What a disk does that lies: each to both what is live and what is durable, after a crash.
 
-use std::rc::Rc;
-
-use super::{Disk, FileId, PAGE_BYTES, Page, Pages, page_of};
+use super::{Disk, FileId, PAGE_BYTES, Page, Pages, is_same, page_of};
 use crate::sim::choice::Choice;
 
 /// A write that became durable, with what was there before it.
@@ -80,13 +78,7 @@ impl Disk {
     pub fn has(&self, write: &Applied) -> bool {
         let Some(file) = self.durable.files.get(&write.file) else { return false };
         let there = file.pages.get(write.first_page..write.first_page + write.after.len());
-        there.is_some_and(|there| {
-            std::iter::zip(there, &write.after).all(|(a, b)| match (a, b) {
-                (Some(a), Some(b)) => Rc::ptr_eq(a, b),
-                (None, None) => true,
-                _ => false,
-            })
-        })
+        there.is_some_and(|there| std::iter::zip(there, &write.after).all(|(a, b)| is_same(a, b)))
     }
 
     fn put(&mut self, file: FileId, first_page: usize, pages: &[Option<Page>]) {
