@@ -130,6 +130,13 @@ fn a_full_log_is_not_used_up_by_starts() {
     assert_eq!(run_again(2_033_561), Ok(()));
 }
 
+/// A start saw a spare whose freeing no flush had made durable; the next segment went to another file, and
+/// after a power cut both said that they were it.
+#[test]
+fn a_spare_is_one_after_a_power_cut_too() {
+    assert_eq!(run_again(3_084_480), Ok(()));
+}
+
 /// While a shard ended whose catalogue could not be written, who had the next turn wrote again.
 #[test]
 fn nothing_is_written_to_a_catalogue_whose_write_has_failed() {
