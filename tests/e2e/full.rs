@@ -1,8 +1,9 @@
 //! No room in the log, none on the disk: new records are refused for now, reading goes on, and so
 //! does writing once there is room.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustmq_checker::{Partition, Value};
@@ -28,6 +29,9 @@ const STARTS: usize = 48;
 
 /// Bytes of each value of a log that drops its oldest.
 const SMALL_VALUE_BYTES: usize = 32 << 10;
+
+/// What is left of a full disk: less than a segment.
+const LEFT_BYTES: u64 = 1 << 20;
 
 /// Records after which a log that still takes more is not full but endless.
 const RECORDS_MAX: u64 = 2_000;
@@ -145,6 +149,42 @@ on_each_backend! {
 }
 
 on_each_backend! {
+    /// A log that drops its oldest has nothing to drop while its only segment is the one in use.
+    fn a_full_disk_with_one_segment_refuses_also_who_may_drop(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let file_system = match LoopFileSystem::mount(72 << 20) {
+            Ok(file_system) => file_system,
+            Err(error) => {
+                let test = format!("one segment on a full disk, {}", backend.name());
+                machine::skip(&test, &format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        let node = Node::new(backend)?
+            .in_dir(&file_system.path().join("data"))
+            .set("wal.segment_bytes", "4MiB")
+            .set("wal.capacity_bytes", "1GiB")
+            .set("wal.when_full", "delete_oldest")
+            .set("test.retention_check_ms", 50);
+        let dir = node.data_dir().to_owned();
+        let broker = node.start()?;
+        Cli::new(&dir).create_topic("big", 1)?;
+        broker.stop()?;
+        // The spare's space goes to somebody else.
+        fs::remove_file(wal_dir(&dir)?.join("segment-00001.wal"))?;
+        let filler = file_system.path().join("filler");
+        fill_disk(&filler)?;
+        let broker = node.start()?;
+        let told = Recorder::default();
+        fill(&dir, "big", &told)?;
+        still_readable(&dir, "big", &told)?;
+        fs::remove_file(filler)?;
+        Cli::new(&dir).produce("big", &value("after"))?;
+        broker.stop()
+    }
+}
+
+on_each_backend! {
     /// Each start takes a page of what a full log keeps back. The one that finds none is refused,
     /// and nothing is lost.
     fn a_full_disk_refuses_the_start_that_finds_no_page_left(backend: Backend) -> Result<()> {
@@ -256,6 +296,27 @@ async fn append(dir: &Path, topic: &str, told: &Recorder, count: u64) -> Result<
         ensure!(code == ErrorCode::Ok, "record {number} is answered {code}: {said}");
     }
     Ok(())
+}
+
+/// The directory of the only WAL.
+fn wal_dir(data_dir: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(data_dir)?.collect::<std::io::Result<Vec<_>>>()?;
+    let wal = entries.iter().find(|entry| entry.file_name().to_string_lossy().starts_with("wal-"));
+    Ok(wal.context("a WAL")?.path())
+}
+
+/// Takes all space of a disk but what a start needs beside its log.
+fn fill_disk(filler: &Path) -> Result<()> {
+    let mut file = File::create(filler)?;
+    let bytes = loop {
+        match file.write_all(&[1; 64 << 10]) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::StorageFull => break file.metadata()?.len(),
+            Err(error) => return Err(error.into()),
+        }
+    };
+    file.set_len(bytes - LEFT_BYTES)?;
+    Ok(file.sync_all()?)
 }
 
 /// Appends until there is no room.

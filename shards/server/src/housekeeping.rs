@@ -13,7 +13,7 @@ use rustmq_sys::{clock, fs};
 use rustmq_wal::{CatalogueFile, EntryKind, EntryMeta};
 
 use crate::error::ShardError;
-use crate::limits::{EXPIRE_INTERVAL_MS, WATCH_INTERVAL_MS};
+use crate::limits::{EXPIRE_INTERVAL_MS, FULL_PAUSE_MS, WATCH_INTERVAL_MS};
 use crate::mesh::Message;
 use crate::notify::before;
 use crate::session;
@@ -149,19 +149,29 @@ async fn segments_loop(shard: Rc<Shard>, wal: Rc<WalWriter>) {
                 ),
             }
         }
-        if let Err(error) = look(&shard, &wal, now).await {
-            return shard.fail(error);
+        match look(&shard, &wal, now).await {
+            Ok(Found::Nothing) => {}
+            // Every request that asks for room has it looked at again: not at the pace of requests.
+            Ok(Found::NoRoom) => runtime::sleep(Duration::from_millis(FULL_PAUSE_MS)).await,
+            Err(error) => return shard.fail(error),
         }
         let pause = Duration::from_millis(shard.config.test.retention_check_ms);
         before(clock::now() + pause, wal.files.wanted.notified()).await;
     }
 }
 
+/// What a look leaves behind.
+enum Found {
+    Nothing,
+    /// Requests asked for room, and there still is none.
+    NoRoom,
+}
+
 async fn look(
     shard: &Rc<Shard>,
     wal: &Rc<WalWriter>,
     now: Option<TimestampMs>,
-) -> Result<(), ShardError> {
+) -> Result<Found, ShardError> {
     wal.files.make_spare().await?;
     wal.wake_room();
     expire_producers(shard, now);
@@ -170,10 +180,15 @@ async fn look(
     if !wal.files.uses_reserve() || frees_oldest(shard, wal, &expired) {
         advance_log_starts(shard, wal, expired).await;
     }
-    if wal.files.take_starved() && wal.files.policy().delete_oldest && wal.files.is_full() {
+    let starved = wal.files.take_starved();
+    if starved && wal.files.policy().delete_oldest && wal.files.is_full() {
         drop_oldest(shard, wal).await;
     }
-    free(shard, wal).await
+    free(shard, wal).await?;
+    Ok(match starved && wal.files.is_full() {
+        true => Found::NoRoom,
+        false => Found::Nothing,
+    })
 }
 
 /// The log starts that are due because topics no longer keep what lies before them.

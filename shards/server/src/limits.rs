@@ -122,6 +122,9 @@ pub const FORWARDED_MAX: usize = 16 * 1024;
 /// Its own answer tells the client where to wait longer.
 pub const FORWARDED_WAIT_MS_MAX: u32 = 100;
 
+/// After a look for room in a full log that found none, before the next: requests ask for one each.
+pub const FULL_PAUSE_MS: u64 = 10;
+
 /// How often requests that wait for a flush look at the clock.
 pub const EXPIRE_INTERVAL_MS: u64 = 100;
 

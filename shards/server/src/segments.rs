@@ -204,13 +204,14 @@ impl SegmentFiles {
             return Admission::Fits;
         }
         self.wanted.notify();
-        match next {
-            NextSlot::Create(_) if !self.create_failed.get() => Admission::Wait,
-            _ if self.policy.delete_oldest => {
-                self.starved.set(true);
-                Admission::Wait
-            }
-            _ => Admission::Full,
+        if matches!(next, NextSlot::Create(_)) && !self.create_failed.get() {
+            return Admission::Wait;
+        }
+        self.starved.set(true);
+        // On a full disk there may be nothing but the segment in use, of which nothing can be deleted.
+        match self.policy.delete_oldest && segments.oldest_sealed().is_some() {
+            true => Admission::Wait,
+            false => Admission::Full,
         }
     }
 

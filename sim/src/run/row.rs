@@ -101,6 +101,8 @@ impl Simulator {
             let mut node = Node::boot(world, &life.setup, life.shards);
             let outcome = node.until_serving().and_then(|()| {
                 simulator.read(&mut workload, &mut node)?;
+                // On a full disk nobody has to take what is repeated.
+                world.disk().set_capacity(None);
                 workload.settle(&mut node, SETTLE_STEPS_MAX)
             });
             outcome.map_err(|failure| match failure {
