@@ -108,13 +108,7 @@ on_each_backend! {
         backend: Backend
     ) -> Result<()> {
         let _machine = machine::shared();
-        let file_system = match LoopFileSystem::mount(72 << 20) {
-            Ok(file_system) => file_system,
-            Err(error) => {
-                machine::skip(&format!("full disk, {}", backend.name()), &format!("{error:#}"));
-                return Ok(());
-            }
-        };
+        let Some(file_system) = small_disk("full disk", backend) else { return Ok(()) };
         let node = Node::new(backend)?
             .in_dir(&file_system.path().join("data"))
             .set("wal.segment_bytes", "4MiB")
@@ -152,14 +146,7 @@ on_each_backend! {
     /// A log that drops its oldest has nothing to drop while its only segment is the one in use.
     fn a_full_disk_with_one_segment_refuses_also_who_may_drop(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
-        let file_system = match LoopFileSystem::mount(72 << 20) {
-            Ok(file_system) => file_system,
-            Err(error) => {
-                let test = format!("one segment on a full disk, {}", backend.name());
-                machine::skip(&test, &format!("{error:#}"));
-                return Ok(());
-            }
-        };
+        let Some(file_system) = small_disk("one segment on a full disk", backend) else { return Ok(()) };
         let node = Node::new(backend)?
             .in_dir(&file_system.path().join("data"))
             .set("wal.segment_bytes", "4MiB")
@@ -189,14 +176,7 @@ on_each_backend! {
     /// and nothing is lost.
     fn a_full_disk_refuses_the_start_that_finds_no_page_left(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
-        let file_system = match LoopFileSystem::mount(72 << 20) {
-            Ok(file_system) => file_system,
-            Err(error) => {
-                let test = format!("start on a full disk, {}", backend.name());
-                machine::skip(&test, &format!("{error:#}"));
-                return Ok(());
-            }
-        };
+        let Some(file_system) = small_disk("start on a full disk", backend) else { return Ok(()) };
         let node = Node::new(backend)?
             .in_dir(&file_system.path().join("data"))
             .set("wal.capacity_bytes", "1GiB");
@@ -296,6 +276,17 @@ async fn append(dir: &Path, topic: &str, told: &Recorder, count: u64) -> Result<
         ensure!(code == ErrorCode::Ok, "record {number} is answered {code}: {said}");
     }
     Ok(())
+}
+
+/// A file system of 72 MiB; or says that this test is left out.
+fn small_disk(test: &str, backend: Backend) -> Option<LoopFileSystem> {
+    match LoopFileSystem::mount(72 << 20) {
+        Ok(file_system) => Some(file_system),
+        Err(error) => {
+            machine::skip(&format!("{test}, {}", backend.name()), &format!("{error:#}"));
+            None
+        }
+    }
 }
 
 /// The directory of the only WAL.
