@@ -21,12 +21,7 @@ on_each_backend! {
         let node = Node::new(backend)?.shards(2).on_a_fixed_port()?;
         let runtime = client::runtime()?;
         let mut broker = node.start()?;
-        runtime.block_on(async {
-            let client = client::connect(node.data_dir()).await?;
-            client::bounded("a topic", client.create_topic(NewTopic::new("stops", 3))).await??;
-            client.close().await;
-            anyhow::Ok(())
-        })?;
+        runtime.block_on(client::create_topic(node.data_dir(), "stops", 3))?;
         let mut load = Load::start(node.data_dir(), "stops", 3, 1)?;
         for signal in ["INT", "TERM"] {
             let round = load.begin(1 << 20);

@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use rustmq_planted::{Bug, planted};
 use rustmq_sys::buffer::{BufferPool, Slice};
 use rustmq_sys::file::File;
 use rustmq_sys::fs;
@@ -353,7 +354,7 @@ impl Recovery<'_> {
         }
     }
 
-    /// The newest segment was prepared and never used: it becomes a spare.
+    /// Makes a file a spare, durably: one that was prepared and never used, or that is said to be one.
     async fn give_back(&self, header: &SegmentHeader) -> Result<(), ShardError> {
         let file = self.file(header.slot);
         let freed = write_header(&file, &header.freed(), self.pool).await;
@@ -408,7 +409,12 @@ impl Recovery<'_> {
         for header in spares {
             // Whoever freed it may have been killed before that was durable, or its flush failed: then
             // what is read here never gets to the device by another flush alone.
-            self.free_again(&header).await?;
+            if planted(Bug::SpareOnlyFlushed) {
+                let flushed = self.file(header.slot).flush().await;
+                flushed.map_err(|error| self.device("flushing", &error))?;
+            } else {
+                self.give_back(&header).await?;
+            }
             segments.handle_spare(header.slot);
         }
         replayed.end();

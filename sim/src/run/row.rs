@@ -1,6 +1,5 @@
 //! Images in a row: each is started, read, written to, and cut again.
 
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -169,16 +168,17 @@ fn start(world: &World, life: &Life, tally: &mut Tally) -> Result<Node, Failure>
     let boot = || Node::boot(world, &life.setup, life.shards);
     let mut node = boot();
     match node.until_serving() {
-        Ok(()) => return believes_what_lasts(world).map(|()| node),
-        Err(Failure::Ended { error }) if has_trouble(world) && names_a_place(&error) => {}
+        Ok(()) => {}
+        Err(Failure::Ended { error }) if has_trouble(world) && names_a_place(&error) => {
+            tally.starts_refused += 1;
+            drop(node);
+            world.set_faults(Faults::default());
+            world.disk().set_capacity(None);
+            node = boot();
+            node.until_serving()?;
+        }
         Err(failure) => return Err(failure),
     }
-    tally.starts_refused += 1;
-    drop(node);
-    world.set_faults(Faults::default());
-    world.disk().set_capacity(None);
-    let mut node = boot();
-    node.until_serving()?;
     believes_what_lasts(world)?;
     Ok(node)
 }
@@ -188,24 +188,22 @@ fn start(world: &World, life: &Life, tally: &mut Tally) -> Result<Node, Failure>
 fn believes_what_lasts(world: &World) -> Result<(), Failure> {
     let disk = world.disk();
     let forgotten: Vec<(FileId, u64)> = disk.forgotten_pages().collect();
-    let lasts = |name: &Path, file: FileId, position: u64, what: &str| match forgotten
-        .contains(&(file, position))
-    {
-        true => Err(Failure::broken(format!("the {what} of {} was never flushed", name.display()))),
-        false => Ok(()),
-    };
-    for (name, file, bytes) in disk.files() {
-        if bytes != SEGMENT_BYTES {
-            continue;
-        }
-        lasts(&name, file, 0, "header")?;
-        let mark_at = reach_position(bytes);
+    let is_segment = |(_, _, bytes): &(_, _, u64)| *bytes == SEGMENT_BYTES;
+    for (name, file, bytes) in disk.files().into_iter().filter(is_segment) {
         let page = |position| disk.bytes_at(file, position, PAGE_BYTES);
+        let mark_at = reach_position(bytes);
+        let mut believed = vec![("header", 0)];
         if let Ok(header) = SegmentHeader::decode(&page(0))
             && header.state == SegmentState::Active
             && decode_reach(&page(mark_at), &header).is_some()
         {
-            lasts(&name, file, mark_at, "mark")?;
+            believed.push(("mark", mark_at));
+        }
+        for (what, position) in believed {
+            if forgotten.contains(&(file, position)) {
+                let name = name.display();
+                return Err(Failure::broken(format!("the {what} of {name} was never flushed")));
+            }
         }
     }
     Ok(())

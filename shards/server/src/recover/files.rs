@@ -12,7 +12,6 @@ use rustmq_wal::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState, Slot};
 use super::{FILES_AT_ONCE, Recovery};
 use crate::error::ShardError;
 use crate::notify::all;
-use crate::segment_io::write_header;
 
 impl Recovery<'_> {
     /// Opens every segment file and reads the pages that say which segment it holds.
@@ -91,16 +90,6 @@ impl Recovery<'_> {
         let (page, at) = self.read(&file, 0..SEGMENT_HEADER_BYTES as u64).await?;
         let header = SegmentHeader::decode(&page[at..]).ok();
         Ok(header.filter(|header| header.state == SegmentState::Spare))
-    }
-
-    /// Writes the header of a spare as it was read.
-    pub(super) async fn free_again(&self, header: &SegmentHeader) -> Result<(), ShardError> {
-        let file = self.file(header.slot);
-        let freed = match planted(Bug::SpareOnlyFlushed) {
-            true => file.flush().await,
-            false => write_header(&file, header, self.pool).await,
-        };
-        freed.map_err(|error| self.device("freeing a segment in", &error))
     }
 
     /// Files that hold nothing are made anew when they are needed. When records are missing they may
