@@ -16,6 +16,7 @@
 //! | `workload`, `records` | what clients do and know |
 //! | `verify` | everything read back and judged |
 //! | `lies` | what a dishonest disk does |
+//! | `harm` | every damage to a disk at rest |
 //! | `forgery` | records that look like blocks |
 //! | `answer`, `failure` | what a request was told; why a seed fails |
 
@@ -39,6 +40,8 @@ mod verify;
 
 mod lies;
 
+mod harm;
+
 mod forgery;
 
 mod answer;
@@ -46,7 +49,7 @@ mod answer;
 mod failure;
 
 pub use failure::Failure;
-pub use run::{Finding, Options, Simulator};
+pub use run::{Damages, Finding, Options, Simulator};
 pub use tally::Tally;
 
 #[cfg(test)]

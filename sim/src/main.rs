@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use rustmq_planted::Bug;
 use rustmq_sys::sim::interrupts::Interrupts;
-use sim::{Finding, Options, Simulator, Tally};
+use sim::{Damages, Finding, Options, Simulator, Tally};
 
 const HELP: &str = "\
 usage: sim [--seeds N] [--minutes N] [--seed S] [--images N] [--dishonest]
            [--no-network] [--recall] [--jobs N] [--trace N]
+       sim --damage [--every N] [--seed S] [--jobs N]
 
   --seeds N      simulate seeds S, S+1, ..., N of them (default 20)
   --minutes N    begin no seed after so long; without --seeds there is no other end
@@ -20,6 +21,9 @@ usage: sim [--seeds N] [--minutes N] [--seed S] [--images N] [--dishonest]
   --images N     images of each seed (default 100)
   --dishonest    the disk lies once in each image
   --no-network   no client speaks QUIC: many more images in the same time
+  --damage       every damage to the disk of one broker at rest, one at a time: a bit
+                 of each byte, each sector and page wiped, pages swapped, files gone
+  --every N      of those bits and swaps one in so many (default 1)
   --recall       plant one bug after the other, and find each
   --jobs N       threads (default: one for each core)
   --trace N      lines of the trace to show of a failure (default 60)
@@ -47,6 +51,10 @@ struct Ask {
     jobs: u64,
     /// Look for every planted bug, instead of for none.
     recall: bool,
+    /// Every damage to one disk, instead of many cuts.
+    damage: bool,
+    /// Of turned bits and swapped pages one in so many.
+    step: u64,
 }
 
 fn main() -> ExitCode {
@@ -59,6 +67,9 @@ fn main() -> ExitCode {
     };
     if ask.recall {
         return recall(&ask);
+    }
+    if ask.damage {
+        return damage(&ask);
     }
     let begun = Instant::now();
     let (total, next) = match simulate(&ask, begun) {
@@ -95,10 +106,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     if ask.options.dishonest {
-        println!(
-            "refused with the file named {}, ranges named {}, no difference {}, last block gone {}",
-            total.refused, total.named, total.harmless, total.last_block
-        );
+        say_what_was_told(&total);
     }
     if next < ask.end() {
         println!("ended early; to go on: --seed {next}");
@@ -225,6 +233,40 @@ fn recall(ask: &Ask) -> ExitCode {
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Every damage to one disk, shared among threads.
+fn damage(ask: &Ask) -> ExitCode {
+    let part_of = |part| {
+        let mut simulator = Simulator::new(ask.options.clone());
+        simulator.damage(ask.first, Damages { step: ask.step, parts: ask.jobs, part })
+    };
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let part_of = &part_of;
+        let threads: Vec<_> =
+            (0..ask.jobs).map(|part| scope.spawn(move || part_of(part))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it says what it found")).collect()
+    });
+    let mut total = Tally::default();
+    for outcome in outcomes {
+        match outcome {
+            Ok(tally) => total.add(&tally),
+            Err(finding) => {
+                report(&finding);
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    println!("seed {}, {} damages", ask.first, total.images);
+    say_what_was_told(&total);
+    ExitCode::SUCCESS
+}
+
+fn say_what_was_told(total: &Tally) {
+    println!(
+        "refused with the file named {}, ranges named {}, no difference {}, last block gone {}",
+        total.refused, total.named, total.harmless, total.last_block
+    );
+}
+
 fn report(finding: &Finding) {
     for line in &finding.trace {
         eprintln!("{line}");
@@ -245,7 +287,16 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
         trace_lines: 60,
     };
     let jobs = thread::available_parallelism().map_or(1, |count| count.get() as u64);
-    let mut ask = Ask { seeds: 20, first: 1, minutes: None, options, jobs, recall: false };
+    let mut ask = Ask {
+        seeds: 20,
+        first: 1,
+        minutes: None,
+        options,
+        jobs,
+        recall: false,
+        damage: false,
+        step: 1,
+    };
     let mut seeds = None;
     while let Some(name) = arguments.next() {
         let mut number = || {
@@ -261,6 +312,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
             "--trace" => ask.options.trace_lines = number()? as usize,
             "--recall" if cfg!(feature = "planted") => ask.recall = true,
             "--recall" => return Err("--recall needs a build with --features planted".to_owned()),
+            "--damage" => ask.damage = true,
+            "--every" => ask.step = number()?.max(1),
             "--dishonest" => ask.options.dishonest = true,
             "--no-network" => ask.options.network = false,
             _ => return Err(format!("{name} is not known")),

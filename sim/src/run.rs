@@ -11,10 +11,12 @@
 //! goes through the crash. What a cut leaves is an image. The broker that starts on it is cut too, and
 //! that is the next image of the row; the last cut of a row is started and read, but is none.
 
+mod at_rest;
 mod cut;
 mod lied_to;
 mod load;
 mod row;
+mod told;
 
 use rustmq_checker::Checker;
 use rustmq_planted::Bug;
@@ -22,6 +24,7 @@ use rustmq_server::ShardError;
 use rustmq_sys::sim::World;
 use rustmq_sys::sim::disk::Disk;
 
+pub use self::at_rest::Damages;
 pub(crate) use self::cut::Image;
 use crate::failure::Failure;
 use crate::scenario::Scenario;

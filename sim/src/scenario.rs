@@ -102,6 +102,23 @@ impl Scenario {
 }
 
 impl Scenario {
+    /// The same on a disk that has space and does not fail, without a network.
+    pub(crate) fn at_rest(seed: u64, tls: &Tls) -> Self {
+        let scenario = Self::of(seed, tls, false);
+        let capacity_bytes = scenario.setup.config.wal.capacity_bytes;
+        Self {
+            setup: Rc::new(Setup {
+                config: Arc::new(config(capacity_bytes, false)),
+                tls: tls.clone(),
+                network: None,
+            }),
+            faults: Faults::default(),
+            image_faults: Faults::default(),
+            space: None,
+            ..scenario
+        }
+    }
+
     /// The configuration of every topic.
     pub(crate) fn topic_config(&self) -> Vec<(String, String)> {
         let refuses = self.space.as_ref().is_some_and(|space| space.refuses);

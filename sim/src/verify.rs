@@ -77,6 +77,7 @@ fn read_log(
             Fetched::Damaged { until } => {
                 reading.damaged += 1;
                 workload.history.refuse(number, next..until);
+                workload.topics[topic].logs[log].forget_times(next..until);
                 if until <= next {
                     return Err(Failure::broken("a damaged range that does not hold the offset"));
                 }

@@ -7,6 +7,7 @@ mod answers;
 mod topics;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 
 use rustmq_checker::{History, Partition, Process, SendId, Value};
 use rustmq_protocol::frame::RequestKind;
@@ -85,6 +86,13 @@ pub(crate) struct Log {
     pub(crate) info: PartitionInfo,
     /// Append times that were acknowledged, by offset.
     times: BTreeMap<u64, i64>,
+}
+
+impl Log {
+    /// The records of these offsets are refused as damaged: nobody sees their times any more.
+    pub(crate) fn forget_times(&mut self, offsets: Range<u64>) {
+        self.times.retain(|offset, _| !offsets.contains(offset));
+    }
 }
 
 #[derive(Clone)]

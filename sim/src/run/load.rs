@@ -21,7 +21,10 @@ const APPENDS_MIN: u64 = 50;
 const RECYCLED_MIN: u64 = 2;
 
 /// Steps of the broker under load at most: it gives up and its images count as they are.
-const STEPS_MAX: u64 = 400_000;
+pub(super) const STEPS_MAX: u64 = 400_000;
+
+/// Steps from one look at whether images may be taken to the next.
+const LOOK_EVERY: u64 = 512;
 
 /// On a disk with too little space, space comes or goes once in so many steps.
 const SPACE_CHANGES: u64 = 6_000;
@@ -78,7 +81,7 @@ impl Simulator {
                 }
             }
             let mut went = act(&mut workload, &mut node, scenario, world, &mut choice, &mut brief);
-            if went.is_ok() && !warm && step % 512 == 511 {
+            if went.is_ok() && !warm && step % LOOK_EVERY == LOOK_EVERY - 1 {
                 went = is_warm(&mut node, &workload, scenario, world).map(|yes| warm = yes);
             }
             (tally.refused_full, tally.unanswered) = (workload.refused_full, workload.unanswered);
@@ -120,7 +123,11 @@ impl Simulator {
 }
 
 /// The topics and producers that a run begins with.
-fn begin(workload: &mut Workload, node: &mut Node, scenario: &Scenario) -> Result<(), Failure> {
+pub(super) fn begin(
+    workload: &mut Workload,
+    node: &mut Node,
+    scenario: &Scenario,
+) -> Result<(), Failure> {
     let topic = workload.create_topic(node, scenario.partitions + 1)?;
     // The last partition gets a few records at the beginning and then nothing more: what is known of
     // it has to outlive the segments that held them.
@@ -129,6 +136,24 @@ fn begin(workload: &mut Workload, node: &mut Node, scenario: &Scenario) -> Resul
         workload.start_producer(node, topic, (number % scenario.partitions) as usize, None)?;
     }
     Ok(())
+}
+
+/// Load without a cut, until images may be taken.
+pub(super) fn warm_up(
+    workload: &mut Workload,
+    node: &mut Node,
+    scenario: &Scenario,
+    choice: &mut Choice,
+) -> Result<(), Failure> {
+    let world = node.world().clone();
+    let mut brief = None;
+    for step in 0..STEPS_MAX {
+        act(workload, node, scenario, &world, choice, &mut brief)?;
+        if step % LOOK_EVERY == LOOK_EVERY - 1 && is_warm(node, workload, scenario, &world)? {
+            return Ok(());
+        }
+    }
+    Err(Failure::Stuck { doing: "using its files again" })
 }
 
 /// One step under load: perhaps somebody sends, perhaps a topic comes or goes, one turn passes.

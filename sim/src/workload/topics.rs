@@ -100,6 +100,11 @@ impl Workload {
         Ok(())
     }
 
+    /// None of the producers sends any more.
+    pub(crate) fn end_producers(&mut self) {
+        self.producers.iter_mut().for_each(|producer| producer.ended = true);
+    }
+
     /// Asks for a producer id, which nobody may have had before.
     pub(crate) fn init_producer(&mut self, node: &mut Node) -> Result<ProducerStamp, Failure> {
         let mut body = Vec::new();

@@ -303,10 +303,6 @@ impl Writer {
         self.pending.push((to, base_offset, batch));
     }
 
-    pub(crate) fn log_end(&self, of: TopicPartition) -> Offset {
-        self.log_ends.get(&of).copied().unwrap_or(Offset::ZERO)
-    }
-
     /// Closes and writes the open block, flushed or not.
     pub(crate) fn commit(&mut self, flags: BlockFlags, flush: bool) -> SealedBlock {
         if !self.segments.fits(self.builder.sealed_bytes(), self.builder.entries().len()) {

@@ -1,5 +1,7 @@
 //! What a disk does that lies: each to both what is live and what is durable, after a crash.
 
+use std::path::Path;
+
 use super::{Disk, FileId, PAGE_BYTES, Page, Pages, is_same, page_of};
 use crate::sim::choice::Choice;
 
@@ -56,14 +58,40 @@ impl Disk {
 
     /// Flips bits of one byte of a file.
     pub fn rot(&mut self, file: FileId, position: u64, bits: u8) {
-        let page = position as usize / PAGE_BYTES;
+        let turned: Vec<u8> =
+            self.bytes_at(file, position, 1).iter().map(|byte| byte ^ bits).collect();
+        self.overwrite(file, position, &turned);
+    }
+
+    /// Puts bytes over what a file has at `position`, as no write of anybody did. A file does not grow.
+    pub fn overwrite(&mut self, file: FileId, position: u64, bytes: &[u8]) {
         for state in [&mut self.live, &mut self.durable] {
             let Some(pages) = state.files.get_mut(&file) else { continue };
-            let Some(old) = pages.pages.get(page) else { continue };
-            let mut bytes = old.as_deref().copied().unwrap_or([0; PAGE_BYTES]);
-            bytes[position as usize % PAGE_BYTES] ^= bits;
-            pages.pages[page] = page_of(&bytes);
+            let mut at = position as usize;
+            let mut rest = bytes;
+            while !rest.is_empty()
+                && let Some(place) = pages.pages.get_mut(at / PAGE_BYTES)
+            {
+                let within = at % PAGE_BYTES;
+                let (now, later) = rest.split_at(rest.len().min(PAGE_BYTES - within));
+                let mut page = place.as_deref().copied().unwrap_or([0; PAGE_BYTES]);
+                page[within..within + now.len()].copy_from_slice(now);
+                *place = page_of(&page);
+                (at, rest) = (at + now.len(), later);
+            }
         }
+    }
+
+    /// Takes a file away, name and all. False: there is none.
+    pub fn lose_file(&mut self, name: &Path) -> bool {
+        let mut was_there = false;
+        for state in [&mut self.live, &mut self.durable] {
+            if let Some(file) = state.names.remove(name) {
+                state.files.remove(&file);
+                was_there = true;
+            }
+        }
+        was_there
     }
 
     /// Bytes of a file as they are now.

@@ -1,0 +1,119 @@
+//! Damage to a disk at rest: a bit that turned, a sector or page that was wiped, two pages that changed
+//! places, a file that is gone.
+
+use std::path::PathBuf;
+
+use rustmq_sys::sim::disk::{Disk, FileId, PAGE_BYTES, SECTOR_BYTES};
+
+use crate::scenario::SEGMENT_BYTES;
+
+/// What a sector or page is wiped with.
+const FILLS: [u8; 2] = [0, 0xff];
+
+/// A place in a file, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) file: FileId,
+    pub(crate) position: u64,
+}
+
+/// One damage.
+#[derive(Clone, Debug)]
+pub(crate) enum Harm {
+    /// A bit of a byte turned.
+    Bit { place: Place, mask: u8 },
+    /// So many bytes are all the same now.
+    Wiped { place: Place, bytes: usize, with: u8 },
+    /// Each of two pages is where the other one was.
+    Swapped { one: Place, other: Place },
+    /// A file is gone.
+    Gone { name: PathBuf },
+}
+
+impl Harm {
+    /// Does it to a disk.
+    pub(crate) fn apply(&self, disk: &mut Disk) {
+        match self {
+            Self::Bit { place, mask } => disk.rot(place.file, place.position, *mask),
+            Self::Wiped { place, bytes, with } => {
+                disk.overwrite(place.file, place.position, &vec![*with; *bytes]);
+            }
+            Self::Swapped { one, other } => {
+                let [first, second] = [one, other].map(|place| page_at(disk, *place));
+                disk.overwrite(one.file, one.position, &second);
+                disk.overwrite(other.file, other.position, &first);
+            }
+            Self::Gone { name } => assert!(disk.lose_file(name), "it is there"),
+        }
+    }
+
+    /// May it keep a broker from starting? One bit of the log may not.
+    pub(crate) fn may_refuse(&self, disk: &Disk) -> bool {
+        let Self::Bit { place, .. } = self else { return true };
+        let is_it = |(_, file, bytes): &(_, _, u64)| *file == place.file && *bytes == SEGMENT_BYTES;
+        !disk.files().iter().any(is_it)
+    }
+
+    /// What is damaged, for whoever reads about it.
+    pub(crate) fn describe(&self, disk: &Disk) -> String {
+        let name = |place: &Place| {
+            let files = disk.files();
+            let found = files.iter().find(|(_, file, _)| *file == place.file);
+            let name = found.map_or_else(String::new, |(name, _, _)| name.display().to_string());
+            format!("{name} at {}", place.position)
+        };
+        match self {
+            Self::Bit { place, mask } => format!("{}: bit {mask:#04x} turned", name(place)),
+            Self::Wiped { place, bytes, with } => {
+                format!("{}: {bytes} bytes are {with:#04x}", name(place))
+            }
+            Self::Swapped { one, other } => format!("{} and {} swapped", name(one), name(other)),
+            Self::Gone { name } => format!("{} is gone", name.display()),
+        }
+    }
+}
+
+/// Every damage to a disk of those kinds; of the bits and of the pairs of pages one in `step`. One bit of
+/// each byte, another one from byte to byte and from `turn` to `turn`. Pages without anything in them
+/// lose nothing: of them it is the first byte alone.
+pub(crate) fn all(disk: &Disk, step: u64, turn: u64) -> Vec<Harm> {
+    let mut harms = Vec::new();
+    let mut pages = Vec::new();
+    for (name, file, bytes) in disk.files() {
+        harms.push(Harm::Gone { name });
+        for position in (0..bytes).step_by(PAGE_BYTES) {
+            let place = Place { file, position };
+            match page_at(disk, place).iter().all(|byte| *byte == 0) {
+                true => harms.push(Harm::Bit { place, mask: 1 << (turn % 8) }),
+                false => pages.push(place),
+            }
+        }
+    }
+    let within = |page: Place, at: usize| Place { position: page.position + at as u64, ..page };
+    for page in &pages {
+        let bytes = (0..PAGE_BYTES).map(|at| within(*page, at));
+        let chosen = bytes.filter(|place| (place.position + turn).is_multiple_of(step));
+        harms.extend(chosen.map(|place| {
+            let mask = 1 << ((place.position * 5 + turn) % 8);
+            Harm::Bit { place, mask }
+        }));
+        for with in FILLS {
+            let sectors = (0..PAGE_BYTES).step_by(SECTOR_BYTES);
+            harms.extend(sectors.map(|at| {
+                let place = within(*page, at);
+                Harm::Wiped { place, bytes: SECTOR_BYTES, with }
+            }));
+            harms.push(Harm::Wiped { place: *page, bytes: PAGE_BYTES, with });
+        }
+    }
+    let pairs = pages
+        .iter()
+        .enumerate()
+        .flat_map(|(index, one)| pages[index + 1..].iter().map(move |other| (*one, *other)));
+    harms.extend(pairs.step_by(step as usize).map(|(one, other)| Harm::Swapped { one, other }));
+    harms
+}
+
+fn page_at(disk: &Disk, place: Place) -> Vec<u8> {
+    disk.bytes_at(place.file, place.position, PAGE_BYTES)
+}
