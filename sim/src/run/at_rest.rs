@@ -4,9 +4,8 @@ use rustmq_sys::sim::World;
 use rustmq_sys::sim::choice::Choice;
 use rustmq_sys::sim::disk::{Disk, Survival};
 
-use super::cut::{Image, power_cut_of};
 use super::load::{self, STEPS_MAX};
-use super::told::Told;
+use super::told::{Damaged, Told};
 use super::{Finding, SETTLE_STEPS_MAX, Simulator, plant};
 use crate::failure::Failure;
 use crate::harm::{self, Harm};
@@ -18,12 +17,6 @@ use crate::workload::Workload;
 /// How long a broker is left alone: several times the pause after which a mark says that the last block
 /// was flushed.
 const REST_NS: u64 = 400_000_000;
-
-/// One broker in so many goes on with a damaged disk.
-const GO_ON: u64 = 4;
-
-/// Steps at most that it goes on for: until about the last of its files is used again.
-const GO_ON_STEPS: u64 = 600;
 
 /// Which of the damages to a disk are done.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +90,7 @@ impl Simulator {
         Err(Failure::Stuck { doing: "coming to rest" })
     }
 
-    /// A broker starts on what the damage leaves; some go on from there.
+    /// What comes of one damage.
     fn harmed(
         &mut self,
         at_rest: &AtRest,
@@ -105,62 +98,22 @@ impl Simulator {
         index: u64,
         tally: &mut Tally,
     ) -> Result<Told, (Failure, Vec<String>)> {
-        let AtRest { scenario, workload, disk } = at_rest;
-        let named = |failure| Failure::broken(format!("{}: {failure}", harm.describe(disk)));
-        let mut choice = Choice::new(index);
-        let mut workload = workload.clone();
-        let mut harmed = disk.clone();
-        harm.apply(&mut harmed);
-        let (told, image) = self.within(harmed, index, tally, |simulator, world, _| {
-            let told = simulator.ask_all(world, &mut workload, scenario, false).map_err(named)?;
-            let image = match told {
-                Told::Refused if !harm.may_refuse(disk) => {
-                    return Err(named(Failure::broken(
-                        "one bit of the log, and it does not start",
-                    )));
-                }
-                Told::Served(_) if choice.chance(1, GO_ON) => {
-                    Some(go_on(world, workload, scenario, &mut choice).map_err(named)?)
-                }
-                _ => None,
-            };
-            Ok((told, image))
-        })?;
-        let Some(Image { disk: after, mut workload, .. }) = image else { return Ok(told) };
-        workload.handle_crash();
-        self.within(after, index, tally, |simulator, world, _| {
-            match simulator.ask_all(world, &mut workload, scenario, false).map_err(named)? {
-                Told::Served(_) => Ok(told),
-                _ => Err(named(Failure::broken("it started once, and not again"))),
+        let mut disk = at_rest.disk.clone();
+        harm.apply(&mut disk);
+        let (workload, scenario) = (at_rest.workload.clone(), &at_rest.scenario);
+        let damaged = Damaged { disk, workload, scenario, may_be_last: false };
+        let told = match self.told(damaged, &mut Choice::new(index), tally) {
+            Ok(Told::Refused) if !harm.may_refuse(&at_rest.disk) => {
+                let why = Failure::broken("one bit of the log, and it does not start");
+                Err((why, Vec::new()))
             }
+            told => told,
+        };
+        told.map_err(|(failure, trace)| {
+            let what = harm.describe(&at_rest.disk);
+            (Failure::broken(format!("{what}: {failure}")), trace)
         })
     }
-}
-
-/// A broker starts once more on a damaged disk, takes records and loses its power.
-fn go_on(
-    world: &World,
-    mut workload: Workload,
-    scenario: &Scenario,
-    choice: &mut Choice,
-) -> Result<Image, Failure> {
-    let mut node = Node::boot(world, &scenario.setup, scenario.shards);
-    node.until_serving()?;
-    workload.refresh(&mut node)?;
-    // What is known of the producers of before may be damaged.
-    workload.end_producers();
-    for (topic, log) in workload.logs() {
-        workload.start_producer(&mut node, topic, log, None)?;
-    }
-    for _ in 0..choice.below(GO_ON_STEPS) {
-        workload.produce(&mut node, None);
-        node.step()?;
-        workload.receive(&mut node)?;
-    }
-    if choice.chance(1, 2) {
-        workload.settle(&mut node, SETTLE_STEPS_MAX)?;
-    }
-    Ok(power_cut_of(world, workload, choice))
 }
 
 #[cfg(test)]

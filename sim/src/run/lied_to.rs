@@ -4,6 +4,7 @@ use rustmq_sys::sim::choice::Choice;
 
 use super::Simulator;
 use super::cut::Image;
+use super::told::Damaged;
 use crate::failure::Failure;
 use crate::lies;
 use crate::scenario::Scenario;
@@ -23,12 +24,11 @@ impl Simulator {
         workload.handle_crash();
         tally.images += 1;
         tally.acknowledged += workload.history.acknowledged();
-        self.within(disk, choice.number(), tally, |simulator, world, tally| {
-            let may_be_last = lie.as_ref().is_none_or(|lie| lie.takes_an_end);
-            let told = simulator.ask_all(world, &mut workload, scenario, may_be_last);
-            let told = told.map_err(|failure| Failure::broken(format!("{lie:?}: {failure}")))?;
-            told.count(tally);
-            Ok(())
-        })
+        let may_be_last = lie.as_ref().is_none_or(|lie| lie.takes_an_end);
+        let told = self.told(Damaged { disk, workload, scenario, may_be_last }, choice, tally);
+        let told = told
+            .map_err(|(failure, trace)| (Failure::broken(format!("{lie:?}: {failure}")), trace))?;
+        told.count(tally);
+        Ok(())
     }
 }

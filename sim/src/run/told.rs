@@ -3,14 +3,23 @@
 
 use rustmq_checker::{Anomaly, Report};
 use rustmq_sys::sim::World;
+use rustmq_sys::sim::choice::Choice;
+use rustmq_sys::sim::disk::Disk;
 
-use super::{Simulator, names_a_place};
+use super::cut::{Image, power_cut_of};
+use super::{SETTLE_STEPS_MAX, Simulator, names_a_place};
 use crate::failure::Failure;
 use crate::node::Node;
 use crate::scenario::Scenario;
 use crate::tally::Tally;
 use crate::verify::{self, Reading};
 use crate::workload::Workload;
+
+/// One broker in so many goes on with a damaged disk.
+const GO_ON: u64 = 4;
+
+/// Steps at most that it goes on for: until about the last of its files is used again.
+const GO_ON_STEPS: u64 = 600;
 
 /// What a broker on such a disk told its clients.
 pub(super) enum Told {
@@ -22,7 +31,44 @@ pub(super) enum Told {
     Served(Reading),
 }
 
+/// A disk that lied or was damaged, and what its clients know.
+pub(super) struct Damaged<'a> {
+    pub(super) disk: Disk,
+    pub(super) workload: Workload,
+    pub(super) scenario: &'a Scenario,
+    /// The last block of a log may be gone without a word.
+    pub(super) may_be_last: bool,
+}
+
 impl Simulator {
+    /// Starts a broker on such a disk and asks it for everything. One in [`GO_ON`] starts again, takes
+    /// records, is cut and asked once more.
+    pub(super) fn told(
+        &mut self,
+        damaged: Damaged<'_>,
+        choice: &mut Choice,
+        tally: &mut Tally,
+    ) -> Result<Told, (Failure, Vec<String>)> {
+        let Damaged { disk, mut workload, scenario, may_be_last } = damaged;
+        let mut after = None;
+        let told = self.within(disk, choice.number(), tally, |simulator, world, _| {
+            let told = simulator.ask_all(world, &mut workload, scenario, may_be_last)?;
+            // Who has lost the end of a log goes on as if it had never been.
+            if matches!(told, Told::Served(_)) && !may_be_last && choice.chance(1, GO_ON) {
+                after = Some(go_on(world, workload, scenario, choice)?);
+            }
+            Ok(told)
+        })?;
+        let Some(Image { disk, mut workload, .. }) = after else { return Ok(told) };
+        workload.handle_crash();
+        self.within(disk, choice.number(), tally, |simulator, world, _| {
+            match simulator.ask_all(world, &mut workload, scenario, false)? {
+                Told::Served(_) => Ok(told),
+                _ => Err(Failure::broken("it started once, and not again")),
+            }
+        })
+    }
+
     /// Starts a broker on a disk that lied or was damaged, and asks it for everything. `may_be_last`: the
     /// last block of a log may be gone without a word.
     pub(super) fn ask_all(
@@ -63,6 +109,34 @@ impl Told {
         };
         *counter += 1;
     }
+}
+
+/// A broker starts once more on a damaged disk, takes records and loses its power.
+fn go_on(
+    world: &World,
+    mut workload: Workload,
+    scenario: &Scenario,
+    choice: &mut Choice,
+) -> Result<Image, Failure> {
+    let mut node = Node::boot(world, &scenario.setup, scenario.shards);
+    node.until_serving()?;
+    workload.refresh(&mut node)?;
+    // What is known of the producers of before may be damaged.
+    workload.end_producers();
+    for (topic, log) in workload.logs() {
+        workload.start_producer(&mut node, topic, log, None)?;
+    }
+    for _ in 0..choice.below(GO_ON_STEPS) {
+        workload.produce(&mut node, None);
+        node.step()?;
+        workload.receive(&mut node)?;
+    }
+    if choice.chance(1, 2) {
+        // On a full disk nobody has to take what is repeated.
+        world.disk().set_capacity(None);
+        workload.settle(&mut node, SETTLE_STEPS_MAX)?;
+    }
+    Ok(power_cut_of(world, workload, choice))
 }
 
 /// Is nothing worse than that records are gone?
