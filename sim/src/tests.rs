@@ -52,20 +52,22 @@ fn other_seeds_give_other_traces() {
     assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2], "{hashes:x?}");
 }
 
-/// Seeds in which a lying disk took records away without a word, and how: each is a header page that
-/// the device put over a block which would have told of the segment.
-const HEADERS_ELSEWHERE: [(u64, &str); 4] = [
-    (113, "over the seal that names the segment"),
+/// Seeds in which a lying disk took something away without a word, and how: each is a page that the
+/// device put over what would have told of it.
+const PAGES_ELSEWHERE: [(u64, &str); 6] = [
+    (113, "a segment's header over the seal that names the segment"),
     (206, "the seal over the header of the segment that it names"),
-    (219, "over the last block before a seal that was not written yet"),
-    (363, "over the last block before a seal that was not written yet"),
+    (219, "a segment's header over the last block before a seal that was not written yet"),
+    (363, "a segment's header over the last block before a seal that was not written yet"),
+    (10_795, "a switch of the catalogue over the retirement of the file before"),
+    (11_368, "a checkpoint over a block of the segment before, and with it the newest append time"),
 ];
 
 #[test]
-fn a_header_page_that_went_elsewhere_takes_no_record_away_in_silence() {
+fn a_page_that_went_elsewhere_takes_nothing_away_in_silence() {
     let options = Options { images_per_seed: 100, ..options(true) };
     let mut simulator = Simulator::new(options);
-    for (seed, what) in HEADERS_ELSEWHERE {
+    for (seed, what) in PAGES_ELSEWHERE {
         let found = simulator.run(seed).map_err(|finding| finding.failure.to_string());
         assert!(found.is_ok(), "seed {seed}, {what}: {found:?}");
     }

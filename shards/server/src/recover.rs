@@ -5,6 +5,7 @@
 //! used, and makes footers that a crash left out.
 
 mod blocks;
+mod by_footer;
 mod files;
 mod older;
 

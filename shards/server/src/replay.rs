@@ -12,7 +12,7 @@ use rustmq_planted::{Bug, planted};
 use rustmq_protocol::{BatchError, BatchHeader, LeaderEpoch, Offset, ProducerId, TopicPartition};
 use rustmq_wal::recovery::missing_records;
 use rustmq_wal::{
-    BlockHeader, CheckpointError, Corruption, DirectoryLine, Entry, EntryKind, PartitionCheckpoint,
+    CheckpointError, Corruption, DirectoryLine, EntryHeader, EntryKind, PartitionCheckpoint,
     SegmentSequence, Segments, WAL_ITSELF,
 };
 
@@ -55,10 +55,9 @@ impl Replayed {
     /// Takes the next entry of the log.
     pub(crate) fn replay(
         &mut self,
-        _block: &BlockHeader,
-        entry: &Entry<'_>,
+        header: &EntryHeader,
+        payload: &[u8],
     ) -> Result<(), ReplayError> {
-        let header = &entry.header;
         let id = header.partition;
         if id == WAL_ITSELF {
             return Ok(());
@@ -66,15 +65,15 @@ impl Replayed {
         let partition = self.partition(id);
         match header.kind {
             EntryKind::Checkpoint => {
-                let checkpoint = PartitionCheckpoint::decode(entry.payload)
+                let checkpoint = PartitionCheckpoint::decode(payload)
                     .map_err(|error| ReplayError::Checkpoint(id, error))?;
                 partition.take_checkpoint(&checkpoint);
             }
             EntryKind::LogStart => partition.take_log_start(header.base_offset),
             EntryKind::EpochStart => partition.take_epoch_start(header.base_offset),
             EntryKind::Data => {
-                let batch = BatchHeader::decode(entry.payload)
-                    .map_err(|error| ReplayError::Batch(id, error))?;
+                let batch =
+                    BatchHeader::decode(payload).map_err(|error| ReplayError::Batch(id, error))?;
                 let end = partition.state.log_end_offset;
                 if header.base_offset < end {
                     let found = header.base_offset;

@@ -125,7 +125,8 @@ impl FileHeader {
         }
     }
 
-    fn decode(file: CatalogueFile, bytes: &[u8], file_bytes: usize) -> HeaderRead {
+    /// The same, but a wrong bit is not corrected.
+    pub(super) fn decode(file: CatalogueFile, bytes: &[u8], file_bytes: usize) -> HeaderRead {
         let Some(sector) = bytes.first_chunk::<SECTOR_BYTES>() else {
             return if bytes.is_empty() { HeaderRead::Blank } else { HeaderRead::Unreadable };
         };

@@ -319,6 +319,26 @@ fn a_lost_successor_never_falls_back_to_the_retired_file() {
     assert_eq!(state_of(&files), catalogue.state, "the older file is not needed");
 }
 
+/// The device put the whole switch into the file before it, over what says that there was one.
+#[test]
+fn a_successor_that_lies_over_the_retirement_is_told() {
+    let mut catalogue = with_commands();
+    let before = catalogue.files.clone();
+    catalogue.switch(&["four"]);
+    let [.., (_, _, switch, _), (_, retirement, _, _)] = &catalogue.writes[..] else {
+        panic!("a switch and a retirement were written");
+    };
+    assert_eq!(retirement.file, CatalogueFile::A);
+    for earlier in (0..switch.len()).step_by(PAGE_BYTES) {
+        let mut files = Files([catalogue.files.0[0].clone(), before.0[1].clone()]);
+        let position = retirement.position - earlier as u64;
+        files.put(CatalogueWrite { position, ..*retirement }, switch, &|_| true);
+        let told = files.open().err();
+        let lost = CatalogueError::SuccessorLost { retired: CatalogueFile::A };
+        assert_eq!(told, Some(lost), "{earlier} bytes before it");
+    }
+}
+
 #[test]
 fn a_first_file_that_is_damaged_is_not_an_empty_catalogue() {
     let catalogue = with_commands();

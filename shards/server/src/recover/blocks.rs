@@ -44,17 +44,21 @@ impl Recovery<'_> {
             let read = through.read(range).await;
             let bytes = read.map_err(|error| self.device("reading", &error))?;
             let mut wrong = None;
-            let fed = scan.feed(position, &bytes, |block, entry| {
+            let fed = scan.feed(position, &bytes, |_, entry| {
                 if wrong.is_none() {
-                    wrong = replayed.replay(block, entry).err();
+                    wrong = replayed.replay(&entry.header, entry.payload).err();
                 }
             });
             if let Some(why) = wrong {
-                return Err(self.refuse(format!("{}: {why}", path.display())));
+                return Err(self.refuse_entry(&path, &why));
             }
             match fed {
                 Ok(()) => {}
                 Err(ScanError::Corruption(corruption)) => {
+                    if corruption.named.is_none() {
+                        let part = corruption.position..corruption.end;
+                        self.take_by_footer(header, &file, part, replayed).await?;
+                    }
                     replayed.leave_out(&corruption, &path);
                     if !scan.skip_corruption() {
                         break;
