@@ -210,6 +210,12 @@ impl History {
         self.refused.push(Refused { partition, start: offsets.start, end: offsets.end });
     }
 
+    /// Did the broker say of this offset that it cannot serve it?
+    pub fn is_refused(&self, partition: Partition, offset: u64) -> bool {
+        let holds = |range: &Refused| (range.start..range.end).contains(&offset);
+        self.refused.iter().any(|range| range.partition == partition && holds(range))
+    }
+
     /// One past the highest acknowledged offset of a partition; 0 if there is none.
     pub fn acknowledged_end(&self, partition: Partition) -> u64 {
         self.partitions.get(&partition).map_or(0, |partition| partition.acknowledged_end)

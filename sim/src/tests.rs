@@ -54,12 +54,13 @@ fn other_seeds_give_other_traces() {
 
 /// Seeds in which a lying disk took something away without a word, and how: each is a page that the
 /// device put over what would have told of it.
-const PAGES_ELSEWHERE: [(u64, &str); 6] = [
+const PAGES_ELSEWHERE: [(u64, &str); 7] = [
     (113, "a segment's header over the seal that names the segment"),
     (206, "the seal over the header of the segment that it names"),
     (219, "a segment's header over the last block before a seal that was not written yet"),
     (363, "a segment's header over the last block before a seal that was not written yet"),
     (10_795, "a switch of the catalogue over the retirement of the file before"),
+    (11_611, "that retirement over the header of the file that goes on"),
     (11_368, "a checkpoint over a block of the segment before, and with it the newest append time"),
 ];
 

@@ -198,6 +198,32 @@ impl Workload {
         Err(Failure::Stuck { doing: "acknowledging what producers repeat" })
     }
 
+    /// Lets each producer send once more what it was acknowledged last, unless that is refused as damaged.
+    /// A broker that no longer knows the producer may say so, but must not take it a second time.
+    pub(crate) fn repeat_last(&mut self, node: &mut Node, steps_max: u64) -> Result<(), Failure> {
+        for index in 0..self.producers.len() {
+            let Some((_, offset, batch)) = self.producers[index].settled.back().cloned() else {
+                continue;
+            };
+            let log = self.log_of(index).number;
+            if !self.is_live(index) || self.history.is_refused(log, offset) {
+                continue;
+            }
+            let ticket = self.transmit(node, index, &batch);
+            let mut answer = None;
+            for _ in 0..steps_max {
+                node.step()?;
+                answer = node.take_answer(ticket);
+                if answer.is_some() {
+                    break;
+                }
+            }
+            let answer = answer.ok_or(Failure::Stuck { doing: "answering a repetition" })?;
+            self.check_repetition(offset, &answer)?;
+        }
+        Ok(())
+    }
+
     /// Lets one of the producers send, if it may; it takes `forged` bytes along if there are any.
     pub(crate) fn produce(&mut self, node: &mut Node, forged: Option<&[u8]>) {
         let index = self.choice.below(self.producers.len() as u64) as usize;

@@ -121,6 +121,7 @@ fn go_on(
     let mut node = Node::boot(world, &scenario.setup, scenario.shards);
     node.until_serving()?;
     workload.refresh(&mut node)?;
+    workload.repeat_last(&mut node, SETTLE_STEPS_MAX)?;
     // What is known of the producers of before may be damaged.
     workload.end_producers();
     for (topic, log) in workload.logs() {

@@ -147,6 +147,27 @@ impl Workload {
         }
     }
 
+    /// On a damaged disk: where the first one is, or not at all.
+    pub(super) fn check_repetition(&self, offset: u64, answer: &Answer) -> Result<(), Failure> {
+        match answer.code {
+            ErrorCode::Ok => {
+                let response = ProduceResponse::decode(&answer.body).map_err(undecodable)?;
+                match response.base_offset.0 == offset {
+                    true => Ok(()),
+                    false => Err(Failure::broken(format!(
+                        "a batch is served at offset {offset} and was taken again at {}",
+                        response.base_offset.0
+                    ))),
+                }
+            }
+            ErrorCode::OutOfOrderSequence
+            | ErrorCode::UnknownProducerId
+            | ErrorCode::StorageFull
+            | ErrorCode::Throttled => Ok(()),
+            _ => Err(unexpected("repeating a batch on a damaged disk", answer)),
+        }
+    }
+
     fn offset_of(&self, index: usize, sequence: u32) -> Option<u64> {
         let settled = self.producers[index].settled.iter();
         settled.rev().find(|settled| settled.0 == sequence).map(|settled| settled.1)

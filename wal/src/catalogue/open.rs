@@ -4,8 +4,8 @@ use core::cmp::Ordering;
 use core::fmt;
 
 use super::layout::{
-    AppendHeader, CATALOGUE_VERSION, CatalogueFile, FileHeader, HeaderRead, PAGE_BYTES, RETIRED,
-    SNAPSHOT,
+    AppendHeader, CATALOGUE_VERSION, CatalogueFile, FileHeader, HeaderRead, MARK, PAGE_BYTES,
+    RETIRED, SNAPSHOT,
 };
 use super::writer::FileTail;
 use crate::ids::BlockSequence;
@@ -72,8 +72,14 @@ pub fn open_catalogue<'a>(
     a: &'a [u8],
     b: &'a [u8],
 ) -> Result<Option<CatalogueLog<'a>>, CatalogueError> {
+    let (bytes_of_a, bytes_of_b) = (a, b);
     let a = read_file(CatalogueFile::A, a, a.len())?;
     let b = read_file(CatalogueFile::B, b, b.len())?;
+    for (file, other) in [(&a, bytes_of_b), (&b, bytes_of_a)] {
+        if let FileRead::Whole { log, retired: false } = file {
+            goes_on_in(&log.tail, other)?;
+        }
+    }
     let (newer, older) = if b.use_number() < a.use_number() { (a, b) } else { (b, a) };
     match (newer, older) {
         // Whatever the other file is: a switch away from this one was never answered.
@@ -230,6 +236,24 @@ fn holds_successor(header: &FileHeader, rest: &[u8]) -> bool {
     rest.chunks(PAGE_BYTES).any(|page| {
         let read = FileHeader::decode(header.file.other(), page, file_bytes);
         matches!(read, HeaderRead::Header(other) if header.use_number < other.use_number)
+    })
+}
+
+/// Fails if the append behind this tail is where the other file has its header: the device put it there.
+fn goes_on_in(tail: &FileTail, other: &[u8]) -> Result<(), CatalogueError> {
+    let found = AppendHeader::decode(other, tail.generation, tail.position as u64)
+        .map_err(|found| newer_version(tail.file, found))?;
+    let Some(next) = found else { return Ok(()) };
+    if next.sequence != tail.sequence || next.prev_crc != tail.prev_crc || next.flags & MARK != 0 {
+        return Ok(());
+    }
+    Err(match next.flags & RETIRED != 0 {
+        true => CatalogueError::SuccessorLost { retired: tail.file },
+        false => CatalogueError::Corrupt(FileError {
+            file: tail.file,
+            position: tail.position as u64,
+            append: tail.sequence.0,
+        }),
     })
 }
 

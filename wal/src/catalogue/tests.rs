@@ -339,6 +339,33 @@ fn a_successor_that_lies_over_the_retirement_is_told() {
     }
 }
 
+/// The device put an append over the header of the other file: the retirement over its successor's, or a
+/// command over that of an earlier use.
+#[test]
+fn an_append_that_lies_over_the_other_header_is_told() {
+    let mut catalogue = with_commands();
+    let [.., (before, command, bytes, _)] = &catalogue.writes[..] else {
+        panic!("it has commands")
+    };
+    let mut files = before.clone();
+    files.put(CatalogueWrite { file: CatalogueFile::B, position: 0 }, bytes, &|_| true);
+    let told = files.open().err();
+    let is_told = |error: &CatalogueError| match error {
+        CatalogueError::Corrupt(error) => {
+            (error.file, error.position) == (CatalogueFile::A, command.position)
+        }
+        _ => false,
+    };
+    assert!(told.as_ref().is_some_and(is_told), "{told:?}");
+
+    catalogue.switch(&["four"]);
+    let [.., (before, _, bytes, _)] = &catalogue.writes[..] else { panic!("it has switched") };
+    let mut files = before.clone();
+    files.put(CatalogueWrite { file: CatalogueFile::B, position: 0 }, bytes, &|_| true);
+    let lost = CatalogueError::SuccessorLost { retired: CatalogueFile::A };
+    assert_eq!(files.open().err(), Some(lost));
+}
+
 #[test]
 fn a_first_file_that_is_damaged_is_not_an_empty_catalogue() {
     let catalogue = with_commands();
