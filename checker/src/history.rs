@@ -210,10 +210,12 @@ impl History {
         self.refused.push(Refused { partition, start: offsets.start, end: offsets.end });
     }
 
-    /// Did the broker say of this offset that it cannot serve it?
-    pub fn is_refused(&self, partition: Partition, offset: u64) -> bool {
+    /// Is it neither below the log start nor an offset that the broker says it cannot serve?
+    pub fn is_served(&self, partition: Partition, offset: u64) -> bool {
         let holds = |range: &Refused| (range.start..range.end).contains(&offset);
-        self.refused.iter().any(|range| range.partition == partition && holds(range))
+        let log_start = self.partitions.get(&partition).map_or(0, |partition| partition.log_start);
+        log_start <= offset
+            && !self.refused.iter().any(|range| range.partition == partition && holds(range))
     }
 
     /// One past the highest acknowledged offset of a partition; 0 if there is none.

@@ -1,9 +1,9 @@
 //! Damage to a disk at rest: a bit that turned, a sector or page that was wiped, two pages that changed
-//! places, a file that is gone.
+//! places, a write that was lost or went elsewhere, a file that is gone.
 
 use std::path::PathBuf;
 
-use rustmq_sys::sim::disk::{Disk, FileId, PAGE_BYTES, SECTOR_BYTES};
+use rustmq_sys::sim::disk::{Applied, Disk, FileId, PAGE_BYTES, SECTOR_BYTES};
 
 use crate::scenario::SEGMENT_BYTES;
 
@@ -18,7 +18,6 @@ pub(crate) struct Place {
 }
 
 /// One damage.
-#[derive(Clone, Debug)]
 pub(crate) enum Harm {
     /// A bit of a byte turned.
     Bit { place: Place, mask: u8 },
@@ -26,6 +25,10 @@ pub(crate) enum Harm {
     Wiped { place: Place, bytes: usize, with: u8 },
     /// Each of two pages is where the other one was.
     Swapped { one: Place, other: Place },
+    /// What was written is as it was before.
+    Lost { write: Applied },
+    /// The same, and it is in this place instead.
+    Misdirected { write: Applied, to: Place },
     /// A file is gone.
     Gone { name: PathBuf },
 }
@@ -42,6 +45,11 @@ impl Harm {
                 let [first, second] = [one, other].map(|place| page_at(disk, *place));
                 disk.overwrite(one.file, one.position, &second);
                 disk.overwrite(other.file, other.position, &first);
+            }
+            Self::Lost { write } => assert!(disk.lose(write), "it is there"),
+            Self::Misdirected { write, to } => {
+                let page = to.position as usize / PAGE_BYTES;
+                assert!(disk.misdirect(write, to.file, page), "there is room");
             }
             Self::Gone { name } => assert!(disk.lose_file(name), "it is there"),
         }
@@ -62,27 +70,37 @@ impl Harm {
             let name = found.map_or_else(String::new, |(name, _, _)| name.display().to_string());
             format!("{name} at {}", place.position)
         };
+        let written = |write: &Applied| {
+            let (file, position, bytes) = write.place();
+            format!("{}: {bytes} bytes written", name(&Place { file, position }))
+        };
         match self {
             Self::Bit { place, mask } => format!("{}: bit {mask:#04x} turned", name(place)),
             Self::Wiped { place, bytes, with } => {
                 format!("{}: {bytes} bytes are {with:#04x}", name(place))
             }
             Self::Swapped { one, other } => format!("{} and {} swapped", name(one), name(other)),
+            Self::Lost { write } => format!("{} lost", written(write)),
+            Self::Misdirected { write, to } => format!("{} went to {}", written(write), name(to)),
             Self::Gone { name } => format!("{} is gone", name.display()),
         }
     }
 }
 
-/// Every damage to a disk of those kinds; of the bits and of the pairs of pages one in `step`. One bit of
-/// each byte, another one from byte to byte and from `turn` to `turn`. Pages without anything in them
-/// lose nothing: of them it is the first byte alone.
+/// There are so many more bits than pairs of pages, or places for a write to go to.
+const BITS_PER_PAIR: u64 = 16;
+
+/// Every damage of those kinds to a disk that remembers what was written; of the bits one in `step`, of the
+/// pairs of pages and the places where a write went [`BITS_PER_PAIR`] times as many. One bit of each byte, another one from byte to byte and
+/// from `turn` to `turn`. Pages without anything in them lose nothing: of them it is the first byte alone.
 pub(crate) fn all(disk: &Disk, step: u64, turn: u64) -> Vec<Harm> {
     let mut harms = Vec::new();
-    let mut pages = Vec::new();
+    let (mut places, mut pages) = (Vec::new(), Vec::new());
     for (name, file, bytes) in disk.files() {
         harms.push(Harm::Gone { name });
         for position in (0..bytes).step_by(PAGE_BYTES) {
             let place = Place { file, position };
+            places.push(place);
             match page_at(disk, place).iter().all(|byte| *byte == 0) {
                 true => harms.push(Harm::Bit { place, mask: 1 << (turn % 8) }),
                 false => pages.push(place),
@@ -110,8 +128,22 @@ pub(crate) fn all(disk: &Disk, step: u64, turn: u64) -> Vec<Harm> {
         .iter()
         .enumerate()
         .flat_map(|(index, one)| pages[index + 1..].iter().map(move |other| (*one, *other)));
-    harms.extend(pairs.step_by(step as usize).map(|(one, other)| Harm::Swapped { one, other }));
+    let step_of_pairs = step.div_ceil(BITS_PER_PAIR) as usize;
+    harms.extend(pairs.step_by(step_of_pairs).map(|(one, other)| Harm::Swapped { one, other }));
+    let writes: Vec<&Applied> = disk.applied().filter(|write| disk.has(write)).collect();
+    harms.extend(writes.iter().map(|write| Harm::Lost { write: (*write).clone() }));
+    let elsewhere = writes.iter().flat_map(|write| {
+        let places = places.iter().filter(|to| fits(write, **to, disk));
+        places.map(|to| Harm::Misdirected { write: (*write).clone(), to: *to })
+    });
+    harms.extend(elsewhere.step_by(step_of_pairs));
     harms
+}
+
+/// May a write go to this place?
+fn fits(write: &Applied, to: Place, disk: &Disk) -> bool {
+    let mut trial = disk.clone();
+    trial.misdirect(write, to.file, to.position as usize / PAGE_BYTES)
 }
 
 fn page_at(disk: &Disk, place: Place) -> Vec<u8> {

@@ -30,7 +30,7 @@ pub(crate) struct Lie {
 /// Lies once. `None`: there was nothing to lie about.
 pub(crate) fn tell(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
     let before = image.before.take()?;
-    let last: Vec<Applied> = last_of_each_folder(image, &before);
+    let last = last_of_each_folder(&image.disk, &before);
     for _ in 0..16 {
         let lie = match choice.below(4) {
             0 => take_back(image, &before, choice),
@@ -48,7 +48,7 @@ pub(crate) fn tell(image: &mut Image, choice: &mut Choice) -> Option<Lie> {
 
 /// Of each folder the last block or append that tells of those before it, if the crash has left it.
 /// One that the device took in parts is several writes.
-fn last_of_each_folder(image: &Image, before: &Disk) -> Vec<Applied> {
+pub(crate) fn last_of_each_folder(after: &Disk, before: &Disk) -> Vec<Applied> {
     let files = before.files();
     let folder_of = |write: &Applied| {
         let (file, _, _) = write.place();
@@ -56,7 +56,7 @@ fn last_of_each_folder(image: &Image, before: &Disk) -> Vec<Applied> {
         name.parent()
     };
     let mut last: BTreeMap<&Path, Vec<&Applied>> = BTreeMap::new();
-    for write in before.applied().filter(|write| image.disk.has(write)) {
+    for write in before.applied().filter(|write| after.has(write)) {
         let Some(folder) = folder_of(write) else { continue };
         let parts = last.entry(folder).or_default();
         // What goes on with a block is no block, even if a forger made it look like one.

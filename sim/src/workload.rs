@@ -198,7 +198,7 @@ impl Workload {
         Err(Failure::Stuck { doing: "acknowledging what producers repeat" })
     }
 
-    /// Lets each producer send once more what it was acknowledged last, unless that is refused as damaged.
+    /// Lets each producer send once more what it was acknowledged last, if that is still served.
     /// A broker that no longer knows the producer may say so, but must not take it a second time.
     pub(crate) fn repeat_last(&mut self, node: &mut Node, steps_max: u64) -> Result<(), Failure> {
         for index in 0..self.producers.len() {
@@ -206,7 +206,7 @@ impl Workload {
                 continue;
             };
             let log = self.log_of(index).number;
-            if !self.is_live(index) || self.history.is_refused(log, offset) {
+            if !self.is_live(index) || !self.history.is_served(log, offset) {
                 continue;
             }
             let ticket = self.transmit(node, index, &batch);

@@ -2,13 +2,14 @@
 
 use rustmq_sys::sim::World;
 use rustmq_sys::sim::choice::Choice;
-use rustmq_sys::sim::disk::{Disk, Survival};
+use rustmq_sys::sim::disk::{Applied, Disk};
 
 use super::load::{self, STEPS_MAX};
 use super::told::{Damaged, Told};
 use super::{Finding, SETTLE_STEPS_MAX, Simulator, plant};
 use crate::failure::Failure;
 use crate::harm::{self, Harm};
+use crate::lies::last_of_each_folder;
 use crate::node::Node;
 use crate::scenario::Scenario;
 use crate::tally::Tally;
@@ -34,6 +35,8 @@ struct AtRest {
     scenario: Scenario,
     workload: Workload,
     disk: Disk,
+    /// The last write of each folder, which tells of those before it.
+    last: Vec<Applied>,
 }
 
 impl Simulator {
@@ -82,8 +85,9 @@ impl Simulator {
             if rested <= world.now_ns() && world.disk().pending_writes() == 0 {
                 drop(node);
                 workload.handle_crash();
-                let disk = world.disk().crash(&mut choice, Survival::Nothing);
-                return Ok(AtRest { scenario, workload, disk });
+                let disk = world.disk().clone();
+                let last = last_of_each_folder(&disk, &disk);
+                return Ok(AtRest { scenario, workload, disk, last });
             }
             node.step()?;
         }
@@ -100,8 +104,11 @@ impl Simulator {
     ) -> Result<Told, (Failure, Vec<String>)> {
         let mut disk = at_rest.disk.clone();
         harm.apply(&mut disk);
+        // Of two places one may be the last block, and the other what tells of it.
+        let is_two = matches!(harm, Harm::Swapped { .. } | Harm::Misdirected { .. });
+        let may_be_last = is_two && at_rest.last.iter().any(|write| !disk.has(write));
         let (workload, scenario) = (at_rest.workload.clone(), &at_rest.scenario);
-        let damaged = Damaged { disk, workload, scenario, may_be_last: false };
+        let damaged = Damaged { disk, workload, scenario, may_be_last };
         let told = match self.told(damaged, &mut Choice::new(index), tally) {
             Ok(Told::Refused) if !harm.may_refuse(&at_rest.disk) => {
                 let why = Failure::broken("one bit of the log, and it does not start");

@@ -162,6 +162,7 @@ impl Workload {
             }
             ErrorCode::OutOfOrderSequence
             | ErrorCode::UnknownProducerId
+            | ErrorCode::DuplicateSequence
             | ErrorCode::StorageFull
             | ErrorCode::Throttled => Ok(()),
             _ => Err(unexpected("repeating a batch on a damaged disk", answer)),
