@@ -59,6 +59,9 @@ fn read_log(
     let number = workload.topics[topic].logs[log].number;
     let start = end_of(workload, node, topic, log, OffsetAt::Earliest)?;
     workload.history.log_start(number, start);
+    if !is_honest {
+        workload.topics[topic].logs[log].forget_times(0..start);
+    }
     let reader = workload.history.assign(READER, number, start);
     let end = end_of(workload, node, topic, log, OffsetAt::Latest)?;
     // A lie may take the end of a log; whether it may is the caller's to judge, by the history.

@@ -89,7 +89,8 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// The records of these offsets are refused as damaged: nobody sees their times any more.
+    /// The records of these offsets are refused as damaged, or were deleted and what told of them is
+    /// damaged: nobody sees their times any more.
     pub(crate) fn forget_times(&mut self, offsets: Range<u64>) {
         self.times.retain(|offset, _| !offsets.contains(offset));
     }

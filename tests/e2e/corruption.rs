@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustmq_client::{Client, Offset, OffsetAt, PartitionId, Partitions, Start};
 use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp};
 use rustmq_wal::{
-    BLOCK_ALIGN, BlockSequence, EntryKind, FooterTrailer, Generation, Scan, SegmentHeader,
-    SegmentState,
+    BLOCK_ALIGN, BlockSequence, EntryKind, FooterTrailer, Scan, SegmentHeader, SegmentState,
 };
 
 use crate::support::broker::{Backend, Node};
 use crate::support::cli::Cli;
+use crate::support::damage::Damage;
 use crate::support::raw::{self, Raw};
 use crate::support::{client, machine};
 
@@ -58,62 +58,6 @@ struct Case {
     file: PathBuf,
     damage: Damage,
     expect: Expect,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum Damage {
-    /// One bit of this byte turns.
-    Flip(usize),
-    /// These bytes become zero.
-    Zero(Range<usize>),
-    /// The file ends here.
-    Cut(usize),
-    /// Two ranges of one length change places.
-    Swap(Range<usize>, Range<usize>),
-    /// The file is removed.
-    Remove,
-    /// The header page lies at this place of another file, and this one has what it had before.
-    HeaderTo(String, usize),
-    /// Several of these, one after another.
-    All(Vec<Damage>),
-}
-
-impl Damage {
-    pub(crate) fn apply(&self, path: &Path) -> Result<()> {
-        if matches!(self, Damage::Remove) {
-            return Ok(fs::remove_file(path)?);
-        }
-        let mut bytes = fs::read(path)?;
-        if let Damage::HeaderTo(name, at) = self {
-            let other = path.with_file_name(name);
-            let mut there = fs::read(&other)?;
-            there[*at..*at + BLOCK_ALIGN].copy_from_slice(&bytes[..BLOCK_ALIGN]);
-            fs::write(other, there)?;
-            let header = SegmentHeader::decode(&bytes)?;
-            let before = SegmentHeader { generation: Generation(1), ..header.freed() };
-            before.encode(bytes.first_chunk_mut().context("a header page")?);
-            return Ok(fs::write(path, bytes)?);
-        }
-        self.change(&mut bytes)?;
-        Ok(fs::write(path, bytes)?)
-    }
-
-    fn change(&self, bytes: &mut Vec<u8>) -> Result<()> {
-        match self {
-            Damage::Flip(at) => *bytes.get_mut(*at).context("in the file")? ^= 0x10,
-            Damage::Zero(range) => bytes.get_mut(range.clone()).context("in the file")?.fill(0),
-            Damage::Cut(at) => bytes.truncate(*at),
-            Damage::Swap(one, other) => {
-                let first = bytes[one.clone()].to_vec();
-                let second = bytes[other.clone()].to_vec();
-                bytes[one.clone()].copy_from_slice(&second);
-                bytes[other.clone()].copy_from_slice(&first);
-            }
-            Damage::Remove | Damage::HeaderTo(..) => bail!("that is done to whole files"),
-            Damage::All(all) => all.iter().try_for_each(|damage| damage.change(bytes))?,
-        }
-        Ok(())
-    }
 }
 
 /// A data entry and the block it is in.
@@ -179,8 +123,10 @@ pub(crate) fn node(backend: Backend) -> Result<Node> {
         .set("test.retention_check_ms", 20))
 }
 
-/// Writes until every segment file was used twice, and kills the broker after a pause.
+/// Writes until every segment file was used twice, and kills the broker after a pause. It is the second
+/// one, so the catalogue has changed files.
 pub(crate) fn write(node: &Node) -> Result<Model> {
+    node.start()?.kill_running()?;
     let broker = node.start()?;
     Cli::new(node.data_dir()).create_topic(TOPIC, PARTITIONS)?;
     let mut model: Model = vec![Vec::new(); PARTITIONS as usize];
@@ -491,10 +437,20 @@ fn cases(data_dir: &Path) -> Result<Vec<Case>> {
             case("a spare", &file, Damage::Cut(page), Whole);
         }
     }
-    let current = Path::new(match newer_catalogue(data_dir)? {
-        true => "catalogue-a.log",
-        false => "catalogue-b.log",
-    });
+    let (current, retired) = match a_is_newer(data_dir)? {
+        true => ("catalogue-a.log", "catalogue-b.log"),
+        false => ("catalogue-b.log", "catalogue-a.log"),
+    };
+    // What says that one file goes on in the other, and how that begins: each over the other one.
+    let retirement = retirement(&fs::read(data_dir.join(retired))?)?;
+    let over_header = Damage::Misdirect(retirement..retirement + page, current.to_owned(), 0);
+    case("retirement of the older catalogue", Path::new(retired), over_header, Refused);
+    let current_bytes = fs::read(data_dir.join(current))?;
+    let append_bytes = u32::from_le_bytes(*current_bytes[page + 40..].first_chunk().context("it")?);
+    let switch = 0..page + append_bytes as usize;
+    let over_retirement = Damage::Misdirect(switch, retired.to_owned(), retirement);
+    let current = Path::new(current);
+    case("beginning of the catalogue", current, over_retirement, Refused);
     for at in [0, 17, 25, 510] {
         case("header of the catalogue", current, Damage::Flip(at), Whole);
     }
@@ -535,6 +491,15 @@ fn round_up(value: usize, unit: usize) -> usize {
     value.next_multiple_of(unit)
 }
 
+/// Where a file of the catalogue says that the other one goes on: an append with the flag 4.
+fn retirement(bytes: &[u8]) -> Result<usize> {
+    let generation = &bytes[16..24];
+    let is_it =
+        |page: &[u8]| page.starts_with(b"RQCA") && page[6] & 4 != 0 && page[8..16] == *generation;
+    let index = bytes.chunks(BLOCK_ALIGN).position(is_it).context("it is retired")?;
+    Ok(index * BLOCK_ALIGN)
+}
+
 /// Two blocks of records, or as much of the longer one as the other has.
 fn twins(segment: &Segment) -> Result<(Range<usize>, Range<usize>)> {
     let mut blocks: Vec<_> = segment
@@ -550,7 +515,7 @@ fn twins(segment: &Segment) -> Result<(Range<usize>, Range<usize>)> {
 }
 
 /// Is catalogue a the newer one?
-fn newer_catalogue(data_dir: &Path) -> Result<bool> {
+fn a_is_newer(data_dir: &Path) -> Result<bool> {
     let use_of = |name| -> Result<u64> {
         let bytes = fs::read(data_dir.join(name))?;
         Ok(u64::from_le_bytes(bytes.get(24..32).context("a header")?.try_into()?))

@@ -6,9 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::corruption::{self, Damage, Model, PARTITIONS, check, copy, read, segments};
+use crate::corruption::{self, Model, PARTITIONS, check, copy, read, segments};
 use crate::support::broker::{Backend, Node};
 use crate::support::cli::{Cli, Outcome};
+use crate::support::damage::Damage;
 use crate::support::{client, machine};
 
 fn wal(node: &Node, arguments: &[&str]) -> Result<Outcome> {

@@ -22,6 +22,8 @@ pub(crate) mod cli;
 
 pub(crate) mod client;
 
+pub(crate) mod damage;
+
 pub(crate) mod raw;
 
 pub(crate) mod subscriber;
