@@ -22,8 +22,10 @@ usage: sim [--seeds N] [--minutes N] [--seed S] [--images N] [--dishonest]
   --dishonest    the disk lies once in each image
   --no-network   no client speaks QUIC: many more images in the same time
   --damage       every damage to the disk of one broker at rest, one at a time: a bit
-                 of each byte, each sector and page wiped, pages swapped, files gone
-  --every N      of those bits and swaps one in so many (default 1)
+                 of each byte turned, each sector and page wiped, pages swapped, each
+                 write lost, and each put anywhere else, files gone
+  --every N      of those bits one in so many (default 1), of the pairs of pages and
+                 the places for a write to go to 16 times as many
   --recall       plant one bug after the other, and find each
   --jobs N       threads (default: one for each core)
   --trace N      lines of the trace to show of a failure (default 60)
@@ -53,7 +55,7 @@ struct Ask {
     recall: bool,
     /// Every damage to one disk, instead of many cuts.
     damage: bool,
-    /// Of turned bits and swapped pages one in so many.
+    /// As for [`Damages::step`].
     step: u64,
 }
 

@@ -22,7 +22,8 @@ const REST_NS: u64 = 400_000_000;
 /// Which of the damages to a disk are done.
 #[derive(Clone, Copy, Debug)]
 pub struct Damages {
-    /// Of turned bits and swapped pages one in so many.
+    /// Of turned bits one in so many; of pairs of pages, and of places for a write to go to, 16 times as
+    /// many.
     pub step: u64,
     /// Every so many-th of them all is done here, ...
     pub parts: u64,
