@@ -61,7 +61,7 @@ const PAGES_ELSEWHERE: [(u64, &str); 7] = [
     (363, "a segment's header over the last block before a seal that was not written yet"),
     (10_795, "a switch of the catalogue over the retirement of the file before"),
     (11_611, "that retirement over the header of the file that goes on"),
-    (11_368, "a checkpoint over a block of the segment before, and with it the newest append time"),
+    (11_368, "a checkpoint over a block of the segment before: a batch in that was taken again"),
 ];
 
 #[test]

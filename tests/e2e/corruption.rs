@@ -414,8 +414,12 @@ fn cases(data_dir: &Path) -> Result<Vec<Case>> {
     // The header page of the newest segment, over the seal that names it.
     let before = &segments[segments.len() - 2];
     let name = before.file.file_name().context("a name")?.to_string_lossy().into_owned();
-    let to = Damage::HeaderTo(name, before.blocks_end - page);
+    let to = Damage::HeaderTo(name.clone(), before.blocks_end - page);
     case("header of the newest segment", &tail.file, to, Whole);
+    // Its checkpoint, over a block of the segment that makes up for it.
+    let block = before.data()?.block.start;
+    let to = Damage::Misdirect(page..2 * page, name, block);
+    case("checkpoint of the newest segment", &tail.file, to, Named);
     // Files that are cut or gone.
     case("the middle segment", file, Damage::Cut(end / 2), Named);
     case("the middle segment", file, Damage::Cut(data.block.start), Named);
