@@ -411,6 +411,10 @@ fn cases(data_dir: &Path) -> Result<Vec<Case>> {
         let damage = Damage::All(vec![no_footer.clone(), Damage::Zero(range)]);
         case(&format!("{what} and no footer"), file, damage, expect);
     }
+    let no_points = Damage::Zero(points..points + 64);
+    let no_blocks = Damage::Zero(8 * page..table / page * page);
+    let damage = Damage::All(vec![no_points, no_blocks]);
+    case("everything behind the checkpoint and the footer's points", file, damage, Named);
     // The header page of the newest segment, over the seal that names it.
     let before = &segments[segments.len() - 2];
     let name = before.file.file_name().context("a name")?.to_string_lossy().into_owned();

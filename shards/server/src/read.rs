@@ -200,10 +200,20 @@ async fn from_wal(
         let points = points_from(points, offset);
         let pieces = plan(points, &want);
         let count = pieces.last().map_or(0, |piece| piece.points.end);
-        (points[..count].to_vec(), pieces)
+        (points.is_empty(), points[..count].to_vec(), pieces)
     };
     let picked = wal.files.pick_points(segment.header.sequence, id, pick).await;
-    let Some((points, pieces)) = picked.map_err(unreadable)? else { return Ok(None) };
+    let Some((ends, points, pieces)) = picked.map_err(unreadable)? else { return Ok(None) };
+    if ends && let Some(end) = end_in(&wal, &segment, id) {
+        // Its end is a hole, and neither footer nor blocks tell of it.
+        let range = offset..end;
+        let file = wal.files.dir().join(segment.header.slot.file_name());
+        tracing::error!(
+            partition = %id, first = %range.start, %end, file = %file.display(),
+            "records are damaged on disk and will not be served; restore the file from a copy"
+        );
+        return Err(mark_damaged(shard, tag, range, &file));
+    }
     let Some(first) = points.first() else { return Ok(None) };
     if offset < first.base_offset {
         // A hole: what was there is damaged, and that is said rather than stepped over.
@@ -236,6 +246,16 @@ async fn from_wal(
         }
     }
     Ok(Some(batches))
+}
+
+/// Where what a segment holds of a partition ends, if it is still in use.
+fn end_in(wal: &WalWriter, segment: &LiveSegment, id: TopicPartition) -> Option<Offset> {
+    if !is_live(wal, segment) {
+        return None;
+    }
+    let segments = wal.files.segments();
+    let held = segments.ranges(id).find(|(sequence, _)| *sequence == segment.header.sequence);
+    held.map(|(_, range)| range.end)
 }
 
 fn is_live(wal: &WalWriter, segment: &LiveSegment) -> bool {
