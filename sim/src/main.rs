@@ -13,7 +13,7 @@ use sim::{Damages, Finding, Options, Simulator, Tally};
 const HELP: &str = "\
 usage: sim [--seeds N] [--minutes N] [--seed S] [--images N] [--dishonest]
            [--no-network] [--recall] [--jobs N] [--trace N]
-       sim --damage [--every N] [--seed S] [--jobs N]
+       sim --damage [--every N] [--at-once N] [--seed S] [--jobs N]
 
   --seeds N      simulate seeds S, S+1, ..., N of them (default 20)
   --minutes N    begin no seed after so long; without --seeds there is no other end
@@ -26,6 +26,7 @@ usage: sim [--seeds N] [--minutes N] [--seed S] [--images N] [--dishonest]
                  write lost, and each put anywhere else, files gone
   --every N      of those bits one in so many (default 1), of the pairs of pages and
                  the places for a write to go to 16 times as many
+  --at-once N    so many of those at once at most, the others chosen at random (default 1)
   --recall       plant one bug after the other, and find each
   --jobs N       threads (default: one for each core)
   --trace N      lines of the trace to show of a failure (default 60)
@@ -57,6 +58,8 @@ struct Ask {
     damage: bool,
     /// As for [`Damages::step`].
     step: u64,
+    /// As for [`Damages::at_once`].
+    at_once: u64,
 }
 
 fn main() -> ExitCode {
@@ -239,7 +242,8 @@ fn recall(ask: &Ask) -> ExitCode {
 fn damage(ask: &Ask) -> ExitCode {
     let part_of = |part| {
         let mut simulator = Simulator::new(ask.options.clone());
-        simulator.damage(ask.first, Damages { step: ask.step, parts: ask.jobs, part })
+        let Ask { first, step, at_once, jobs: parts, .. } = *ask;
+        simulator.damage(first, Damages { step, at_once, parts, part })
     };
     let outcomes: Vec<_> = thread::scope(|scope| {
         let part_of = &part_of;
@@ -298,6 +302,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
         recall: false,
         damage: false,
         step: 1,
+        at_once: 1,
     };
     let mut seeds = None;
     while let Some(name) = arguments.next() {
@@ -316,6 +321,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Ask, String> {
             "--recall" => return Err("--recall needs a build with --features planted".to_owned()),
             "--damage" => ask.damage = true,
             "--every" => ask.step = number()?.max(1),
+            "--at-once" => ask.at_once = number()?.max(1),
             "--dishonest" => ask.options.dishonest = true,
             "--no-network" => ask.options.network = false,
             _ => return Err(format!("{name} is not known")),

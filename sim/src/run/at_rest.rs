@@ -25,6 +25,8 @@ pub struct Damages {
     /// Of turned bits one in so many; of pairs of pages, and of places for a write to go to, 16 times as
     /// many.
     pub step: u64,
+    /// So many at once at most: each with others that are chosen at random.
+    pub at_once: u64,
     /// Every so many-th of them all is done here, ...
     pub parts: u64,
     /// ... from this one on.
@@ -54,11 +56,14 @@ impl Simulator {
         for (index, harm) in of_ours.step_by(damages.parts as usize) {
             tally.images += 1;
             tally.acknowledged += at_rest.workload.history.acknowledged();
-            match self.harmed(&at_rest, harm, index, &mut tally) {
+            let mut choice = Choice::new(index ^ seed);
+            let others = (1..choice.between(1, damages.at_once)).map(|_| choice.pick(&harms));
+            let together: Vec<&Harm> = std::iter::once(harm).chain(others).collect();
+            match self.harmed(&at_rest, &together, index, &mut tally) {
                 Ok(told) => told.count(&mut tally),
                 Err(found) => {
                     self.trace_lines = self.options.trace_lines;
-                    let again = self.harmed(&at_rest, harm, index, &mut Tally::default());
+                    let again = self.harmed(&at_rest, &together, index, &mut Tally::default());
                     self.trace_lines = 0;
                     let (failure, trace) = again.err().unwrap_or(found);
                     return Err(Box::new(Finding { seed, image: Some(index), failure, trace }));
@@ -95,31 +100,35 @@ impl Simulator {
         Err(Failure::Stuck { doing: "coming to rest" })
     }
 
-    /// What comes of one damage.
+    /// What comes of some damages at once, or of one.
     fn harmed(
         &mut self,
         at_rest: &AtRest,
-        harm: &Harm,
+        harms: &[&Harm],
         index: u64,
         tally: &mut Tally,
     ) -> Result<Told, (Failure, Vec<String>)> {
         let mut disk = at_rest.disk.clone();
-        harm.apply(&mut disk);
-        // Of two places one may be the last block, and the other what tells of it.
-        let is_two = matches!(harm, Harm::Swapped { .. } | Harm::Misdirected { .. });
-        let may_be_last = is_two && at_rest.last.iter().any(|write| !disk.has(write));
+        let done: Vec<&Harm> = harms.iter().filter(|harm| harm.apply(&mut disk)).copied().collect();
+        // One of them may be to the last block, another to what tells of it; some are two already.
+        let is_one = match &done[..] {
+            [harm] => !matches!(harm, Harm::Swapped { .. } | Harm::Misdirected { .. }),
+            _ => false,
+        };
+        let may_be_last = !is_one && at_rest.last.iter().any(|write| !disk.has(write));
         let (workload, scenario) = (at_rest.workload.clone(), &at_rest.scenario);
         let damaged = Damaged { disk, workload, scenario, may_be_last };
+        let may_refuse = done.iter().any(|harm| harm.may_refuse(&at_rest.disk)) || 1 < done.len();
         let told = match self.told(damaged, &mut Choice::new(index), tally) {
-            Ok(Told::Refused) if !harm.may_refuse(&at_rest.disk) => {
+            Ok(Told::Refused) if !may_refuse => {
                 let why = Failure::broken("one bit of the log, and it does not start");
                 Err((why, Vec::new()))
             }
             told => told,
         };
         told.map_err(|(failure, trace)| {
-            let what = harm.describe(&at_rest.disk);
-            (Failure::broken(format!("{what}: {failure}")), trace)
+            let what: Vec<_> = done.iter().map(|harm| harm.describe(&at_rest.disk)).collect();
+            (Failure::broken(format!("{}: {failure}", what.join("; "))), trace)
         })
     }
 }

@@ -172,7 +172,8 @@ fn what_is_salvaged_is_all_that_was_whole_and_opens() {
                 let what = format!("{} from {at}, {bytes} bytes", name.display());
                 let mut disk = at_rest.disk.clone();
                 let place = Place { file, position: at as u64 };
-                Harm::Wiped { place, bytes, with: 0x55 }.apply(&mut disk);
+                let harm = Harm::Wiped { place, bytes, with: 0x55 };
+                assert!(harm.apply(&mut disk));
                 let before = served(&mut simulator, &at_rest, disk.clone(), &what);
                 let lost = salvage(&mut disk);
                 given_up += u32::from(lost);
