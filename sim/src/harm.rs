@@ -90,9 +90,9 @@ impl Harm {
 /// There are so many more bits than pairs of pages, or places for a write to go to.
 const BITS_PER_PAIR: u64 = 16;
 
-/// Every damage of those kinds to a disk that remembers what was written; of the bits one in `step`, of the
-/// pairs of pages and the places where a write went [`BITS_PER_PAIR`] times as many. One bit of each byte, another one from byte to byte and
-/// from `turn` to `turn`. Pages without anything in them lose nothing: of them it is the first byte alone.
+/// Every damage of those kinds to a disk that remembers what was written: of the bits one in `step`, of the
+/// pairs of pages and the places where a write went [`BITS_PER_PAIR`] times as many. Pages without anything
+/// in them lose nothing: of them it is one bit alone.
 pub(crate) fn all(disk: &Disk, step: u64, turn: u64) -> Vec<Harm> {
     let mut harms = Vec::new();
     let (mut places, mut pages) = (Vec::new(), Vec::new());
@@ -107,28 +107,14 @@ pub(crate) fn all(disk: &Disk, step: u64, turn: u64) -> Vec<Harm> {
             }
         }
     }
-    let within = |page: Place, at: usize| Place { position: page.position + at as u64, ..page };
     for page in &pages {
-        let bytes = (0..PAGE_BYTES).map(|at| within(*page, at));
-        let chosen = bytes.filter(|place| (place.position + turn).is_multiple_of(step));
-        harms.extend(chosen.map(|place| {
-            let mask = 1 << ((place.position * 5 + turn) % 8);
-            Harm::Bit { place, mask }
-        }));
-        for with in FILLS {
-            let sectors = (0..PAGE_BYTES).step_by(SECTOR_BYTES);
-            harms.extend(sectors.map(|at| {
-                let place = within(*page, at);
-                Harm::Wiped { place, bytes: SECTOR_BYTES, with }
-            }));
-            harms.push(Harm::Wiped { place: *page, bytes: PAGE_BYTES, with });
-        }
+        of_page(*page, step, turn, &mut harms);
     }
+    let step_of_pairs = step.div_ceil(BITS_PER_PAIR) as usize;
     let pairs = pages
         .iter()
         .enumerate()
         .flat_map(|(index, one)| pages[index + 1..].iter().map(move |other| (*one, *other)));
-    let step_of_pairs = step.div_ceil(BITS_PER_PAIR) as usize;
     harms.extend(pairs.step_by(step_of_pairs).map(|(one, other)| Harm::Swapped { one, other }));
     let writes: Vec<&Applied> = disk.applied().filter(|write| disk.has(write)).collect();
     harms.extend(writes.iter().map(|write| Harm::Lost { write: (*write).clone() }));
@@ -138,6 +124,22 @@ pub(crate) fn all(disk: &Disk, step: u64, turn: u64) -> Vec<Harm> {
     });
     harms.extend(elsewhere.step_by(step_of_pairs));
     harms
+}
+
+/// Its bits, one of each byte, another one from byte to byte and from `turn` to `turn`; its sectors, and all
+/// of it, wiped.
+fn of_page(page: Place, step: u64, turn: u64, harms: &mut Vec<Harm>) {
+    let within = |at: usize| Place { position: page.position + at as u64, ..page };
+    let chosen = |place: &Place| (place.position + turn).is_multiple_of(step);
+    for place in (0..PAGE_BYTES).map(within).filter(chosen) {
+        harms.push(Harm::Bit { place, mask: 1 << ((place.position * 5 + turn) % 8) });
+    }
+    for with in FILLS {
+        for at in (0..PAGE_BYTES).step_by(SECTOR_BYTES) {
+            harms.push(Harm::Wiped { place: within(at), bytes: SECTOR_BYTES, with });
+        }
+        harms.push(Harm::Wiped { place: page, bytes: PAGE_BYTES, with });
+    }
 }
 
 /// May a write go to this place?

@@ -203,8 +203,10 @@ async fn from_wal(
         (points.is_empty(), points[..count].to_vec(), pieces)
     };
     let picked = wal.files.pick_points(segment.header.sequence, id, pick).await;
-    let Some((ends, points, pieces)) = picked.map_err(unreadable)? else { return Ok(None) };
-    if ends && let Some(end) = end_in(&wal, &segment, id) {
+    let Some((is_behind_all, points, pieces)) = picked.map_err(unreadable)? else {
+        return Ok(None);
+    };
+    if is_behind_all && let Some(end) = end_in(&wal, &segment, id) {
         // Its end is a hole, and neither footer nor blocks tell of it.
         let range = offset..end;
         let file = wal.files.dir().join(segment.header.slot.file_name());

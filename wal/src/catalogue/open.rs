@@ -181,6 +181,7 @@ fn follow<'a>(header: &FileHeader, bytes: &'a [u8]) -> Result<FileRead<'a>, Cata
         }
     }
     let begun = bytes.get(tail.position..).unwrap_or_default();
+    // Its retirement, if it had one, may be where the device put the switch.
     retired = retired || holds_successor(header, begun);
     // A writer keeps room for the retirement: without it the last append is not one of a writer's.
     let has_room = tail.position + PAGE_BYTES <= bytes.len();
@@ -229,8 +230,7 @@ fn proves_flushed(tail: &FileTail, rest: &[u8]) -> Result<bool, CatalogueError> 
     Ok(false)
 }
 
-/// Whether a page is the header of a later use of the other file: a switch that the device put over the
-/// retirement, and that is not where it belongs.
+/// Whether a page is the header of a later use of the other file: a switch that is not where it belongs.
 fn holds_successor(header: &FileHeader, rest: &[u8]) -> bool {
     let file_bytes = header.file_bytes as usize;
     rest.chunks(PAGE_BYTES).any(|page| {
