@@ -17,6 +17,12 @@ pub(crate) struct Place {
     pub(crate) position: u64,
 }
 
+impl Place {
+    fn page(self) -> usize {
+        self.position as usize / PAGE_BYTES
+    }
+}
+
 /// One damage.
 pub(crate) enum Harm {
     /// A bit of a byte turned.
@@ -48,7 +54,7 @@ impl Harm {
             }
             Self::Lost { write } => return disk.lose(write),
             Self::Misdirected { write, to } => {
-                return disk.misdirect(write, to.file, to.position as usize / PAGE_BYTES);
+                return disk.misdirect(write, to.file, to.page());
             }
             Self::Gone { name } => return disk.lose_file(name),
         }
@@ -119,7 +125,7 @@ pub(crate) fn all(disk: &Disk, step: u64, turn: u64) -> Vec<Harm> {
     let writes: Vec<&Applied> = disk.applied().filter(|write| disk.has(write)).collect();
     harms.extend(writes.iter().map(|write| Harm::Lost { write: (*write).clone() }));
     let elsewhere = writes.iter().flat_map(|write| {
-        let places = places.iter().filter(|to| fits(write, **to, disk));
+        let places = places.iter().filter(|to| disk.fits(write, to.file, to.page()));
         places.map(|to| Harm::Misdirected { write: (*write).clone(), to: *to })
     });
     harms.extend(elsewhere.step_by(step_of_pairs));
@@ -140,12 +146,6 @@ fn of_page(page: Place, step: u64, turn: u64, harms: &mut Vec<Harm>) {
         }
         harms.push(Harm::Wiped { place: page, bytes: PAGE_BYTES, with });
     }
-}
-
-/// May a write go to this place?
-fn fits(write: &Applied, to: Place, disk: &Disk) -> bool {
-    let mut trial = disk.clone();
-    trial.misdirect(write, to.file, to.position as usize / PAGE_BYTES)
 }
 
 fn page_at(disk: &Disk, place: Place) -> Vec<u8> {

@@ -165,16 +165,24 @@ impl Node {
         body: Vec<u8>,
     ) -> Result<Answer, Failure> {
         let changes = matches!(kind, RequestKind::CreateTopic | RequestKind::DeleteTopic);
-        let mut ticket = self.send(to, kind, body.clone());
-        for _ in 0..STEPS_MAX {
-            match self.take_answer(ticket) {
-                // The connection was lost: what only asks is asked again.
-                Some(answer) if answer.code == ErrorCode::Interrupted && !changes => {
-                    ticket = self.send(to, kind, body.clone());
-                }
-                Some(answer) => return Ok(answer),
-                None => {}
+        let mut steps = STEPS_MAX;
+        loop {
+            let ticket = self.send(to, kind, body.clone());
+            let answer = self.await_answer(ticket, &mut steps)?;
+            // The connection was lost: what only asks is asked again.
+            if answer.code != ErrorCode::Interrupted || changes {
+                return Ok(answer);
             }
+        }
+    }
+
+    /// Turns until a request is answered, so many times at most.
+    pub(crate) fn await_answer(&mut self, ticket: u64, steps: &mut u64) -> Result<Answer, Failure> {
+        while 0 < *steps {
+            if let Some(answer) = self.take_answer(ticket) {
+                return Ok(answer);
+            }
+            *steps -= 1;
             self.step()?;
         }
         Err(Failure::Stuck { doing: "answering" })

@@ -211,15 +211,8 @@ impl Workload {
                 continue;
             }
             let ticket = self.transmit(node, index, &batch);
-            let mut answer = None;
-            for _ in 0..steps_max {
-                node.step()?;
-                answer = node.take_answer(ticket);
-                if answer.is_some() {
-                    break;
-                }
-            }
-            let answer = answer.ok_or(Failure::Stuck { doing: "answering a repetition" })?;
+            let mut steps = steps_max;
+            let answer = node.await_answer(ticket, &mut steps)?;
             self.check_repetition(offset, &answer)?;
         }
         Ok(())

@@ -12,7 +12,7 @@ use rustmq_wal::{
     SegmentHeader, SegmentState,
 };
 
-use crate::support::broker::{Backend, Node};
+use crate::support::broker::{Backend, Node, wal_dirs};
 use crate::support::cli::Cli;
 use crate::support::{client, machine, raw};
 
@@ -101,11 +101,7 @@ fn an_entry_of_an_unknown_kind_is_refused_and_not_skipped() -> Result<()> {
 /// The segment that was written to last, and its header.
 fn newest_segment(data_dir: &Path) -> Result<(PathBuf, SegmentHeader)> {
     let mut newest: Option<(PathBuf, SegmentHeader)> = None;
-    for wal in fs::read_dir(data_dir)? {
-        let wal = wal?.path();
-        if !wal.is_dir() || !wal.join("segment-00000.wal").exists() {
-            continue;
-        }
+    for wal in wal_dirs(data_dir)? {
         for segment in fs::read_dir(wal)? {
             let path = segment?.path();
             let Ok(header) = SegmentHeader::decode(&fs::read(&path)?) else { continue };

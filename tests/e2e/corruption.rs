@@ -16,7 +16,7 @@ use rustmq_wal::{
     BLOCK_ALIGN, BlockSequence, EntryKind, FooterTrailer, Scan, SegmentHeader, SegmentState,
 };
 
-use crate::support::broker::{Backend, Node};
+use crate::support::broker::{Backend, Node, wal_dirs};
 use crate::support::cli::Cli;
 use crate::support::damage::Damage;
 use crate::support::raw::{self, Raw};
@@ -282,13 +282,7 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
 /// The live segments, oldest first.
 pub(crate) fn segments(data_dir: &Path) -> Result<Vec<Segment>> {
     let mut segments = Vec::new();
-    for wal in fs::read_dir(data_dir)? {
-        let wal = wal?.path();
-        if !wal.is_dir()
-            || !wal.file_name().is_some_and(|n| n.to_string_lossy().starts_with("wal-"))
-        {
-            continue;
-        }
+    for wal in wal_dirs(data_dir)? {
         for file in fs::read_dir(&wal)? {
             let path = file?.path();
             let bytes = fs::read(&path)?;

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp};
 
-use crate::support::broker::{Backend, Broker, Node, on_each_backend};
+use crate::support::broker::{Backend, Broker, Node, on_each_backend, wal_dirs};
 use crate::support::cli::Cli;
 use crate::support::device::LoopFileSystem;
 use crate::support::history::Recorder;
@@ -319,11 +319,7 @@ on_each_backend! {
         let cli = Cli::new(node.data_dir());
         cli.create_topic("kept", 1)?;
         cli.produce("kept", "a\nb\nc\n")?;
-        let wal = fs::read_dir(node.data_dir())?
-            .filter_map(Result::ok)
-            .map(|entry| entry.path())
-            .find(|path| path.join("segment-00000.wal").exists())
-            .context("a WAL")?;
+        let wal = wal_dirs(node.data_dir())?.pop().context("a WAL")?;
         fs::remove_file(wal.join("segment-00000.wal"))?;
         let said = wait_until(|| {
             let (code, text) = broker.status("/readyz")?;

@@ -3,14 +3,14 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustmq_checker::{Partition, Value};
 use rustmq_client::{ErrorCode, NewTopic, OffsetAt, PartitionId, TopicInfo};
 use rustmq_protocol::{ProduceResponse, ProducerStamp};
 
-use crate::support::broker::{Backend, Node, on_each_backend};
+use crate::support::broker::{Backend, Node, on_each_backend, wal_dirs};
 use crate::support::cli::Cli;
 use crate::support::device::LoopFileSystem;
 use crate::support::history::{PRODUCER, Recorder};
@@ -158,7 +158,8 @@ on_each_backend! {
         Cli::new(&dir).create_topic("big", 1)?;
         broker.stop()?;
         // The spare's space goes to somebody else.
-        fs::remove_file(wal_dir(&dir)?.join("segment-00001.wal"))?;
+        let wal = wal_dirs(&dir)?.pop().context("a WAL")?;
+        fs::remove_file(wal.join("segment-00001.wal"))?;
         let filler = file_system.path().join("filler");
         fill_disk(&filler)?;
         let broker = node.start()?;
@@ -287,13 +288,6 @@ fn small_disk(test: &str, backend: Backend) -> Option<LoopFileSystem> {
             None
         }
     }
-}
-
-/// The directory of the only WAL.
-fn wal_dir(data_dir: &Path) -> Result<PathBuf> {
-    let entries = fs::read_dir(data_dir)?.collect::<std::io::Result<Vec<_>>>()?;
-    let wal = entries.iter().find(|entry| entry.file_name().to_string_lossy().starts_with("wal-"));
-    Ok(wal.context("a WAL")?.path())
 }
 
 /// Takes all space of a disk but what a start needs beside its log.

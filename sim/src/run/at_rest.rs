@@ -118,9 +118,8 @@ impl Simulator {
         let may_be_last = !is_one && at_rest.last.iter().any(|write| !disk.has(write));
         let (workload, scenario) = (at_rest.workload.clone(), &at_rest.scenario);
         let damaged = Damaged { disk, workload, scenario, may_be_last };
-        let may_refuse = done.iter().any(|harm| harm.may_refuse(&at_rest.disk)) || 1 < done.len();
         let told = match self.told(damaged, &mut Choice::new(index), tally) {
-            Ok(Told::Refused) if !may_refuse => {
+            Ok(Told::Refused) if matches!(&done[..], [one] if !one.may_refuse(&at_rest.disk)) => {
                 let why = Failure::broken("one bit of the log, and it does not start");
                 Err((why, Vec::new()))
             }

@@ -435,3 +435,15 @@ fn sum_of(text: &str, name: &str, label: &str) -> Result<f64> {
     ensure!(!values.is_empty(), "no metric {name} in\n{text}");
     Ok(values.iter().sum())
 }
+
+/// The directories of the WALs below a data directory.
+pub(crate) fn wal_dirs(data_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut dirs = Vec::new();
+    for entry in std::fs::read_dir(data_dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("wal-") && entry.path().is_dir() {
+            dirs.push(entry.path());
+        }
+    }
+    Ok(dirs)
+}

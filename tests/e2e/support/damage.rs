@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use rustmq_wal::{BLOCK_ALIGN, Generation, SegmentHeader};
 
+/// One damage to a file, or from one to another.
 #[derive(Clone, Debug)]
 pub(crate) enum Damage {
     /// One bit of this byte turns.
@@ -34,20 +35,14 @@ impl Damage {
         }
         let mut bytes = fs::read(path)?;
         if let Damage::HeaderTo(name, at) = self {
-            let other = path.with_file_name(name);
-            let mut there = fs::read(&other)?;
-            there[*at..*at + BLOCK_ALIGN].copy_from_slice(&bytes[..BLOCK_ALIGN]);
-            fs::write(other, there)?;
+            lay_over(&path.with_file_name(name), *at, &bytes[..BLOCK_ALIGN])?;
             let header = SegmentHeader::decode(&bytes)?;
             let before = SegmentHeader { generation: Generation(1), ..header.freed() };
             before.encode(bytes.first_chunk_mut().context("a header page")?);
             return Ok(fs::write(path, bytes)?);
         }
         if let Damage::Misdirect(range, name, at) = self {
-            let other = path.with_file_name(name);
-            let mut there = fs::read(&other)?;
-            there[*at..*at + range.len()].copy_from_slice(&bytes[range.clone()]);
-            fs::write(other, there)?;
+            lay_over(&path.with_file_name(name), *at, &bytes[range.clone()])?;
             bytes[range.clone()].fill(0);
             return Ok(fs::write(path, bytes)?);
         }
@@ -73,4 +68,11 @@ impl Damage {
         }
         Ok(())
     }
+}
+
+/// Puts bytes over what a file has at a place.
+fn lay_over(path: &Path, at: usize, bytes: &[u8]) -> Result<()> {
+    let mut there = fs::read(path)?;
+    there.get_mut(at..at + bytes.len()).context("in the other file")?.copy_from_slice(bytes);
+    Ok(fs::write(path, there)?)
 }

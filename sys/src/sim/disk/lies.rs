@@ -44,16 +44,21 @@ impl Disk {
     /// Takes a durable write back and puts its bytes somewhere else, over what is there. False: it
     /// was written over, or there is no such place.
     pub fn misdirect(&mut self, write: &Applied, to: FileId, page: usize) -> bool {
+        if !self.fits(write, to, page) || !self.lose(write) {
+            return false;
+        }
+        self.put(to, page, &write.after);
+        true
+    }
+
+    /// Is there such a place, beside the write's own?
+    pub fn fits(&self, write: &Applied, to: FileId, page: usize) -> bool {
         let pages = self.live.files.get(&to).map_or(0, |file| file.pages.len());
         let end = page + write.after.len();
         let same = to == write.file
             && page < write.first_page + write.after.len()
             && write.first_page < end;
-        if pages < end || same || !self.lose(write) {
-            return false;
-        }
-        self.put(to, page, &write.after);
-        true
+        end <= pages && !same
     }
 
     /// Flips bits of one byte of a file.
