@@ -14,6 +14,9 @@ use super::process::{Process, wait_until};
 use super::random::Random;
 use super::{machine, ports};
 
+/// What each WAL of a small broker holds.
+pub(crate) const WAL_CAPACITY_BYTES: u64 = 16 << 20;
+
 /// The interface to the kernel that a broker runs on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Backend {
@@ -121,7 +124,7 @@ impl Node {
             // Brokers of several tests share the cores: none owns one.
             .set("runtime.poll", "sleep")
             .set("wal.segment_bytes", "1MiB")
-            .set("wal.capacity_bytes", "16MiB")
+            .set("wal.capacity_bytes", WAL_CAPACITY_BYTES)
             .set("wal.block_bytes_max", "256KiB")
             .set("wal.buffer_bytes", "16MiB")
             .set("cache.hot_bytes", "16MiB")

@@ -11,6 +11,7 @@ use rustmq_checker::{Partition, SendId, Value};
 use rustmq_client::{PartitionId, Producer, ProducerRecord, Ticket};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
+use super::broker::WAL_CAPACITY_BYTES;
 use super::client;
 use super::history::{PRODUCER, Recorder};
 use super::process::wait_until;
@@ -88,6 +89,13 @@ impl Load {
         let end_of = |id| history.acknowledged_end(Partition(id));
         let ends = (0..self.partitions).map(|id| (id, end_of(id)));
         Round { acknowledged_before: state.acknowledged, begun_at: ends.collect() }
+    }
+
+    /// Produces what the two WALs of a small broker hold together: however the partitions are
+    /// spread, one of them has dropped segments and uses their files again.
+    pub(crate) fn fill_one_of_two_wals(&mut self) -> Result<()> {
+        self.begin(2 * WAL_CAPACITY_BYTES);
+        self.until_idle()
     }
 
     /// Waits until this many bytes were acknowledged in a round.
