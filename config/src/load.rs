@@ -23,15 +23,8 @@ const VARIABLE_PREFIX: &str = "RUSTMQ_";
 const DATA_DIR_VARIABLE: &str = "RUSTMQ_DATA_DIR";
 
 /// Variables of the command line's clients, which the broker passes over.
-const CLIENT_VARIABLES: [&str; 7] = [
-    "RUSTMQ_CONNECT",
-    "RUSTMQ_CA",
-    "RUSTMQ_CERT",
-    "RUSTMQ_KEY",
-    "RUSTMQ_MTU_PROFILE",
-    "RUSTMQ_API_URL",
-    "RUSTMQ_LOG",
-];
+const CLIENT_VARIABLES: [&str; 5] =
+    ["RUSTMQ_CONNECT", "RUSTMQ_CA", "RUSTMQ_CERT", "RUSTMQ_KEY", "RUSTMQ_MTU_PROFILE"];
 
 impl BrokerConfig {
     /// Reads the file (if there is one), the environment and the texts of `--set`, each over the

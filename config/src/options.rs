@@ -178,7 +178,7 @@ options! {
 
     /// The interface for operators, on the loopback address only.
     admin: Admin {
-        /// TCP port of health, metrics and administration; 0 means any free port.
+        /// TCP port of probes and metrics; 0 means any free port.
         port: u16 = "9642", Kind::count(0, u16::MAX as u64), Broker;
     }
 
@@ -232,7 +232,7 @@ options! {
 
     /// The write-ahead log of each shard: where records are stored.
     wal: Wal {
-        /// Size of one segment file; a data directory keeps the one it began with.
+        /// Size of one segment file; a data directory that began with another does not start.
         segment_bytes: u64 = "64MiB", Kind::bytes(MIB, GIB).in_steps_of(BLOCK_ALIGN), Broker;
         /// Disk space of all WALs of the broker together, shared out evenly; room for at least 8
         /// segments in each.

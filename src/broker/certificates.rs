@@ -285,9 +285,12 @@ fn belongs(certificate: &CertificateDer<'_>, key: &KeyPair, path: &Path) -> Resu
 }
 
 fn damaged(path: &Path, what: &str, error: &dyn std::fmt::Display) -> anyhow::Error {
+    let remedy = match path.ends_with("ca.key") {
+        true => "remove it and ca.crt, and every certificate is made anew at the next start",
+        false => "remove it, and a new one is made at the next start",
+    };
     anyhow!(
-        "{} holds no readable {what} ({error}): restore it from a copy, or remove it and a new one \
-         is made at the next start",
+        "{} holds no readable {what} ({error}): restore it from a copy, or {remedy}",
         path.display()
     )
 }

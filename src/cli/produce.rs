@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use rustmq_client::{
-    Acks, ClientError, PartitionId, Producer, ProducerRecord, RecordMetadata, RouteMode, Ticket,
+    Acks, ClientError, FlushMode, PartitionId, Producer, ProducerRecord, RecordMetadata, RouteMode,
+    Ticket,
 };
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
@@ -232,6 +233,8 @@ struct Tally {
     /// Nothing that failed can be in the log.
     all_definite: bool,
     failure: Option<ClientError>,
+    /// The broker acknowledges before it flushes, and flushes this often.
+    flush_interval_ms: Option<u32>,
     latencies: Latencies,
 }
 
@@ -243,13 +246,17 @@ impl Tally {
             unacknowledged: 0,
             all_definite: true,
             failure: None,
+            flush_interval_ms: None,
             latencies: Latencies::new(),
         }
     }
 
     fn count(&mut self, outcome: &Result<RecordMetadata, ClientError>, sent: &Sent) {
         match outcome {
-            Ok(_) => {
+            Ok(metadata) => {
+                if let Some(FlushMode::Interval { ms }) = metadata.flush {
+                    self.flush_interval_ms = Some(ms);
+                }
                 self.acknowledged += 1;
                 self.bytes += sent.bytes;
                 self.latencies.record(sent.at.elapsed(), 1);
@@ -274,6 +281,12 @@ impl Tally {
             self.latencies.quantile_us(0.5),
             self.latencies.quantile_us(0.99),
         );
+        if let Some(ms) = self.flush_interval_ms {
+            eprintln!(
+                "acknowledged before they were on the device: the broker flushes every {ms} ms \
+                 (wal.flush = \"interval\"), and what it has not flushed is lost if its host fails"
+            );
+        }
     }
 
     /// A refusal of everything is the broker's; anything else leaves some records behind.
@@ -302,7 +315,7 @@ mod tests {
 
     fn acked() -> RecordMetadata {
         let (partition, offset) = (PartitionId(1), Offset(7));
-        RecordMetadata { partition, offset, timestamp: TimestampMs(0) }
+        RecordMetadata { partition, offset, timestamp: TimestampMs(0), flush: None }
     }
 
     fn refused() -> ClientError {

@@ -74,10 +74,11 @@ fn has_all(data_dir: &Path, topic: &str, acknowledged: &[String]) -> Result<()> 
 
 /// Waits for the end of a broker whose disk failed: not clean, and it says where and what.
 fn ended_by_its_disk(broker: Broker, dir: &Path) -> Result<String> {
-    let said = broker.refusal()?;
+    let said = broker.failure()?;
     ensure!(said.contains("wal-"), "the directory of the log is not named: {said}");
     ensure!(said.contains(&dir.display().to_string()), "the data directory is not named: {said}");
     ensure!(said.contains("os error"), "the system's error is not given: {said}");
+    ensure!(said.contains("device"), "the device is not named: {said}");
     Ok(said)
 }
 
@@ -95,8 +96,7 @@ on_each_backend! {
             .block_on(produce_until_refused(node.data_dir(), "flush", 100))?;
         ensure!(!acknowledged.is_empty(), "the fault came too early");
         ensure!(acknowledged.len() < FAULTY_FLUSH as usize, "{} flushes", acknowledged.len());
-        let said = ended_by_its_disk(broker, node.data_dir())?;
-        ensure!(said.contains("device"), "the device is not named: {said}");
+        ended_by_its_disk(broker, node.data_dir())?;
         let node = node.set("test.flush_fail_at", 0);
         let broker = node.start()?;
         has_all(node.data_dir(), "flush", &acknowledged)?;
@@ -364,6 +364,9 @@ on_each_backend! {
         ensure!(outcome.code == 4, "{outcome:?}");
         ensure!(outcome.stderr.contains("catalogue"), "{outcome:?}");
         // A producer id comes from the catalogue; who needs none goes on.
+        let asking = ["produce", "kept"];
+        let outcome = cli.run_on(&asking, Path::new("/etc/hostname"))?;
+        ensure!(outcome.code == 4 && outcome.stderr.contains("catalogue"), "{outcome:?}");
         let taken = client::runtime()?.block_on(async {
             let info = raw::topic(node.data_dir(), "kept").await?;
             let mut raw = Raw::greeted(node.data_dir()).await?;

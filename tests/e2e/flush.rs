@@ -8,9 +8,10 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use rustmq_client::{NewTopic, ProducerRecord};
+use rustmq_client::{FlushMode, NewTopic, ProducerRecord};
 
 use crate::support::broker::{Backend, Node, on_each_backend};
+use crate::support::cli::Cli;
 use crate::support::client;
 use crate::support::device::{Device, LoopFileSystem};
 use crate::support::{machine, without_flushes};
@@ -78,6 +79,32 @@ on_each_backend! {
         }
         Ok(())
     }
+}
+
+#[test]
+fn every_acknowledgement_says_whether_the_record_was_flushed() -> Result<()> {
+    let _machine = machine::shared();
+    for (flush, wanted) in
+        [("always", FlushMode::Always), ("interval", FlushMode::Interval { ms: 70 })]
+    {
+        let node =
+            Node::new(Backend::Epoll)?.set("wal.flush", flush).set("wal.flush_interval_ms", 70);
+        let broker = node.start()?;
+        let cli = Cli::new(node.data_dir());
+        cli.create_topic("told", 1)?;
+        client::runtime()?.block_on(async {
+            let client = client::connect(node.data_dir()).await?;
+            let producer = client.producer("told").build().await?;
+            let told = producer.send(ProducerRecord::value("a")).await?.flush;
+            ensure!(told == Some(wanted), "{flush}: {told:?}");
+            client.close().await;
+            anyhow::Ok(())
+        })?;
+        let warned = cli.produce("told", "b\n")?.contains("the broker flushes every 70 ms");
+        ensure!(warned == (flush == "interval"), "{flush}: the command warned: {warned}");
+        broker.stop()?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -10,7 +10,7 @@ use rustmq_checker::{Partition, Value};
 use rustmq_client::{ErrorCode, NewTopic, OffsetAt, PartitionId, TopicInfo};
 use rustmq_protocol::{ProduceResponse, ProducerStamp};
 
-use crate::support::broker::{Backend, Node, on_each_backend, wal_dirs};
+use crate::support::broker::{Backend, Broker, Node, on_each_backend, wal_dirs};
 use crate::support::cli::Cli;
 use crate::support::device::LoopFileSystem;
 use crate::support::history::{PRODUCER, Recorder};
@@ -175,6 +175,25 @@ on_each_backend! {
 on_each_backend! {
     /// Each start takes a page of what a full log keeps back. The one that finds none is refused,
     /// and nothing is lost.
+    fn a_full_log_refuses_the_start_that_finds_no_page_left(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?.set("wal.capacity_bytes", "4MiB");
+        let broker = node.start()?;
+        Cli::new(node.data_dir()).create_topic("big", 1)?;
+        let told = Recorder::default();
+        fill(node.data_dir(), "big", &told)?;
+        let said = starts_until_refused(&node, broker)?;
+        ensure!(said.contains("raise wal.capacity_bytes by at least one segment"), "it said {said}");
+        let node = node.set("wal.capacity_bytes", "5MiB");
+        let broker = node.start()?;
+        still_readable(node.data_dir(), "big", &told)?;
+        Cli::new(node.data_dir()).produce("big", "after\n")?;
+        broker.stop()
+    }
+}
+
+on_each_backend! {
+    /// So with a disk that has no space for another segment.
     fn a_full_disk_refuses_the_start_that_finds_no_page_left(backend: Backend) -> Result<()> {
         let _machine = machine::shared();
         let Some(file_system) = small_disk("start on a full disk", backend) else { return Ok(()) };
@@ -182,25 +201,16 @@ on_each_backend! {
             .in_dir(&file_system.path().join("data"))
             .set("wal.capacity_bytes", "1GiB");
         let dir = node.data_dir().to_owned();
-        let mut broker = node.start()?;
+        let broker = node.start()?;
         Cli::new(&dir).create_topic("big", 1)?;
         let filler = file_system.path().join("filler");
         fs::write(&filler, vec![1; 10 << 20])?;
         let told = Recorder::default();
         fill(&dir, "big", &told)?;
-        let mut said = None;
-        for _ in 0..STARTS_MAX {
-            broker.kill_running()?;
-            broker = node.launch()?;
-            if broker.until_ready().is_err() {
-                said = Some(broker.refusal()?);
-                break;
-            }
-        }
-        let said = said.with_context(|| format!("{STARTS_MAX} starts found a page"))?;
+        let said = starts_until_refused(&node, broker)?;
         ensure!(said.contains("the disk has no space for another segment"), "it said {said}");
         fs::remove_file(filler)?;
-        broker = node.start()?;
+        let broker = node.start()?;
         still_readable(&dir, "big", &told)?;
         Cli::new(&dir).produce("big", "after\n")?;
         broker.stop()
@@ -241,6 +251,18 @@ on_each_backend! {
         told.check()?;
         broker.stop()
     }
+}
+
+/// Kills the broker and starts it again until a start is refused, and gives what that said.
+fn starts_until_refused(node: &Node, mut broker: Broker) -> Result<String> {
+    for _ in 0..STARTS_MAX {
+        broker.kill_running()?;
+        broker = node.launch()?;
+        if broker.until_ready().is_err() {
+            return broker.refusal();
+        }
+    }
+    bail!("{STARTS_MAX} starts found a page")
 }
 
 /// Appends to a log that drops its oldest until one record more would make it do so; gives where it

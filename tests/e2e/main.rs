@@ -10,6 +10,7 @@
 //! - `kill`: killed at random moments under load; nothing acknowledged is lost, twice or moved.
 //! - `flush`: the device was told to flush for every block that was acknowledged.
 //! - `polling`: what a shard does when it has nothing to do.
+//! - `elsewhere`: commands that have an address and certificates, and no data directory.
 //! - `restart`: what a stop, clean or not, and a start keep.
 //! - `shared_port`: every shard serves the first contact, and a client's address may change.
 //! - `datagrams`: how large they get, by the profile of the network.
@@ -66,5 +67,6 @@ mod corruption;
 mod wal_commands;
 
 mod disk_faults;
+mod elsewhere;
 
 mod full;

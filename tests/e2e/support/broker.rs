@@ -288,13 +288,21 @@ impl Broker {
     }
 
     /// Waits until it has refused to start, and says so on standard error without a panic.
-    pub(crate) fn refusal(mut self) -> Result<String> {
+    pub(crate) fn refusal(self) -> Result<String> {
+        self.ended_with(&[1, 2])
+    }
+
+    /// Waits until it has ended because of what it ran into, and says so on standard error.
+    pub(crate) fn failure(self) -> Result<String> {
+        self.ended_with(&[1])
+    }
+
+    fn ended_with(mut self, codes: &[i32]) -> Result<String> {
         let status = self.process.wait()?;
         let said = self.process.stderr();
-        let code = status.code();
         ensure!(
-            code == Some(1) || code == Some(2),
-            "it ended with {status}\n{}",
+            status.code().is_some_and(|code| codes.contains(&code)),
+            "it ended with {status}, of {codes:?}\n{}",
             self.process.output()
         );
         ensure!(!said.contains("panicked"), "it panicked\n{said}");

@@ -49,9 +49,7 @@ impl Cli {
 
     /// Runs a command that has to succeed; what it said.
     pub(crate) fn ok_stderr(&self, arguments: &[&str]) -> Result<String> {
-        let outcome = self.run(arguments)?;
-        let said = outcome.stderr.clone();
-        outcome.ok(arguments).map(|_| said)
+        self.run(arguments)?.ok_stderr(arguments)
     }
 
     /// Makes a topic.
@@ -60,13 +58,13 @@ impl Cli {
         self.ok(&["topic", "create", name, "--partitions", &partitions]).map(drop)
     }
 
-    /// Sends each line of a text.
-    pub(crate) fn produce(&self, topic: &str, lines: &str) -> Result<()> {
+    /// Sends each line of a text; what was said.
+    pub(crate) fn produce(&self, topic: &str, lines: &str) -> Result<String> {
         let dir = machine::scratch_dir("lines-")?;
         let file = dir.path().join("lines");
         std::fs::write(&file, lines)?;
         let arguments = ["produce", topic];
-        self.run_on(&arguments, &file)?.ok(&arguments).map(drop)
+        self.run_on(&arguments, &file)?.ok_stderr(&arguments)
     }
 
     /// Everything in a topic, one record a line.
@@ -108,5 +106,11 @@ impl Outcome {
         let Outcome { code, stderr, .. } = &self;
         ensure!(*code == 0, "rustmq {arguments:?} ended with {code}: {stderr}");
         Ok(self.stdout)
+    }
+
+    /// What was said, if the command succeeded.
+    pub(crate) fn ok_stderr(self, arguments: &[&str]) -> Result<String> {
+        let said = self.stderr.clone();
+        self.ok(arguments).map(|_| said)
     }
 }

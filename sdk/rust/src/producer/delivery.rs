@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustmq_protocol::{
     Acks, ErrorCode, InitProducerResponse, PartitionId, ProduceHead, ProduceResponse,
-    ProducerEpoch, ProducerId, RequestKind, TimestampMs, TopicId,
+    ProducerEpoch, ProducerId, RequestKind, TopicId,
 };
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::timeout_at;
@@ -258,8 +258,7 @@ impl Delivery {
         match answer {
             Ok(Answer::Frame(reply)) => self.handle_reply(attempt, reply),
             Ok(Answer::Written) => {
-                let ack = BatchAck { base_offset: None, timestamp: TimestampMs(-1) };
-                self.handle_acked(attempt, ack);
+                self.handle_acked(attempt, BatchAck::NONE);
             }
             Err(RequestLost { written }) => {
                 self.mark_stale();
@@ -285,11 +284,12 @@ impl Delivery {
         let code = reply.header.error_code();
         match reply.into_body().and_then(|body| Ok(ProduceResponse::decode(&body)?)) {
             Ok(response) => {
-                let base_offset = Some(response.base_offset);
-                self.handle_acked(
-                    attempt,
-                    BatchAck { base_offset, timestamp: response.append_time },
-                );
+                let ack = BatchAck {
+                    base_offset: Some(response.base_offset),
+                    timestamp: response.append_time,
+                    flush: Some(response.flush),
+                };
+                self.handle_acked(attempt, ack);
             }
             Err(ClientError::Broker { message, retry_after, .. }) => {
                 self.handle_refused(attempt, code, message, retry_after);

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use rustmq_protocol::{Offset, PartitionId, TimestampMs};
+use rustmq_protocol::{FlushMode, Offset, PartitionId, TimestampMs};
 
 use crate::error::ClientError;
 
@@ -19,6 +19,10 @@ pub struct RecordMetadata {
     /// When the leader appended it, by the leader's clock; -1 with
     /// [`Acks::None`](rustmq_protocol::Acks::None).
     pub timestamp: TimestampMs,
+    /// Whether it was on the device before it was acknowledged, or will be within an interval until
+    /// which a crash of the broker's host may lose it; `None` with
+    /// [`Acks::None`](rustmq_protocol::Acks::None).
+    pub flush: Option<FlushMode>,
 }
 
 impl RecordMetadata {
@@ -58,6 +62,7 @@ impl Future for Ticket {
                 partition: ticket.outcome.partition,
                 offset: ack.offset_of(ticket.index),
                 timestamp: ack.timestamp,
+                flush: ack.flush,
             })
         })
     }
@@ -68,9 +73,14 @@ impl Future for Ticket {
 pub(super) struct BatchAck {
     pub(super) base_offset: Option<Offset>,
     pub(super) timestamp: TimestampMs,
+    pub(super) flush: Option<FlushMode>,
 }
 
 impl BatchAck {
+    /// Nobody said anything, as nobody was asked to.
+    pub(super) const NONE: BatchAck =
+        BatchAck { base_offset: None, timestamp: TimestampMs(-1), flush: None };
+
     fn offset_of(self, index: u32) -> Offset {
         let offset = self.base_offset.and_then(|base| base.checked_add(u64::from(index)));
         offset.unwrap_or(RecordMetadata::OFFSET_UNKNOWN)
@@ -164,17 +174,17 @@ mod tests {
         let mut ticket = Ticket::new(Arc::clone(&outcome), 2);
         let mut context = Context::from_waker(Waker::noop());
         assert!(Pin::new(&mut ticket).poll(&mut context).is_pending());
-        outcome.set(Ok(BatchAck { base_offset: Some(Offset(40)), timestamp: TimestampMs(7) }));
+        let (timestamp, flush) = (TimestampMs(7), Some(FlushMode::Interval { ms: 100 }));
+        outcome.set(Ok(BatchAck { base_offset: Some(Offset(40)), timestamp, flush }));
         let Poll::Ready(Ok(metadata)) = Pin::new(&mut ticket).poll(&mut context) else {
             panic!("the batch has its fate")
         };
-        let (partition, timestamp) = (PartitionId(3), TimestampMs(7));
-        assert_eq!(metadata, RecordMetadata { partition, offset: Offset(42), timestamp });
+        let (partition, offset) = (PartitionId(3), Offset(42));
+        assert_eq!(metadata, RecordMetadata { partition, offset, timestamp, flush });
     }
 
     #[test]
     fn an_offset_that_nobody_told_is_unknown() {
-        let ack = BatchAck { base_offset: None, timestamp: TimestampMs(-1) };
-        assert_eq!(ack.offset_of(3), RecordMetadata::OFFSET_UNKNOWN);
+        assert_eq!(BatchAck::NONE.offset_of(3), RecordMetadata::OFFSET_UNKNOWN);
     }
 }
