@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp};
@@ -380,5 +382,37 @@ on_each_backend! {
         let said = node.refusal()?;
         ensure!(said.contains("catalogue"), "{said}");
         Ok(())
+    }
+}
+
+on_each_backend! {
+    /// A directory that cannot be listed for a while says nothing of the files in it.
+    fn a_directory_that_cannot_be_listed_is_not_an_empty_one(backend: Backend) -> Result<()> {
+        let _machine = machine::shared();
+        let node = Node::new(backend)?.set("test.files_check_ms", 50);
+        let broker = node.start()?;
+        let cli = Cli::new(node.data_dir());
+        cli.create_topic("kept", 1)?;
+        let process = broker.process_id().to_string();
+        let limit = |files: &str| {
+            machine::run("prlimit", &["--pid", &process, &format!("--nofile={files}:")])
+        };
+        let before = fs::read_to_string(format!("/proc/{process}/limits"))?;
+        let before = before.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let before = before.and_then(|line| line.split_whitespace().next()).context("a limit")?;
+        limit("3").context("prlimit failed")?;
+        let said = wait_until(|| {
+            Ok(broker.output().contains("a directory cannot be listed").then_some(()))
+        })?;
+        limit(before).context("prlimit failed")?;
+        said.context("nothing was said of it")?;
+        // Twice the time between two looks; whatever is found out is kept for good.
+        sleep(Duration::from_millis(100));
+        let (code, text) = broker.status("/readyz")?;
+        ensure!(code == 200, "{text}");
+        cli.produce("kept", "a\n")?;
+        cli.create_topic("another", 1)?;
+        ensure!(cli.consume("kept")? == "a\n", "other records came");
+        broker.stop()
     }
 }

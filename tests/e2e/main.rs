@@ -15,6 +15,7 @@
 //! - `shared_port`: every shard serves the first contact, and a client's address may change.
 //! - `datagrams`: how large they get, by the profile of the network.
 //! - `bad_client`, `bad_request`: peers and requests that are refused.
+//! - `greedy`: small questions with large answers, padding, and streams that end in every way.
 //! - `hostile`: clients that hold on to what they were given, and strangers without end.
 //! - `flood`: floods from addresses of others, in network namespaces.
 //! - `subscribe`: batches as they come, for as long as there is credit.
@@ -47,6 +48,8 @@ mod datagrams;
 mod bad_client;
 
 mod bad_request;
+
+mod greedy;
 
 mod hostile;
 

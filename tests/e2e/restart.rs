@@ -169,6 +169,33 @@ on_each_backend! {
     }
 }
 
+#[test]
+fn refused_batches_leave_one_entry_in_the_log_at_most() -> Result<()> {
+    const REFUSED: usize = 20;
+    let _machine = machine::shared();
+    let node = Node::new(Backend::Epoll)?;
+    let broker = node.start()?;
+    Cli::new(node.data_dir()).create_topic("again", 1)?;
+    client::runtime()?.block_on(async {
+        let topic = raw::topic(node.data_dir(), "again").await?;
+        let mut raw = Raw::greeted(node.data_dir()).await?;
+        let mut batch = raw::batch(&["a value"], ProducerStamp::NONE);
+        *batch.last_mut().context("a batch")? ^= 1;
+        let frame = raw::produce_frame(&topic, 0, &batch)?;
+        for _ in 0..REFUSED {
+            raw.refused(&frame, ErrorCode::CorruptBatch).await?;
+        }
+        // Behind it everything before is in the log.
+        let producer = raw.producer_id().await?;
+        produce(&node, &mut raw, producer, 0, "whole", &Recorder::default()).await?;
+        anyhow::Ok(())
+    })?;
+    let entries = broker.metric("rustmq_wal_written_entries_total")?;
+    // That the leader epoch has begun, and the record.
+    ensure!(entries == 2, "{entries} entries were written");
+    broker.stop()
+}
+
 /// Sends a batch of one record; its offset.
 async fn produce(
     node: &Node,

@@ -83,6 +83,12 @@ pub struct BatchCheckpoint {
     pub base_offset: Offset,
 }
 
+/// Bytes of a partition's checkpoint with so many leader epochs and no producers.
+#[must_use]
+pub const fn partition_checkpoint_bytes(epochs: usize) -> usize {
+    HEAD_BYTES + epochs * EPOCH_BYTES
+}
+
 impl PartitionCheckpoint {
     /// The payload of this partition's checkpoint entry.
     #[must_use]
@@ -127,8 +133,7 @@ impl PartitionCheckpoint {
     #[must_use]
     pub fn encoded_bytes(&self) -> usize {
         let batches: usize = self.producers.iter().map(|producer| producer.batches.len()).sum();
-        HEAD_BYTES
-            + self.epochs.len() * EPOCH_BYTES
+        partition_checkpoint_bytes(self.epochs.len())
             + self.producers.len() * PRODUCER_BYTES
             + batches * BATCH_BYTES
     }

@@ -11,8 +11,9 @@ pub const PRODUCER_BATCHES_REMEMBERED: usize = 2 * PRODUCER_BATCHES_IN_FLIGHT_MA
 
 /// Leader epochs remembered for one partition. The epochs of records that still exist are needed
 /// to find where a follower's log leaves ours; past this many the oldest two are merged, which can
-/// only make such a follower fetch more than it had to.
-pub const EPOCHS_MAX: usize = 256;
+/// only make such a follower fetch more than it had to. 12: every segment repeats them for each of its
+/// partitions.
+pub const EPOCHS_MAX: usize = 12;
 
 /// Ranges of one partition that recovery may mark as damaged before the whole partition is
 /// refused: a log with more holes than this has lost its meaning.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// Chunk lists kept for reuse by each thread; more are freed.
 const FREE_LISTS_MAX: usize = 1024;
@@ -34,6 +34,25 @@ impl Body {
     pub(crate) fn push(&mut self, chunk: Bytes) {
         self.bytes += chunk.len();
         self.chunks.push_back(chunk);
+    }
+
+    /// Copies the chunks below `small` bytes together, from the chunk at `from` on: each would hold all of
+    /// the buffer that it lies in. Says where the next call begins, after more were appended.
+    pub(crate) fn gather(&mut self, from: usize, small: usize) -> usize {
+        if self.chunks.range(from..).any(|chunk| chunk.len() < small) {
+            let mut run = BytesMut::new();
+            for chunk in self.chunks.split_off(from) {
+                if chunk.len() < small {
+                    run.extend_from_slice(&chunk);
+                } else {
+                    self.chunks.extend(frozen(&mut run));
+                    self.chunks.push_back(chunk);
+                }
+            }
+            self.chunks.extend(frozen(&mut run));
+        }
+        let last_is_small = self.chunks.back().is_some_and(|last| last.len() < small);
+        self.chunks.len() - usize::from(last_is_small)
     }
 
     /// Is nothing in it?
@@ -121,6 +140,10 @@ impl Body {
     }
 }
 
+fn frozen(run: &mut BytesMut) -> Option<Bytes> {
+    (!run.is_empty()).then(|| std::mem::take(run).freeze())
+}
+
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
         let mut body = Self::new();
@@ -164,6 +187,24 @@ mod tests {
         let first = rest.split_to(4);
         assert_eq!(first.to_vec(), b"abcd");
         assert_eq!(rest.to_vec(), b"efg");
+    }
+
+    #[test]
+    fn small_chunks_are_copied_together_and_large_ones_stay_where_they_are() {
+        let mut whole = body(&["a", "b", "long", "c", "larger", "d"]);
+        let before: Vec<_> = whole.chunks().map(|chunk| chunk.as_ptr()).collect();
+        assert_eq!(whole.gather(0, 4), 4, "the last is small and may grow");
+        assert_eq!(whole.to_vec(), b"ablongclargerd");
+        let chunks: Vec<_> = whole.chunks().cloned().collect();
+        assert_eq!(chunks, ["ab", "long", "c", "larger", "d"]);
+        assert_eq!((chunks[1].as_ptr(), chunks[3].as_ptr()), (before[2], before[4]));
+        assert!([0, 2, 4].iter().all(|copied| !before.contains(&chunks[*copied].as_ptr())));
+        whole.push(Bytes::from_static(b"ef"));
+        assert_eq!(whole.gather(4, 4), 4);
+        whole.push(Bytes::from_static(b"g"));
+        assert_eq!(whole.gather(4, 4), 5, "what was gathered is no longer small");
+        assert_eq!(whole.to_vec(), b"ablongclargerdefg");
+        assert_eq!(whole.chunks().count(), 5);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! Transactions on Networking 6(2), 1998.)
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -120,7 +120,15 @@ pub(crate) struct ClientMemory {
     /// The connection that may finish its frame although it holds its share of `requests`.
     finishing: Cell<Option<Finishing>>,
     /// Connections that wait for their share of `requests` to grow.
-    starved: RefCell<VecDeque<ConnectionHandle>>,
+    starved: RefCell<Starved>,
+}
+
+/// Connections that wait, in the order in which they began to. Each is there once, however many of its
+/// streams wait and however often it asks: those who are woken are served one by one.
+#[derive(Debug, Default)]
+struct Starved {
+    order: VecDeque<ConnectionHandle>,
+    waiting: BTreeSet<ConnectionHandle>,
 }
 
 /// The right to finish a frame.
@@ -170,7 +178,7 @@ impl ClientMemory {
         }
         let holds_up_since = exceeded.then_some(finishing.holds_up_since.unwrap_or(now));
         self.finishing.set(Some(Finishing { holds_up_since, ..finishing }));
-        self.starved.borrow_mut().push_back(connection);
+        self.starved.borrow_mut().add(connection);
         false
     }
 
@@ -191,7 +199,21 @@ impl ClientMemory {
 
     /// A connection that waited: it may look again. The caller repeats this until there is none.
     pub(crate) fn take_starved(&self) -> Option<ConnectionHandle> {
-        self.starved.borrow_mut().pop_front()
+        self.starved.borrow_mut().take()
+    }
+}
+
+impl Starved {
+    fn add(&mut self, connection: ConnectionHandle) {
+        if self.waiting.insert(connection) {
+            self.order.push_back(connection);
+        }
+    }
+
+    fn take(&mut self) -> Option<ConnectionHandle> {
+        let first = self.order.pop_front()?;
+        self.waiting.remove(&first);
+        Some(first)
     }
 }
 
@@ -235,6 +257,7 @@ mod tests {
         assert!(!memory.may_finish(two, now), "only its own end counts");
         memory.finished(one);
         assert_eq!(memory.take_starved(), Some(two));
+        assert_eq!(memory.take_starved(), None, "two asked twice and waits once");
         assert!(memory.may_finish(two, now) && !memory.may_finish(one, now));
         assert!(memory.may_finish(one, now + FINISH_PATIENCE), "the other does not go on");
     }

@@ -20,6 +20,7 @@ use crate::limits::{
     ASSEMBLING_BYTES_MAX, CONNECTION_WINDOW_BYTES_MIN, PROGRESS_BYTES, SMALL_FRAME_BYTES,
     STALL_PRESSED_MS, TRANSMITS_PER_TURN_MAX, UDP_PAYLOAD_BYTES_MAX,
 };
+use crate::mtu::Datagrams;
 use crate::reply::{self, Reply};
 use crate::session::{Request, Session};
 use crate::shard::Shard;
@@ -287,9 +288,7 @@ impl Connection {
                 }
             }
             Event::Stream(StreamEvent::Stopped { id, .. }) => self.drop_stream(id),
-            Event::Stream(StreamEvent::Finished { id }) => {
-                self.streams.remove(&id);
-            }
+            Event::Stream(StreamEvent::Finished { id }) => drop(self.forget_stream(id)),
             Event::HandshakeDataReady
             | Event::Stream(StreamEvent::Opened { .. } | StreamEvent::Available { .. })
             | Event::DatagramReceived
@@ -306,17 +305,25 @@ impl Connection {
         }
     }
 
+    /// Nothing more is read from a stream, nor written to it.
+    fn forget_stream(&mut self, id: StreamId) -> Option<Stream> {
+        let stream = self.streams.remove(&id)?;
+        self.set_assembling(self.assembling_bytes - stream.incoming.len());
+        Some(stream)
+    }
+
     /// The peer does not want this stream's answers any more.
     fn drop_stream(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.remove(&id) else {
+        let Some(stream) = self.forget_stream(id) else {
             return;
         };
-        self.set_assembling(self.assembling_bytes - stream.incoming.len());
         if let Some(session) = &self.session {
             subscribe::forget_stream(session, id);
         }
-        // The peer stopped it: whether the reset is still taken does not matter.
+        // The peer stopped it: whether it still takes the reset does not matter, nor whether it had
+        // ended its side already. Both halves have to end before it may open another stream.
         let _ = self.quic.send_stream(id).reset(VarInt::from_u32(0));
+        let _ = self.quic.recv_stream(id).stop(VarInt::from_u32(0));
         if let Some(session) = &self.session {
             for reply in stream.outgoing {
                 session.handle_sent(reply.len());
@@ -461,6 +468,7 @@ impl Connection {
             // Half a frame of a stream that has ended will never be whole.
             stream.incoming = Assembler::default();
         }
+        stream.incoming.settle(Datagrams::of(shard.config.network.mtu_profile).worth_keeping());
         let holds = stream.incoming.len();
         stream.waits_since = match stream.waits_since {
             _ if stream.incoming.is_empty() => None,
@@ -496,7 +504,9 @@ impl Connection {
                 // No credit can come any more.
                 subscribe::end_stream(session, *id);
             }
-            let done = stream.unanswered == 0 && stream.outgoing.is_empty();
+            // Whole requests may still wait until they may be taken.
+            let taken = !stream.readable;
+            let done = taken && stream.unanswered == 0 && stream.outgoing.is_empty();
             if stream.ended && done && !stream.finished {
                 stream.finished = true;
                 // It fails only when it is finished or stopped already.

@@ -14,12 +14,20 @@ use crate::body::Body;
 pub(crate) struct Assembler {
     held: Body,
     header: Option<FrameHeader>,
+    /// Chunks that hold no more memory than is worth it.
+    settled: usize,
 }
 
 impl Assembler {
     /// Adds what arrived.
     pub(crate) fn push(&mut self, chunk: Bytes) {
         self.held.push(chunk);
+    }
+
+    /// What is here waits for the rest of its frame: chunks of fewer than `small` bytes are copied, so
+    /// that none of them keeps a datagram that is much larger.
+    pub(crate) fn settle(&mut self, small: usize) {
+        self.settled = self.held.gather(self.settled, small);
     }
 
     /// Bytes gathered for the frame that is not whole yet.
@@ -41,6 +49,7 @@ impl Assembler {
                     return Ok(None);
                 }
                 let bytes = self.held.split_to(FRAME_HEADER_BYTES);
+                self.settled = 0;
                 let bytes = bytes.head().expect("split to this length");
                 let header = FrameHeader::decode(&bytes)?;
                 self.header = Some(header);
@@ -51,7 +60,7 @@ impl Assembler {
         if self.held.len() < body_bytes {
             return Ok(None);
         }
-        self.header = None;
+        (self.header, self.settled) = (None, 0);
         Ok(Some((header, self.held.split_to(body_bytes))))
     }
 }

@@ -1,6 +1,7 @@
 //! Work that is not urgent: spares, retention, forgotten producers, deadlines.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -46,9 +47,10 @@ async fn watch_loop(shard: Rc<Shard>) {
                 ));
             }
             // A disk that hangs may hang the look as well; the other watches go on without it.
-            if stalled_ms == 0 {
-                let slots = wal.files.slots();
-                let names = names(dir).await;
+            let slots = wal.files.slots();
+            if stalled_ms == 0
+                && let Some(names) = names(dir).await
+            {
                 for path in wal.files.handle_names(&slots, &names) {
                     tracing::error!(
                         file = %path.display(),
@@ -60,11 +62,13 @@ async fn watch_loop(shard: Rc<Shard>) {
             }
             trouble.extend(wal.files.refusal());
         }
-        if shard.catalogue.is_some() && !shard.catalogue_lost.get() {
-            let dir = &shard.config.broker.data_dir;
-            let names = names(dir).await;
+        let dir = &shard.config.broker.data_dir;
+        if shard.catalogue.is_some()
+            && !shard.catalogue_lost.get()
+            && let Some(names) = names(dir).await
+        {
             for file in [CatalogueFile::A, CatalogueFile::B] {
-                if names.binary_search(&file.file_name().to_owned()).is_err() {
+                if !names.iter().any(|name| name == file.file_name()) {
                     shard.catalogue_lost.set(true);
                     tracing::error!(
                         file = %dir.join(file.file_name()).display(),
@@ -81,13 +85,14 @@ async fn watch_loop(shard: Rc<Shard>) {
     }
 }
 
-/// The names in a folder; none when it is gone.
-async fn names(dir: &Path) -> Vec<String> {
+/// The names in a folder; none when it is gone. `None` when it cannot be listed, which says nothing of
+/// what is in it.
+async fn names(dir: &Path) -> Option<Vec<String>> {
     match fs::list(dir).await {
-        Ok(names) => names,
+        Ok(names) => Some(names),
         Err(error) => {
             tracing::error!(dir = %dir.display(), %error, "a directory cannot be listed");
-            Vec::new()
+            (error.kind() == io::ErrorKind::NotFound).then(Vec::new)
         }
     }
 }

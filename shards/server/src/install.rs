@@ -66,6 +66,7 @@ impl Shard {
             wal,
             record_bytes_max: topic.config.max_message_bytes as usize,
             retention: retention_of(&topic.config),
+            epoch_noted: false,
             damage,
             arrivals: Rc::default(),
             subscribers: Rc::default(),

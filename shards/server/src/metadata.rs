@@ -10,36 +10,93 @@ use rustmq_protocol::{
     PartitionInfo, TopicId, TopicInfo, TopicSelection,
 };
 
+use rustmq_sys::runtime::{self, Class};
+
 use crate::reply::{RequestError, Response};
 use crate::session::Request;
 use crate::shard::Shard;
 
-/// Answers `Metadata`: the brokers, and the topics that were asked for.
-pub(crate) fn metadata(shard: &Rc<Shard>, request: Request) {
-    let answer = describe(shard, &request);
+/// Bytes of an answer beside its topics, and of a topic beside its name and its partitions: ids,
+/// counts and settings, whose keys and values are bounded. More than any has.
+const FIXED_BYTES: usize = 512;
+
+/// Bytes of a partition in an answer.
+const PARTITION_BYTES: usize = 14;
+
+/// Answers `Metadata`: the brokers, and the topics that were asked for. In a task of its own: a small
+/// request may ask for a large answer, for which there has to be room.
+pub(crate) fn spawn_metadata(shard: &Rc<Shard>, request: Request) {
+    runtime::spawn(Class::Fetch, metadata(Rc::clone(shard), request));
+}
+
+/// Answers `ListTopics`, also in a task of its own.
+pub(crate) fn spawn_list_topics(shard: &Rc<Shard>, request: Request) {
+    runtime::spawn(Class::Fetch, list_topics(Rc::clone(shard), request));
+}
+
+async fn metadata(shard: Rc<Shard>, request: Request) {
+    let answer = match check(&shard, &request) {
+        Ok(ask) => {
+            let bytes = metadata_bytes(&shard.image.borrow(), &ask);
+            request.reply_to.reserve(bytes).await;
+            describe(&shard, &ask)
+        }
+        Err(error) => Err(error),
+    };
+    request.reply_to.give_back();
     shard.finish(request, answer);
 }
 
-/// Answers `ListTopics`.
-pub(crate) fn list_topics(shard: &Rc<Shard>, request: Request) {
-    let answer =
-        shard.authorize(request.principal, Operation::Describe, Resource::Cluster).and_then(|()| {
-            let image = shard.image.borrow();
-            let listed = |topic: &Topic| ListedTopic {
-                name: topic.name.clone(),
-                id: topic.id,
-                partitions: topic.partitions.len() as u32,
-            };
-            let response =
-                ListTopicsResponse { topics: image.topics_by_name().map(listed).collect() };
-            bounded(Response::encoded(|out| response.encode(out)))
-        });
+async fn list_topics(shard: Rc<Shard>, request: Request) {
+    let answer = match shard.authorize(request.principal, Operation::Describe, Resource::Cluster) {
+        Ok(()) => {
+            let bytes = list_bytes(&shard.image.borrow());
+            request.reply_to.reserve(bytes).await;
+            list(&shard)
+        }
+        Err(error) => Err(error),
+    };
+    request.reply_to.give_back();
     shard.finish(request, answer);
 }
 
-fn describe(shard: &Rc<Shard>, request: &Request) -> Result<Response, RequestError> {
+fn check(shard: &Shard, request: &Request) -> Result<Metadata, RequestError> {
     shard.authorize(request.principal, Operation::Describe, Resource::Cluster)?;
-    let ask = Metadata::decode(&request.body.to_vec())?;
+    Ok(Metadata::decode(&request.body.to_vec())?)
+}
+
+/// At least what the answer takes.
+fn metadata_bytes(image: &Image, ask: &Metadata) -> usize {
+    let bytes =
+        |topic: &Topic| FIXED_BYTES + topic.name.len() + PARTITION_BYTES * topic.partitions.len();
+    let topics: usize = match &ask.topics {
+        TopicSelection::All => image.topics_by_name().map(bytes).sum(),
+        TopicSelection::ByName(names) => {
+            let known = |name: &String| image.topic_by_name(name).map(bytes);
+            names.iter().map(|name| known(name).unwrap_or(FIXED_BYTES + name.len())).sum()
+        }
+    };
+    FIXED_BYTES + topics
+}
+
+/// At least what the answer takes.
+fn list_bytes(image: &Image) -> usize {
+    let topics = image.topics_by_name();
+    FIXED_BYTES + topics.map(|topic| FIXED_BYTES + topic.name.len()).sum::<usize>()
+}
+
+fn list(shard: &Shard) -> Result<Response, RequestError> {
+    let image = shard.image.borrow();
+    let listed = |topic: &Topic| ListedTopic {
+        name: topic.name.clone(),
+        id: topic.id,
+        partitions: topic.partitions.len() as u32,
+    };
+    let response = ListTopicsResponse { topics: image.topics_by_name().map(listed).collect() };
+    bounded(Response::encoded(|out| response.encode(out)))
+}
+
+fn describe(shard: &Shard, ask: &Metadata) -> Result<Response, RequestError> {
     let image = shard.image.borrow();
     let topics = match &ask.topics {
         TopicSelection::All => {

@@ -60,6 +60,12 @@ impl Datagrams {
         Self { first, largest, taken, initial_rtt }
     }
 
+    /// What is kept of a datagram for longer is copied if it is less than this, half of the largest that
+    /// comes: a peer that pads its datagrams cannot have more than twice of what it sends kept.
+    pub(crate) fn worth_keeping(&self) -> usize {
+        usize::from(self.taken) / 2
+    }
+
     /// Settles how a connection sends.
     pub(crate) fn apply(&self, transport: &mut TransportConfig) {
         let mut discovery = MtuDiscoveryConfig::default();

@@ -25,6 +25,8 @@ pub(crate) struct LocalPartition {
     /// Largest record that the topic takes.
     pub(crate) record_bytes_max: usize,
     pub(crate) retention: Policy,
+    /// The WAL says that the leader epoch has begun, though perhaps no batch of it was taken yet.
+    pub(crate) epoch_noted: bool,
     /// Damaged offsets, and the files they were in.
     pub(crate) damage: Vec<Damage>,
     /// Fetches that wait for new records.

@@ -101,7 +101,8 @@ struct Appended {
 }
 
 /// Copies the batch into the open block, checks it there, and lets the partition decide. `None`
-/// means that the room was taken meanwhile. Nothing is left behind when the batch is refused.
+/// means that the room was taken meanwhile. When the batch is refused nothing is left behind, but that
+/// the leader epoch has begun, once.
 fn append(
     shard: &Shard,
     request: &Request,
@@ -111,8 +112,11 @@ fn append(
 ) -> Result<Option<Appended>, RequestError> {
     let mut partitions = shard.partitions.borrow_mut();
     let partition = partitions.get_mut(tag).ok_or(RequestError::UnknownTopicId)?;
-    if partition.engine.begins_epoch() && !log_epoch_start(partition, wal, tag) {
-        return Ok(None);
+    if partition.engine.begins_epoch() && !partition.epoch_noted {
+        if !log_epoch_start(partition, wal, tag) {
+            return Ok(None);
+        }
+        partition.epoch_noted = true;
     }
     let batch_bytes = request.body.len() - PRODUCE_HEAD_BYTES;
     let mut duplicate = None;

@@ -14,12 +14,15 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
+use rustmq_engine::limits::EPOCHS_MAX;
 use rustmq_sys::buffer::{Buffer, BufferPool};
 use rustmq_sys::clock;
 use rustmq_sys::file::File;
+use rustmq_wal::checkpoint::partition_checkpoint_bytes;
+use rustmq_wal::footer::{FOOTER_LINE_BYTES, FOOTER_POINT_BYTES};
 use rustmq_wal::{
-    BlockSequence, Chain, NextSlot, SegmentHeader, SegmentIndex, SegmentSequence, Segments, Slot,
-    WalId,
+    BlockSequence, Chain, DIRECTORY_LINE_BYTES, ENTRY_HEADER_BYTES, NextSlot, SegmentHeader,
+    SegmentIndex, SegmentSequence, Segments, Slot, WalId,
 };
 
 use crate::error::ShardError;
@@ -31,11 +34,31 @@ use crate::segment_io::take_buffer;
 /// A checkpoint takes at most a quarter of a segment: an eighth for partitions, one for producers.
 pub(crate) const CHECKPOINT_PART: usize = 8;
 
-/// Kept free at the end of the last segment of a full WAL, a sixteenth of it within these bounds: for
-/// the log starts that make room again, and a page for each restart meanwhile. A start that finds no
-/// page left is refused, and says that the capacity has to be raised. A quarter of a tiny segment.
+/// What a partition takes in a checkpoint: its entry, its state and its leader epochs, with what blocks
+/// take around them.
+pub(crate) const PARTITION_CHECKPOINT_BYTES: usize = 512;
+
+/// Kept free at the end of the last segment of a full WAL, a sixteenth of it: for the log starts of all
+/// its partitions, which make room again, and a page for each restart meanwhile. A start that finds no
+/// page left is refused, and says that the capacity has to be raised.
+const RESERVED_PART: usize = 16;
+
+/// At least so much is kept free, or a quarter of a tiny segment.
 const RESERVED_BYTES_MIN: usize = 128 * 1024;
-const RESERVED_BYTES_MAX: usize = 1024 * 1024;
+
+/// What the log start of a partition takes: its entry, and its place in the footer.
+const LOG_START_BYTES: usize =
+    DIRECTORY_LINE_BYTES + ENTRY_HEADER_BYTES + FOOTER_LINE_BYTES + FOOTER_POINT_BYTES;
+
+// The most partitions that a WAL may have all find room for their log starts in what is kept free.
+const _: () =
+    assert!(RESERVED_PART * LOG_START_BYTES <= CHECKPOINT_PART * PARTITION_CHECKPOINT_BYTES);
+
+// An eighth more for the headers of blocks and what is left over of their pages.
+const _: () = assert!(
+    9 * (DIRECTORY_LINE_BYTES + ENTRY_HEADER_BYTES + partition_checkpoint_bytes(EPOCHS_MAX))
+        <= 8 * PARTITION_CHECKPOINT_BYTES
+);
 
 /// May another block be written?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,8 +321,7 @@ impl SegmentFiles {
 
     fn reserved(segment_bytes: u64) -> usize {
         let segment_bytes = segment_bytes as usize;
-        let least = RESERVED_BYTES_MIN.min(segment_bytes / 4);
-        (segment_bytes / 16).clamp(least, RESERVED_BYTES_MAX)
+        (segment_bytes / RESERVED_PART).max(RESERVED_BYTES_MIN.min(segment_bytes / 4))
     }
 
     /// Could a block of this size be written now, with what is kept back for log starts and marks?

@@ -245,6 +245,11 @@ impl Raw {
         self.until_ended().await
     }
 
+    /// Ends our side of the stream.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        Ok(self.send.finish()?)
+    }
+
     /// Tells the broker that no answer is wanted on this stream any more.
     pub(crate) fn stop(&mut self) -> Result<()> {
         Ok(self.receive.stop(0_u32.into())?)

@@ -16,12 +16,9 @@ use rustmq_sys::runtime::{self, Class};
 use super::{Catalogue, CommandError};
 use crate::random;
 use crate::reply::{RequestError, Response};
-use crate::segments::CHECKPOINT_PART;
+use crate::segments::{CHECKPOINT_PART, PARTITION_CHECKPOINT_BYTES};
 use crate::session::Request;
 use crate::shard::Shard;
-
-/// What a partition takes in a checkpoint: its entry, its line, its state and some leader epochs.
-const PARTITION_CHECKPOINT_BYTES: usize = 512;
 
 /// Serves a request that changes the catalogue: here on shard 0, elsewhere by forwarding it there.
 pub(crate) fn spawn(shard: &Rc<Shard>, request: Request) {

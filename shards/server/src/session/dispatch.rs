@@ -23,8 +23,8 @@ pub(crate) fn dispatch(shard: &Rc<Shard>, request: Request) {
         RequestKind::ListOffsets => offsets::spawn(shard, request),
         RequestKind::Subscribe => subscribe::subscribe(shard, request),
         RequestKind::Credit => subscribe::credit(shard, request),
-        RequestKind::Metadata => metadata::metadata(shard, request),
-        RequestKind::ListTopics => metadata::list_topics(shard, request),
+        RequestKind::Metadata => metadata::spawn_metadata(shard, request),
+        RequestKind::ListTopics => metadata::spawn_list_topics(shard, request),
         RequestKind::CreateTopic | RequestKind::DeleteTopic | RequestKind::InitProducer => {
             catalogue::spawn(shard, request);
         }
