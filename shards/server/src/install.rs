@@ -61,12 +61,12 @@ impl Shard {
         };
         self.wal(wal).count_producers(0, engine.producers().len());
         self.partitions.borrow_mut().insert(LocalPartition {
+            epoch_noted: !engine.begins_epoch(),
             engine,
             topic_name: Rc::from(topic.name.as_str()),
             wal,
             record_bytes_max: topic.config.max_message_bytes as usize,
             retention: retention_of(&topic.config),
-            epoch_noted: false,
             damage,
             arrivals: Rc::default(),
             subscribers: Rc::default(),

@@ -101,8 +101,7 @@ struct Appended {
 }
 
 /// Copies the batch into the open block, checks it there, and lets the partition decide. `None`
-/// means that the room was taken meanwhile. When the batch is refused nothing is left behind, but that
-/// the leader epoch has begun, once.
+/// means that the room was taken meanwhile. A refused batch leaves the epoch's note behind at most.
 fn append(
     shard: &Shard,
     request: &Request,
@@ -112,11 +111,8 @@ fn append(
 ) -> Result<Option<Appended>, RequestError> {
     let mut partitions = shard.partitions.borrow_mut();
     let partition = partitions.get_mut(tag).ok_or(RequestError::UnknownTopicId)?;
-    if partition.engine.begins_epoch() && !partition.epoch_noted {
-        if !log_epoch_start(partition, wal, tag) {
-            return Ok(None);
-        }
-        partition.epoch_noted = true;
+    if !partition.epoch_noted && !log_epoch_start(partition, wal, tag) {
+        return Ok(None);
     }
     let batch_bytes = request.body.len() - PRODUCE_HEAD_BYTES;
     let mut duplicate = None;
@@ -183,10 +179,11 @@ fn data_entry(
 }
 
 /// The first batch of a leader epoch is preceded by an entry that says where the epoch begins.
-fn log_epoch_start(partition: &LocalPartition, wal: &WalWriter, tag: u32) -> bool {
+fn log_epoch_start(partition: &mut LocalPartition, wal: &WalWriter, tag: u32) -> bool {
     let start = partition.engine.log_end_offset();
     let note = partition.note(EntryKind::EpochStart, start, tag);
-    wal.put_note(note).is_some()
+    partition.epoch_noted = wal.put_note(note).is_some();
+    partition.epoch_noted
 }
 
 fn check_head(shard: &Shard, request: &Request) -> Result<ProduceHead, RequestError> {
