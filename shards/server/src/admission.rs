@@ -101,6 +101,13 @@ impl Admission {
         idle || 0 < self.credit_ns
     }
 
+    /// May a handshake that has begun go on now? It may overdraw the strangers' time where no other may
+    /// begin, or a flood of first packets would end all that are under way. By half of what debts are
+    /// bounded to, as what is beyond that bound is forgiven.
+    pub(crate) fn may_go_on(&mut self, now: Instant) -> bool {
+        self.has_time(now) || -(STRANGERS_CREDIT.as_nanos() as i64 / 2) < self.credit_ns
+    }
+
     /// When strangers that wait may be looked after again, if not now.
     pub(crate) fn next_time(&self, now: Instant) -> Instant {
         let missing = u64::try_from(-self.credit_ns).unwrap_or_default() + 1;
@@ -249,5 +256,28 @@ mod tests {
         let later = admission.next_time(now);
         admission.handle_work(later);
         assert!(admission.has_time(later));
+    }
+
+    #[test]
+    fn a_handshake_under_way_goes_on_where_no_other_begins_and_not_without_end() {
+        let start = clock::now();
+        let mut admission = Admission::new(start);
+        admission.handle_work(start);
+        while admission.has_time(start) {
+            admission.spend(Duration::from_micros(124));
+        }
+        assert!(admission.may_go_on(start), "the flood spends nothing more");
+        let (mut now, mut spent) = (start, Duration::ZERO);
+        let end = start + Duration::from_secs(10);
+        while now < end {
+            now += Duration::from_micros(50);
+            admission.handle_work(now);
+            if admission.may_go_on(now) {
+                admission.spend(Duration::from_micros(500));
+                spent += Duration::from_micros(500);
+            }
+        }
+        let share = Duration::from_secs(10) / STRANGERS_SHARE;
+        assert!(spent < share * 11 / 10, "{spent:?} of {share:?}");
     }
 }

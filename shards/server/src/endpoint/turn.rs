@@ -31,7 +31,7 @@ impl State {
             self.counters.dropped += 1;
             return;
         }
-        let begun = stranger.then(clock::refresh);
+        let mut begun = stranger.then(clock::refresh);
         let mut buffer = self.spare.take();
         let ecn = EcnCodepoint::from_bits(meta.ecn);
         let event = within(Tag::Quic, || {
@@ -40,9 +40,18 @@ impl State {
         match event {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 if let Some(Some(connection)) = self.connections.get_mut(handle.0) {
-                    within(Tag::Quic, || connection.quic.handle_event(event));
-                    connection.socket = socket;
-                    mark(&mut endpoint.dirty.borrow_mut(), connection);
+                    // It is no stranger any more, and not in either.
+                    let is_handshaking = connection.handshake.is_some();
+                    if is_handshaking && !self.admission.may_go_on(now) {
+                        self.counters.dropped += 1;
+                    } else {
+                        if is_handshaking {
+                            begun = begun.or_else(|| Some(clock::refresh()));
+                        }
+                        within(Tag::Quic, || connection.quic.handle_event(event));
+                        connection.socket = socket;
+                        mark(&mut endpoint.dirty.borrow_mut(), connection);
+                    }
                 }
             }
             Some(DatagramEvent::NewConnection(incoming)) => {
