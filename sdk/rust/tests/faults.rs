@@ -303,6 +303,36 @@ async fn without_acknowledgements_records_arrive_and_their_offset_is_unknown() {
 }
 
 #[tokio::test]
+async fn without_acknowledgements_a_lost_record_fails_and_none_is_sent_twice() {
+    let broker = Broker::start();
+    let client = connect(&broker).await;
+    let silent = one_by_one(&client).acks(Acks::None).build().await.unwrap();
+    // The broker reads two and ends the connection. All eight are more than it takes unread, so
+    // some are being written at that moment.
+    broker.inject([Fault::Nothing, Fault::LoseAfter]);
+    let filler = "x".repeat(900_000);
+    let mut tickets = Vec::new();
+    for number in 0..8 {
+        tickets.push(silent.submit(record(format!("{number} {filler}"))).await.unwrap());
+    }
+    let mut lost = 0;
+    for ticket in tickets {
+        if let Err(error) = ticket.await {
+            assert!(!error.is_definite(), "it may have arrived: {error}");
+            lost += 1;
+        }
+    }
+    assert!(0 < lost, "what was being written has an open fate");
+    // It is answered on the stream that they took: whatever was sent has arrived.
+    client.producer(TOPIC).build().await.unwrap().send(record("last")).await.unwrap();
+    let arrived = broker.values(0);
+    for value in &arrived {
+        let times = arrived.iter().filter(|other| *other == value).count();
+        assert_eq!(times, 1, "{:?}", value.split(' ').next());
+    }
+}
+
+#[tokio::test]
 async fn records_with_one_key_stay_together_and_records_without_use_all_partitions() {
     let broker = Broker::start();
     let client = connect(&broker).await;
