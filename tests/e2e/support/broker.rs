@@ -412,7 +412,8 @@ impl Broker {
         Ok((code, body.to_owned()))
     }
 
-    fn file(&self, name: &str) -> Result<String> {
+    /// A file in its data directory that has one line.
+    pub(crate) fn file(&self, name: &str) -> Result<String> {
         let path = self.data_dir.join(name);
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("reading {}", path.display()))?;
