@@ -253,6 +253,68 @@ async fn an_error_says_whether_the_records_may_be_in_the_log() {
     assert!(error.is_definite(), "it was never sent: {error}");
 }
 
+/// Records that are more than fit on the way to a broker that does not read: 40 in its window, 64
+/// that are being written and 256 behind them.
+const MORE_THAN_A_STREAM: u32 = 450;
+
+fn record_of_32_kib(number: u32) -> ProducerRecord {
+    record(format!("{number} {}", "x".repeat(32 << 10)))
+}
+
+#[tokio::test]
+async fn a_record_is_given_up_in_time_when_there_is_no_room_on_the_way() {
+    let broker = Broker::start();
+    let mut config = broker.client_config();
+    // Nothing else ends it.
+    config.request_timeout = Duration::from_secs(24 * 3600);
+    let client = Client::connect(config).await.unwrap();
+    let timeout = Duration::from_millis(300);
+    let builder = client.producer(TOPIC).delivery_timeout(timeout).idempotent(false);
+    broker.inject([Fault::Hang]);
+    let mut tickets = Vec::new();
+    for number in 0..MORE_THAN_A_STREAM {
+        let producer = builder.clone().build().await.unwrap();
+        tickets.push(producer.submit(record_of_32_kib(number)).await.unwrap());
+    }
+    let mut never_sent = 0;
+    for ticket in tickets {
+        let fate = tokio::time::timeout(Duration::from_secs(60), ticket).await;
+        let error = fate.expect("it has its fate").unwrap_err();
+        assert!(matches!(error, ClientError::DeliveryTimeout { .. }), "{error}");
+        never_sent += u32::from(error.is_definite());
+    }
+    assert!(0 < never_sent, "there was room for all");
+}
+
+#[tokio::test]
+async fn a_way_without_room_is_left_when_no_answer_comes() {
+    let broker = Broker::start();
+    let mut config = broker.client_config();
+    config.request_timeout = Duration::from_secs(2);
+    let client = Client::connect(config).await.unwrap();
+    let mut producers = Vec::new();
+    for _ in 0..MORE_THAN_A_STREAM / 2 {
+        producers.push(one_by_one(&client).build().await.unwrap());
+    }
+    broker.inject([Fault::Hang]);
+    let mut tickets = Vec::new();
+    // The last record of each is still gathered.
+    for round in 0..4 {
+        for (index, producer) in producers.iter().enumerate() {
+            let number = round * producers.len() as u32 + index as u32;
+            tickets.push(producer.submit(record_of_32_kib(number)).await.unwrap());
+        }
+        // Each has a record on its way before any has the next: then all wait for room.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let count = tickets.len();
+    for ticket in tickets {
+        let fate = tokio::time::timeout(Duration::from_secs(60), ticket).await;
+        fate.expect("it has its fate").unwrap();
+    }
+    assert_eq!(broker.values(0).len(), count, "each is there once");
+}
+
 #[tokio::test]
 async fn a_full_buffer_makes_a_producer_wait_and_nothing_is_lost() {
     let broker = Broker::start();

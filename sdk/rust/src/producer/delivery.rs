@@ -139,6 +139,17 @@ impl Delivery {
             return self.handle_unsent(attempt, error);
         }
         let Some(link) = &self.link else { return };
+        // Nothing else is looked at meanwhile, so it waits no longer than what is on its way may
+        // take.
+        let until = self.overdue_at(in_flight - 1).map_or(deadline, |at| at.min(deadline));
+        let room = match timeout_at(until.into(), link.stream.room()).await {
+            Ok(Ok(room)) => room,
+            Ok(Err(lost)) => {
+                self.stale = Some(link.route.version);
+                return self.handle_unsent(attempt, lost.into());
+            }
+            Err(_) => return self.handle_unsent(attempt, ClientError::RequestTimeout),
+        };
         let partition = &self.partition;
         let head = ProduceHead {
             topic: link.route.topic,
@@ -155,7 +166,7 @@ impl Delivery {
             answered: partition.acks != Acks::None,
             reply: ReplyTo::many(attempt, self.answers_in.clone()),
         };
-        link.stream.submit(request).await;
+        room.send(request);
         if in_flight == 1 {
             self.progress_at = Instant::now();
         }
@@ -216,10 +227,7 @@ impl Delivery {
     }
 
     async fn wait(&mut self, until: Option<Instant>, in_flight: usize) {
-        // The broker answers TIMEOUT by itself; an answer that is overdue by half as much again is
-        // not coming.
-        let patience = self.partition.cluster.config().request_timeout.mul_f64(1.5);
-        let overdue_at = (in_flight > 0).then(|| self.progress_at + patience);
+        let overdue_at = self.overdue_at(in_flight);
         let wake_at = until.into_iter().chain(overdue_at).min();
         // An hour stands for ever: waking up once an hour costs nothing.
         let wake_at = wake_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -240,6 +248,14 @@ impl Delivery {
                 }
             }
         }
+    }
+
+    /// When an answer must have come, with so many batches on their way.
+    fn overdue_at(&self, in_flight: usize) -> Option<Instant> {
+        // The broker answers TIMEOUT by itself; an answer that is overdue by half as much again is
+        // not coming.
+        let patience = self.partition.cluster.config().request_timeout.mul_f64(1.5);
+        (in_flight > 0).then(|| self.progress_at + patience)
     }
 
     fn handle_overdue(&mut self) {
