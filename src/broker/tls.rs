@@ -4,15 +4,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{CipherSuite, RootCertStore, ServerConfig};
 use rustmq_server::tls::ALPN;
 
 use super::certificates::Certificates;
-
-/// Sessions remembered for resumption, over all shards. A client that comes back past this makes a
-/// full handshake. 4096 take about 8 MiB with their certificates.
-const SESSIONS_MAX: usize = 4096;
 
 /// The cryptography: AES-128-GCM first, because with the CPU's instructions it costs a shard least
 /// for each datagram.
@@ -41,8 +37,10 @@ pub(super) fn server_config(certificates: Certificates) -> Result<Arc<ServerConf
     config.alpn_protocols = vec![ALPN.to_vec()];
     // A request in early data could be replayed by whoever recorded it.
     config.max_early_data_size = 0;
-    // One cache for all shards: a client may come back to another one.
-    config.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
+    // A resumed session takes the certificate as it was verified then: a client would go on when
+    // its certificate has expired. So every connection shows one, and it is verified.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config))
 }
 
@@ -112,10 +110,12 @@ mod tests {
     }
 
     #[test]
-    fn quic_takes_the_settings_and_early_data_is_off() {
+    fn quic_takes_the_settings_and_early_data_and_resumption_are_off() {
         let folder = tempfile::tempdir().unwrap();
         let config = server(folder.path());
         assert_eq!(config.max_early_data_size, 0);
+        assert_eq!(config.send_tls13_tickets, 0);
+        assert!(!config.session_storage.can_cache());
         let suites = &config.crypto_provider().cipher_suites;
         assert_eq!(suites[0].suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
         assert!(suites[0].tls13().and_then(|suite| suite.quic).is_some());

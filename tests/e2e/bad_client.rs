@@ -1,6 +1,9 @@
 //! Peers that are refused in the handshake, each told why, and the broker serves on.
 
-use anyhow::{Result, ensure};
+use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, bail, ensure};
 use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
 
 use crate::support::broker::{Backend, Broker, Node};
@@ -54,6 +57,46 @@ fn a_client_with_an_expired_certificate_is_refused() -> Result<()> {
         Ok(Some(signed))
     };
     refused(expired, "expired")
+}
+
+#[test]
+fn a_client_whose_certificate_expires_is_refused_when_it_comes_back() -> Result<()> {
+    let _machine = machine::shared();
+    let node = Node::new(Backend::Epoll)?;
+    let broker = node.start()?;
+    let authority = Authority::of_broker(node.data_dir())?;
+    let said = client::runtime()?.block_on(async {
+        let (config, expires_at) = admitted_for_a_while(&node, &authority).await?;
+        // A second of the certificate's clock is over when the next has begun.
+        while SystemTime::now() < expires_at + Duration::from_secs(1) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        raw::refusal_with(node.data_dir(), config).await
+    })?;
+    ensure!(said.contains("expired"), "the peer was told {said:?}");
+    broker.stop()
+}
+
+/// Settings of a client that was let in with a certificate that ends soon, and when that is.
+async fn admitted_for_a_while(
+    node: &Node,
+    authority: &Authority,
+) -> Result<(quinn::ClientConfig, SystemTime)> {
+    // On a machine that hangs, the first may be over before the client has come.
+    for seconds in [3, 12, 48] {
+        let expires_at = SystemTime::now() + Duration::from_secs(seconds);
+        let since_1970 = expires_at.duration_since(UNIX_EPOCH)?;
+        let not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(since_1970.as_secs());
+        let certificate = Some(authority.sign(|params| params.not_after = not_after)?);
+        let identity = Identity { certificate, alpn: b"rustmq/1" };
+        let config = raw::client_as(node.data_dir(), &identity)?;
+        let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
+        match raw::Raw::greeted_from(&endpoint, node.data_dir(), config.clone()).await {
+            Ok(_) => return Ok((config, expires_at)),
+            Err(error) => ensure!(expires_at <= SystemTime::now(), "not let in: {error:#}"),
+        }
+    }
+    bail!("no certificate lasted until its client had come")
 }
 
 #[test]

@@ -18,6 +18,7 @@
 //! - `greedy`: small questions with large answers, padding, and streams that end in every way.
 //! - `hostile`: clients that hold on to what they were given, and strangers without end.
 //! - `flood`: floods from addresses of others, in network namespaces.
+//! - `operators`: probes beside connections that are silent.
 //! - `subscribe`: batches as they come, for as long as there is credit.
 //! - `read_ahead`: what the disk is asked for before a subscription is.
 //! - `pressure`: more work than the broker can do.
@@ -54,6 +55,8 @@ mod greedy;
 mod hostile;
 
 mod flood;
+
+mod operators;
 
 mod subscribe;
 

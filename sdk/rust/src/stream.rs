@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::error::ClientError;
 
-/// Requests that wait to be written to one stream. At the limit [`RequestStream::submit`] waits.
+/// Requests that wait to be written to one stream. At the limit [`RequestStream::room`] and
+/// [`RequestStream::submit`] wait.
 const REQUESTS_QUEUED_MAX: usize = 256;
 
 /// Requests that leave in one write.
@@ -190,6 +191,11 @@ impl RequestStream {
             Request { kind, subscription: None, head: body, payload, answered: true, reply };
         self.submit(request).await;
         Subscription { stream: self, answers, number: None }
+    }
+
+    /// Waits until there is room for a request, which is then handed over by sending it there.
+    pub(crate) async fn room(&self) -> Result<mpsc::Permit<'_, Request>, RequestLost> {
+        self.queue.reserve().await.map_err(|_| RequestLost { written: false })
     }
 
     /// Hands over a request. The answer goes where the request says, even if the stream is closed.

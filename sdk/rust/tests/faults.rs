@@ -230,27 +230,93 @@ async fn forwarded_requests_make_the_client_look_again_unless_it_is_told_to_use_
 async fn an_error_says_whether_the_records_may_be_in_the_log() {
     let broker = Broker::start();
     let client = connect(&broker).await;
+    client.producer(TOPIC).build().await.unwrap().send(record(0)).await.unwrap();
     let timeout = Duration::from_millis(300);
     let producer = client.producer(TOPIC).delivery_timeout(timeout).build().await.unwrap();
-    producer.send(record(0)).await.unwrap();
 
     broker.inject(std::iter::repeat_n(Fault::Refuse(ErrorCode::StorageFull), 10_000));
-    // Where the time runs out between a request and its answer, nobody can say.
-    let mut error = producer.send(record(1)).await.unwrap_err();
-    for _ in 0..20 {
-        if matches!(error, ClientError::DeliveryTimeout { definite: true, .. }) {
-            break;
-        }
-        error = producer.send(record(1)).await.unwrap_err();
-    }
-    assert!(matches!(error, ClientError::DeliveryTimeout { definite: true, .. }), "{error}");
-    assert_eq!(error.code(), Some(ErrorCode::StorageFull));
+    let refused = |error: &ClientError| error.code() == Some(ErrorCode::StorageFull);
+    let error = definite_error(&producer, refused).await;
+    assert!(matches!(error, ClientError::DeliveryTimeout { .. }), "{error}");
 
     drop(broker);
     let error = producer.send(record(2)).await.unwrap_err();
     assert!(error.is_retriable(), "{error}");
-    let error = producer.send(record(3)).await.unwrap_err();
-    assert!(error.is_definite(), "it was never sent: {error}");
+    definite_error(&producer, |_| true).await;
+}
+
+/// Sends until an error like this is definite: where the time runs out between a request and its
+/// answer, nobody can say.
+async fn definite_error(producer: &Producer, like: impl Fn(&ClientError) -> bool) -> ClientError {
+    for _ in 0..20 {
+        let error = producer.send(record(1)).await.expect_err("it cannot be stored");
+        if error.is_definite() && like(&error) {
+            return error;
+        }
+    }
+    panic!("no error is definite");
+}
+
+/// Records that are more than fit on the way to a broker that does not read: 40 in its window, 64
+/// that are being written and 256 behind them.
+const MORE_THAN_A_STREAM: u32 = 450;
+
+fn record_of_32_kib(number: u32) -> ProducerRecord {
+    record(format!("{number} {}", "x".repeat(32 << 10)))
+}
+
+#[tokio::test]
+async fn a_record_is_given_up_in_time_when_there_is_no_room_on_the_way() {
+    let broker = Broker::start();
+    let mut config = broker.client_config();
+    // Nothing else ends it.
+    config.request_timeout = Duration::from_secs(24 * 3600);
+    let client = Client::connect(config).await.unwrap();
+    let timeout = Duration::from_millis(300);
+    let builder = client.producer(TOPIC).delivery_timeout(timeout).idempotent(false);
+    broker.inject([Fault::Hang]);
+    let mut tickets = Vec::new();
+    for number in 0..MORE_THAN_A_STREAM {
+        let producer = builder.clone().build().await.unwrap();
+        tickets.push(producer.submit(record_of_32_kib(number)).await.unwrap());
+    }
+    let mut never_sent = 0;
+    for ticket in tickets {
+        let fate = tokio::time::timeout(Duration::from_secs(60), ticket).await;
+        let error = fate.expect("it has its fate").unwrap_err();
+        assert!(matches!(error, ClientError::DeliveryTimeout { .. }), "{error}");
+        never_sent += u32::from(error.is_definite());
+    }
+    assert!(0 < never_sent, "there was room for all");
+}
+
+#[tokio::test]
+async fn a_way_without_room_is_left_when_no_answer_comes() {
+    let broker = Broker::start();
+    let mut config = broker.client_config();
+    config.request_timeout = Duration::from_secs(2);
+    let client = Client::connect(config).await.unwrap();
+    let mut producers = Vec::new();
+    for _ in 0..MORE_THAN_A_STREAM / 2 {
+        producers.push(one_by_one(&client).build().await.unwrap());
+    }
+    broker.inject([Fault::Hang]);
+    let mut tickets = Vec::new();
+    // The last record of each is still gathered.
+    for round in 0..4 {
+        for (index, producer) in producers.iter().enumerate() {
+            let number = round * producers.len() as u32 + index as u32;
+            tickets.push(producer.submit(record_of_32_kib(number)).await.unwrap());
+        }
+        // Each has a record on its way before any has the next: then all wait for room.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let count = tickets.len();
+    for ticket in tickets {
+        let fate = tokio::time::timeout(Duration::from_secs(60), ticket).await;
+        fate.expect("it has its fate").unwrap();
+    }
+    assert_eq!(broker.values(0).len(), count, "each is there once");
 }
 
 #[tokio::test]
@@ -300,6 +366,36 @@ async fn without_acknowledgements_records_arrive_and_their_offset_is_unknown() {
     assert_eq!(metadata.offset, RecordMetadata::OFFSET_UNKNOWN);
     let mut consumer = client.consumer(TOPIC).start(Start::Earliest).build().await.unwrap();
     assert_eq!(receive(&mut consumer, 1).await, [(0, 0, "0".to_owned())]);
+}
+
+#[tokio::test]
+async fn without_acknowledgements_a_lost_record_fails_and_none_is_sent_twice() {
+    let broker = Broker::start();
+    let client = connect(&broker).await;
+    let silent = one_by_one(&client).acks(Acks::None).build().await.unwrap();
+    // The broker reads two and ends the connection. All eight are more than it takes unread, so
+    // some are being written at that moment.
+    broker.inject([Fault::Nothing, Fault::LoseAfter]);
+    let filler = "x".repeat(900_000);
+    let mut tickets = Vec::new();
+    for number in 0..8 {
+        tickets.push(silent.submit(record(format!("{number} {filler}"))).await.unwrap());
+    }
+    let mut lost = 0;
+    for ticket in tickets {
+        if let Err(error) = ticket.await {
+            assert!(!error.is_definite(), "it may have arrived: {error}");
+            lost += 1;
+        }
+    }
+    assert!(0 < lost, "what was being written has an open fate");
+    // It is answered on the stream that they took: whatever was sent has arrived.
+    client.producer(TOPIC).build().await.unwrap().send(record("last")).await.unwrap();
+    let arrived = broker.values(0);
+    for value in &arrived {
+        let times = arrived.iter().filter(|other| *other == value).count();
+        assert_eq!(times, 1, "{:?}", value.split(' ').next());
+    }
 }
 
 #[tokio::test]

@@ -103,6 +103,7 @@ pub(crate) struct Node {
 pub(crate) struct Broker {
     process: Process,
     data_dir: PathBuf,
+    shards: u16,
 }
 
 impl Node {
@@ -226,7 +227,7 @@ impl Node {
     pub(crate) fn launch_by(&self, command: Command) -> Result<Broker> {
         let start = self.starts.fetch_add(1, Ordering::Relaxed) + 1;
         let process = Process::start(command, self.scratch.path(), &format!("start-{start}"))?;
-        Ok(Broker { process, data_dir: self.data_dir.clone() })
+        Ok(Broker { process, data_dir: self.data_dir.clone(), shards: self.shards })
     }
 
     /// Starts it and waits until it serves.
@@ -242,6 +243,7 @@ impl Node {
         // The last one counts.
         command.args(["--set", &format!("broker.shards={shards}")]);
         let mut broker = self.launch_by(command)?;
+        broker.shards = shards;
         broker.until_ready()?;
         Ok(broker)
     }
@@ -381,7 +383,7 @@ impl Broker {
 
     /// The sums over their labels of metrics that count seconds, of one moment.
     pub(crate) fn metrics_seconds<const N: usize>(&self, names: [&str; N]) -> Result<[f64; N]> {
-        let text = self.get("/metrics")?;
+        let text = self.metrics()?;
         let mut sums = [0.0; N];
         for (sum, name) in sums.iter_mut().zip(names) {
             *sum = sum_of(&text, name, "")?;
@@ -390,7 +392,18 @@ impl Broker {
     }
 
     fn metric_sum(&self, name: &str, label: &str) -> Result<f64> {
-        sum_of(&self.get("/metrics")?, name, label)
+        sum_of(&self.metrics()?, name, label)
+    }
+
+    /// What every shard measured. A scrape leaves out one that does not answer in time; then it is
+    /// asked again.
+    fn metrics(&self) -> Result<String> {
+        let complete = wait_until(|| {
+            let text = self.get("/metrics")?;
+            let up = sum_of(&text, "rustmq_shard_up", "").unwrap_or_default();
+            Ok((up == f64::from(self.shards)).then_some(text))
+        })?;
+        complete.context("not every shard answers a scrape")
     }
 
     /// The body of a page for operators.
@@ -412,7 +425,8 @@ impl Broker {
         Ok((code, body.to_owned()))
     }
 
-    fn file(&self, name: &str) -> Result<String> {
+    /// A file in its data directory that has one line.
+    pub(crate) fn file(&self, name: &str) -> Result<String> {
         let path = self.data_dir.join(name);
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("reading {}", path.display()))?;

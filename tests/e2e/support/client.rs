@@ -2,14 +2,17 @@
 
 use std::future::Future;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustmq_client::{Client, ClientConfig, NewTopic};
+use rustmq_client::{Client, ClientConfig, ClientError, NewTopic};
 use tokio::runtime::Runtime;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::process::PATIENCE;
+
+/// The longest pause before a broker is dialled again.
+const REDIAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// A runtime for clients: one thread, the test's own.
 pub(crate) fn runtime() -> Result<Runtime> {
@@ -19,10 +22,19 @@ pub(crate) fn runtime() -> Result<Runtime> {
 
 /// A client of the broker in this directory, which dials quickly again when it is gone.
 pub(crate) async fn connect(data_dir: &Path) -> Result<Client> {
-    let mut config = ClientConfig::from_dev_dir(data_dir)?;
-    config.connect_timeout = Duration::from_secs(2);
-    config.backoff_max = Duration::from_millis(100);
-    Ok(Client::connect(config).await?)
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut config = ClientConfig::from_dev_dir(data_dir)?;
+        config.connect_timeout = Duration::from_secs(2);
+        config.backoff_max = REDIAL_PAUSE;
+        match Client::connect(config).await {
+            // A machine that hangs for a while is not a broker that is gone.
+            Err(ClientError::Connect { .. }) if Instant::now() < deadline => {
+                sleep(REDIAL_PAUSE).await;
+            }
+            outcome => return Ok(outcome?),
+        }
+    }
 }
 
 /// Makes a topic, with a client of its own.

@@ -66,7 +66,8 @@ pub(crate) async fn dial(
     identity: &Identity,
 ) -> Result<(Endpoint, Result<Connection, ConnectionError>)> {
     let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
-    let connected = dial_from(&endpoint, address(data_dir)?, tls(data_dir, identity)?).await?;
+    let connected =
+        dial_from(&endpoint, address(data_dir)?, client_as(data_dir, identity)?).await?;
     Ok((endpoint, connected))
 }
 
@@ -88,7 +89,7 @@ pub(crate) fn address(data_dir: &Path) -> Result<SocketAddr> {
 
 /// The settings of a client that the broker lets in.
 pub(crate) fn good_client(data_dir: &Path) -> Result<ClientConfig> {
-    tls(data_dir, &Identity::of_dev_client(data_dir)?)
+    client_as(data_dir, &Identity::of_dev_client(data_dir)?)
 }
 
 /// A client that says that it is there for as long as it is connected.
@@ -102,8 +103,13 @@ pub(crate) fn tenacious_client(data_dir: &Path) -> Result<ClientConfig> {
 
 /// Dials the broker, which has to refuse; what it said.
 pub(crate) async fn refusal(data_dir: &Path, identity: &Identity) -> Result<String> {
-    let (_endpoint, connected) = dial(data_dir, identity).await?;
-    let error = match connected {
+    refusal_with(data_dir, client_as(data_dir, identity)?).await
+}
+
+/// The same with these settings, and what they remember of connections before.
+pub(crate) async fn refusal_with(data_dir: &Path, config: ClientConfig) -> Result<String> {
+    let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
+    let error = match dial_from(&endpoint, address(data_dir)?, config).await? {
         Err(error) => error,
         Ok(connection) => timeout(ANSWER_WAIT, connection.closed())
             .await
@@ -427,7 +433,8 @@ pub(crate) fn message(code: ErrorCode, header: &FrameHeader, body: &[u8]) -> Res
     Ok(message)
 }
 
-fn tls(data_dir: &Path, identity: &Identity) -> Result<ClientConfig> {
+/// The settings of a client with this identity.
+pub(crate) fn client_as(data_dir: &Path, identity: &Identity) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     for ca in CertificateDer::pem_file_iter(data_dir.join("certs/ca.crt"))? {
         roots.add(ca?)?;

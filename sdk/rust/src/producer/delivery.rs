@@ -15,7 +15,7 @@ use tokio::time::timeout_at;
 
 use super::buffer::{PartitionBuffer, Sealed};
 use super::ticket::BatchAck;
-use super::window::WindowEffect;
+use super::window::{GivenUp, WindowEffect};
 use crate::cluster::{Cluster, Route};
 use crate::config::RouteMode;
 use crate::connection::{Connection, Lane};
@@ -56,11 +56,14 @@ impl Partition {
         self.changed.notify_one();
     }
 
-    fn give_up(&self, sealed: Sealed, error: ClientError) {
+    fn give_up(&self, batches: impl IntoIterator<Item = GivenUp<Sealed>>) {
         let (topic, partition) = (&self.topic_name, self.partition.0);
-        tracing::warn!(%topic, partition, %error, definite = error.is_definite(), "batch given up");
-        self.buffer_bytes.add_permits(sealed.charged_bytes);
-        sealed.outcome.set(Err(error));
+        for (sealed, error) in batches {
+            let definite = error.is_definite();
+            tracing::warn!(%topic, partition, %error, definite, "batch given up");
+            self.buffer_bytes.add_permits(sealed.charged_bytes);
+            sealed.outcome.set(Err(error));
+        }
     }
 
     fn acknowledge(&self, sealed: Sealed, ack: BatchAck) {
@@ -107,9 +110,7 @@ impl Delivery {
         let now = Instant::now();
         let (effect, in_flight) = {
             let mut buffer = self.partition.lock();
-            while let Some((sealed, error)) = buffer.window.poll_expired(now) {
-                self.partition.give_up(sealed, error);
-            }
+            self.partition.give_up(std::iter::from_fn(|| buffer.window.poll_expired(now)));
             let effect = buffer.poll_effect(now);
             // Under the lock: whoever appends later sees that the partition is closed.
             if buffer.is_empty() && self.partition.closed.load(Ordering::Acquire) {
@@ -138,6 +139,17 @@ impl Delivery {
             return self.handle_unsent(attempt, error);
         }
         let Some(link) = &self.link else { return };
+        // Nothing else is looked at meanwhile, so it waits no longer than what is on its way may
+        // take.
+        let until = self.overdue_at(in_flight - 1).map_or(deadline, |at| at.min(deadline));
+        let room = match timeout_at(until.into(), link.stream.room()).await {
+            Ok(Ok(room)) => room,
+            Ok(Err(lost)) => {
+                self.stale = Some(link.route.version);
+                return self.handle_unsent(attempt, lost.into());
+            }
+            Err(_) => return self.handle_unsent(attempt, ClientError::RequestTimeout),
+        };
         let partition = &self.partition;
         let head = ProduceHead {
             topic: link.route.topic,
@@ -154,7 +166,7 @@ impl Delivery {
             answered: partition.acks != Acks::None,
             reply: ReplyTo::many(attempt, self.answers_in.clone()),
         };
-        link.stream.submit(request).await;
+        room.send(request);
         if in_flight == 1 {
             self.progress_at = Instant::now();
         }
@@ -211,16 +223,11 @@ impl Delivery {
                 Err(error) => buffer.window.handle_no_producer(error, now),
             }
         };
-        if let Some((sealed, error)) = given_up {
-            self.partition.give_up(sealed, error);
-        }
+        self.partition.give_up(given_up);
     }
 
     async fn wait(&mut self, until: Option<Instant>, in_flight: usize) {
-        // The broker answers TIMEOUT by itself; an answer that is overdue by half as much again is
-        // not coming.
-        let patience = self.partition.cluster.config().request_timeout.mul_f64(1.5);
-        let overdue_at = (in_flight > 0).then(|| self.progress_at + patience);
+        let overdue_at = self.overdue_at(in_flight);
         let wake_at = until.into_iter().chain(overdue_at).min();
         // An hour stands for ever: waking up once an hour costs nothing.
         let wake_at = wake_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -243,6 +250,14 @@ impl Delivery {
         }
     }
 
+    /// When an answer must have come, with so many batches on their way.
+    fn overdue_at(&self, in_flight: usize) -> Option<Instant> {
+        // The broker answers TIMEOUT by itself; an answer that is overdue by half as much again is
+        // not coming.
+        let patience = self.partition.cluster.config().request_timeout.mul_f64(1.5);
+        (in_flight > 0).then(|| self.progress_at + patience)
+    }
+
     fn handle_overdue(&mut self) {
         let (topic, partition) = (&self.partition.topic_name, self.partition.partition.0);
         tracing::debug!(%topic, partition, "no answer from the leader");
@@ -251,7 +266,8 @@ impl Delivery {
             link.connection.abandon();
         }
         let error = ClientError::RequestTimeout;
-        self.partition.lock().window.handle_all_lost(&error, Instant::now());
+        let given_up = self.partition.lock().window.handle_all_lost(&error, Instant::now());
+        self.partition.give_up(given_up);
     }
 
     fn handle_answer(&mut self, attempt: u64, answer: Result<Answer, RequestLost>) {
@@ -264,7 +280,8 @@ impl Delivery {
                 self.mark_stale();
                 let (error, now) = (ClientError::ConnectionLost, Instant::now());
                 if written {
-                    self.partition.lock().window.handle_lost(attempt, error, now);
+                    let given_up = self.partition.lock().window.handle_lost(attempt, error, now);
+                    self.partition.give_up(given_up);
                 } else {
                     self.handle_unsent(attempt, error);
                 }
@@ -331,16 +348,12 @@ impl Delivery {
             let window = &mut self.partition.lock().window;
             window.handle_refused(attempt, code, message, retry_after, now)
         };
-        if let Some((sealed, error)) = given_up {
-            self.partition.give_up(sealed, error);
-        }
+        self.partition.give_up(given_up);
     }
 
     fn handle_unsent(&self, attempt: u64, error: ClientError) {
         let given_up = self.partition.lock().window.handle_unsent(attempt, error, Instant::now());
-        if let Some((sealed, error)) = given_up {
-            self.partition.give_up(sealed, error);
-        }
+        self.partition.give_up(given_up);
     }
 
     /// The metadata behind the link is out of date: the next batch that may, asks for fresh

@@ -129,8 +129,9 @@ impl ProducerBuilder {
     }
 
     /// What must be true of a batch before it is acknowledged. Default [`Acks::All`]. With
-    /// [`Acks::None`] nothing is acknowledged, nothing is sent again, and the producer is not
-    /// idempotent.
+    /// [`Acks::None`] nothing is acknowledged and the producer is not idempotent: what may have
+    /// arrived when a connection is lost is not sent again, and fails with an error that is not
+    /// [definite](ClientError::is_definite).
     #[must_use]
     pub fn acks(self, acks: Acks) -> ProducerBuilder {
         ProducerBuilder { acks, ..self }
@@ -205,6 +206,7 @@ impl ProducerBuilder {
         let topic_name: Arc<str> = self.topic.into();
         let partition = |partition| {
             let window = Window::new(in_flight_max, id, self.cluster.new_backoff());
+            let window = if self.acks == Acks::None { window.at_most_once() } else { window };
             Arc::new(Partition {
                 cluster: Arc::clone(&self.cluster),
                 topic_name: Arc::clone(&topic_name),

@@ -18,6 +18,9 @@
 //! sequences, and the broker would refuse every later batch. Those are certainly not in the log
 //! either, so they get a new producer id and sequences from 0 once they are at the front. Copies of
 //! them that may still be under way carry the old id and stay refused.
+//!
+//! **At most once.** Where nothing is acknowledged, a batch that may have arrived is given up instead
+//! of sent again: no broker would recognise it. One that was never handed to QUIC is still sent.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -44,6 +47,8 @@ pub(super) struct Window<T> {
     in_flight: Vec<u64>,
     in_flight_max: usize,
     numbering: Option<Numbering>,
+    /// Give up what may have arrived.
+    at_most_once: bool,
     /// Nothing is sent until everything in flight is answered.
     draining: bool,
     /// The next batch pushed comes behind a gap.
@@ -114,6 +119,7 @@ impl<T> Window<T> {
             in_flight: Vec::with_capacity(in_flight_max),
             in_flight_max,
             numbering,
+            at_most_once: false,
             draining: false,
             gap_at_end: false,
             resume_at: None,
@@ -121,6 +127,11 @@ impl<T> Window<T> {
             attempt_next: 0,
             number_next: 0,
         }
+    }
+
+    /// The same, giving up what may have arrived.
+    pub(super) fn at_most_once(self) -> Window<T> {
+        Window { at_most_once: true, ..self }
     }
 
     /// What the next batch, of so many records, is to be stamped with before it is pushed.
@@ -278,20 +289,29 @@ impl<T> Window<T> {
     }
 
     /// The connection was lost or the answer did not come: the batch may be in the log.
-    pub(super) fn handle_lost(&mut self, attempt: u64, error: ClientError, now: Instant) {
-        let Some(index) = self.answered(attempt) else { return };
-        let entry = &mut self.entries[index];
+    pub(super) fn handle_lost(
+        &mut self,
+        attempt: u64,
+        error: ClientError,
+        now: Instant,
+    ) -> Option<GivenUp<T>> {
+        let index = self.answered(attempt)?;
+        self.pause(now, Duration::ZERO);
+        if self.at_most_once {
+            return self.give_up(index, false).map(|entry| (entry.payload, error));
+        }
+        let entry = self.entries.get_mut(index)?;
         entry.maybe_appended = true;
         entry.last_error = Some(error);
-        self.pause(now, Duration::ZERO);
+        None
     }
 
     /// No answer came for too long: whatever is in flight may be in the log. Answers that come
     /// later are not looked at.
-    pub(super) fn handle_all_lost(&mut self, error: &ClientError, now: Instant) {
-        for attempt in self.in_flight.clone() {
-            self.handle_lost(attempt, error.clone(), now);
-        }
+    pub(super) fn handle_all_lost(&mut self, error: &ClientError, now: Instant) -> Vec<GivenUp<T>> {
+        let in_flight = self.in_flight.clone();
+        let lost = |attempt| self.handle_lost(attempt, error.clone(), now);
+        in_flight.into_iter().filter_map(lost).collect()
     }
 
     /// The batch was never sent: there was no way to the leader.

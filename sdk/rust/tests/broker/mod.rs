@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     LoseAfter,
     /// The answer says that another shard owns the partition.
     Moved,
+    /// It is not answered, and nothing behind it on its stream is read.
+    Hang,
     /// Nothing is wrong with it.
     Nothing,
 }
@@ -296,6 +298,7 @@ async fn answer(
                     connection.close(quinn::VarInt::from_u32(1), b"fault");
                     return None;
                 }
+                Fault::Hang => std::future::pending().await,
                 Fault::Refuse(code) => Err(code),
                 Fault::LoseAfter | Fault::Moved | Fault::Nothing => produce(shared, &request),
             };

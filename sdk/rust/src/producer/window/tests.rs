@@ -252,6 +252,23 @@ fn without_a_producer_id_batches_carry_none_and_leave_no_gaps() {
     assert_eq!(send(&mut window, now).len(), 1);
 }
 
+#[test]
+fn at_most_once_gives_up_what_may_have_arrived_and_sends_the_rest() {
+    let now = Instant::now();
+    let backoff = Backoff::new(10 * MS, 10 * MS, 1);
+    let mut window = Window::new(3, None, backoff).at_most_once();
+    push(&mut window, 0..4, later(now));
+    let sent = send(&mut window, now);
+    let (payload, error) = window.handle_lost(sent[0].0, ClientError::ConnectionLost, now).unwrap();
+    assert_eq!((payload, error.is_definite()), (0, false));
+    assert!(window.handle_unsent(sent[1].0, ClientError::ConnectionLost, now).is_none());
+    let lost = window.handle_all_lost(&ClientError::RequestTimeout, now);
+    assert!(matches!(lost[..], [(2, ClientError::RequestTimeout)]), "{lost:?}");
+    let sent = send(&mut window, now + 10 * MS);
+    let payloads = sent.iter().map(|(attempt, ..)| window.handle_acked(*attempt).unwrap());
+    assert_eq!(payloads.collect::<Vec<_>>(), [1, 3]);
+}
+
 /// A partition of a broker that remembers producers, refuses at random and loses answers at random.
 #[derive(Default)]
 struct Broker {
