@@ -74,6 +74,7 @@ pub struct Verify {
     file_bytes: u64,
     findings: Vec<Finding>,
     checkpoints: Vec<PartitionCheckpoint>,
+    log_starts: BTreeMap<TopicPartition, Offset>,
     rescued: Vec<(TopicPartition, Range<Offset>)>,
     ended: bool,
     /// Data entries that are whole.
@@ -89,6 +90,8 @@ pub struct Verified {
     pub end: ScanEnd,
     /// The partitions of its checkpoint.
     pub checkpoints: Vec<PartitionCheckpoint>,
+    /// The last log start that its entries say of each partition.
+    pub log_starts: BTreeMap<TopicPartition, Offset>,
     /// Records of damaged blocks that the footer's index led to.
     pub rescued: Vec<(TopicPartition, Range<Offset>)>,
     /// Data entries that are whole.
@@ -114,6 +117,7 @@ impl Verify {
             file_bytes,
             findings,
             checkpoints: Vec::new(),
+            log_starts: BTreeMap::new(),
             rescued: Vec::new(),
             ended: false,
             entries: 0,
@@ -134,6 +138,7 @@ impl Verify {
         mut on_entry: impl FnMut(&BlockHeader, &Entry<'_>),
     ) {
         let (entries, checkpoints) = (&mut self.entries, &mut self.checkpoints);
+        let log_starts = &mut self.log_starts;
         let mut senseless = None;
         let fed = self.scan.feed(position, bytes, |block, entry| {
             *entries += u64::from(entry.header.kind == EntryKind::Data);
@@ -142,6 +147,9 @@ impl Verify {
                     Ok(checkpoint) => checkpoints.push(checkpoint),
                     Err(error) => senseless = Some((entry.position, error)),
                 }
+            }
+            if entry.header.kind == EntryKind::LogStart {
+                raise(log_starts, entry.header.partition, entry.header.base_offset);
             }
             on_entry(block, entry);
         });
@@ -152,6 +160,10 @@ impl Verify {
         match fed {
             Ok(()) => {}
             Err(ScanError::Corruption(bad)) => {
+                let lines = bad.named.iter().flatten();
+                for line in lines.filter(|line| line.kind == EntryKind::LogStart as u8) {
+                    raise(&mut self.log_starts, line.partition, line.base_offset);
+                }
                 self.findings.push(finding(&bad));
                 self.ended = !self.scan.skip_corruption();
             }
@@ -235,10 +247,16 @@ impl Verify {
             findings: self.findings,
             end,
             checkpoints: self.checkpoints,
+            log_starts: self.log_starts,
             rescued: self.rescued,
             entries: self.entries,
         }
     }
+}
+
+fn raise(log_starts: &mut BTreeMap<TopicPartition, Offset>, of: TopicPartition, to: Offset) {
+    let start = log_starts.entry(of).or_insert(to);
+    *start = to.max(*start);
 }
 
 fn finding(bad: &Corruption) -> Finding {
@@ -332,16 +350,24 @@ fn read_footer(
 #[derive(Debug, Default)]
 pub struct Coverage {
     held: BTreeMap<TopicPartition, Vec<Range<Offset>>>,
-    /// Log start and end by the newest checkpoint.
+    /// Log start and end by the newest checkpoint, the start also by what follows it.
     bounds: BTreeMap<TopicPartition, (Offset, Offset)>,
 }
 
 impl Coverage {
     /// Adds a segment, in order.
     pub fn add(&mut self, verified: &Verified) {
+        // What a whole checkpoint leaves out is deleted, or comes behind it.
+        if verified.end.checkpoint_complete {
+            self.bounds.clear();
+        }
         for checkpoint in &verified.checkpoints {
             let bounds = (checkpoint.log_start, checkpoint.log_end);
             self.bounds.insert(checkpoint.partition, bounds);
+        }
+        for (partition, log_start) in &verified.log_starts {
+            let (start, end) = self.bounds.entry(*partition).or_insert((*log_start, *log_start));
+            (*start, *end) = ((*start).max(*log_start), (*end).max(*log_start));
         }
         for of in verified.end.index.partitions() {
             for point in verified.end.index.points(of.partition) {
@@ -364,7 +390,8 @@ impl Coverage {
         }
     }
 
-    /// Offsets that should be there and that no segment holds.
+    /// Offsets that should be there and that no segment holds. The WAL does not say which topics were
+    /// deleted behind its newest checkpoint.
     #[must_use]
     pub fn missing(&self) -> Vec<(TopicPartition, Range<Offset>)> {
         let mut missing = Vec::new();
