@@ -12,8 +12,8 @@ use crate::block::{BLOCK_ALIGN, BlockFlags};
 use crate::builder::{BlockBuilder, DIRECTORY_CAPACITY_MIN};
 use crate::chain::Chain;
 use crate::checkpoint::{
-    BATCHES_PER_PRODUCER_MAX, BatchCheckpoint, EPOCHS_PER_PARTITION_MAX, PartitionCheckpoint,
-    ProducerCheckpoint, WalCheckpoint,
+    BATCHES_PER_PRODUCER_MAX, BatchCheckpoint, EPOCHS_PER_PARTITION_MAX,
+    PRODUCERS_PER_PARTITION_MAX, PartitionCheckpoint, ProducerCheckpoint, WalCheckpoint,
 };
 use crate::entry::{EntryHeader, EntryKind, EntryMeta, WAL_ITSELF};
 use crate::footer::{SegmentEnd, encode_footer, footer_bytes};
@@ -186,13 +186,14 @@ impl<G: FnMut() -> u64> Salvage<G> {
         })
     }
 
-    /// A later checkpoint repeats what is known, and tells what was lost in between.
+    /// A later checkpoint repeats what is known, and tells what was lost in between, and whom the broker
+    /// had forgotten.
     fn take_checkpoint(&mut self, checkpoint: PartitionCheckpoint) {
         let known = self.states.contains_key(&checkpoint.partition);
         let state = self.state(checkpoint.partition);
         state.doubt = 0;
         state.log_start = state.log_start.max(checkpoint.log_start);
-        if known && checkpoint.log_end <= state.log_end {
+        if known && checkpoint.log_end < state.log_end {
             return;
         }
         let producers = checkpoint.producers.into_iter().map(|producer| (producer.id, producer));
@@ -295,7 +296,8 @@ impl<G: FnMut() -> u64> Salvage<G> {
         let first_segment = SegmentSequence::FIRST;
         let wal = WalCheckpoint { first_segment, partition_count: self.states.len() as u32 };
         let mut entries = VecDeque::from([(WAL_ITSELF, wal.encode().to_vec())]);
-        for (partition, state) in &self.states {
+        for (partition, state) in &mut self.states {
+            state.bound_producers();
             entries.push_back((*partition, state.checkpoint(*partition).encode()));
         }
         while let Some((partition, payload)) = entries.pop_front() {
@@ -348,6 +350,26 @@ impl State {
         });
         let extra = producer.batches.len().saturating_sub(BATCHES_PER_PRODUCER_MAX);
         producer.batches.drain(..extra);
+    }
+
+    /// Forgets whoever appended the longest ago, until a checkpoint takes the others. The broker had
+    /// forgotten them: it remembers no more at a time, and forgets in this order.
+    fn bound_producers(&mut self) {
+        let extra = self.producers.len().saturating_sub(PRODUCERS_PER_PARTITION_MAX);
+        if extra == 0 {
+            return;
+        }
+        let last_offset = |producer: &ProducerCheckpoint| {
+            producer.batches.last().map_or(Offset::ZERO, |batch| batch.base_offset)
+        };
+        let producers = self.producers.values();
+        let mut oldest: Vec<_> = producers
+            .map(|producer| (producer.last_append_time, last_offset(producer), producer.id))
+            .collect();
+        oldest.sort_unstable();
+        for (_, _, id) in oldest.drain(..extra) {
+            self.producers.remove(&id);
+        }
     }
 
     fn checkpoint(&self, partition: TopicPartition) -> PartitionCheckpoint {
