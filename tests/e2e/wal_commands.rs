@@ -1,13 +1,14 @@
 //! `rustmq wal inspect`, `verify` and `salvage`, on the files of a broker that was killed.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::corruption::{self, Model, PARTITIONS, check, copy, read, segments};
-use crate::support::broker::{Backend, Node};
+use crate::support::broker::{Backend, Node, wal_dirs};
 use crate::support::cli::{Cli, Outcome};
 use crate::support::damage::Damage;
 use crate::support::{client, machine};
@@ -180,6 +181,7 @@ fn salvage_saves_everything_that_is_whole() -> Result<()> {
                 fs::remove_dir_all(&dir)?;
                 fs::rename(&out, &dir)?;
             }
+            whole_on_disk(node.data_dir())?;
             let verified = wal(&node, &["verify", &dir])?;
             let found = String::from_utf8(verified.stdout)?;
             ensure!(loses || verified.code == 0, "{name}: {found}");
@@ -202,5 +204,26 @@ fn salvage_saves_everything_that_is_whole() -> Result<()> {
             fs::remove_dir_all(&dir)?;
         }
     }
+    Ok(())
+}
+
+/// Every byte of every segment file has its place on the disk: writing it later takes no more space.
+fn whole_on_disk(data_dir: &Path) -> Result<()> {
+    let mut files = 0;
+    for wal in wal_dirs(data_dir)? {
+        if wal.extension().is_some() {
+            continue;
+        }
+        for file in fs::read_dir(wal)? {
+            let path = file?.path();
+            let metadata = fs::metadata(&path)?;
+            // What the system counts in, whatever the blocks of the file system.
+            let held = metadata.blocks() * 512;
+            let name = path.display();
+            ensure!(metadata.len() <= held, "{name}: {held} of {} bytes", metadata.len());
+            files += 1;
+        }
+    }
+    ensure!(0 < files, "there is no segment");
     Ok(())
 }

@@ -17,6 +17,9 @@ use super::segment;
 use super::source::{self, Source};
 use crate::cli::exit::UsageError;
 
+/// Zeroes written at once: 1 MiB, so that the calls are few.
+const ZEROES_BYTES: usize = 1 << 20;
+
 /// What is said of one WAL.
 #[derive(Default)]
 struct Given {
@@ -186,7 +189,8 @@ impl Out {
                 let path = self.dir.join(slot.file_name());
                 let made = OpenOptions::new().write(true).create_new(true).open(&path);
                 let file = made.with_context(|| format!("making {}", path.display()))?;
-                file.set_len(self.bytes)?;
+                let zeroed = write_zeroes(&file, self.bytes);
+                zeroed.with_context(|| format!("zeroing {}", path.display()))?;
                 self.files.push(file);
             }
             self.files[slot.0 as usize].write_all_at(&bytes, position)?;
@@ -201,6 +205,18 @@ impl Out {
         }
         sync(&self.dir)
     }
+}
+
+/// Takes all the space of a new file: a broker writes to it where it is, and has none to find.
+fn write_zeroes(file: &File, bytes: u64) -> io::Result<()> {
+    let zeroes = vec![0; ZEROES_BYTES.min(bytes as usize)];
+    let mut position = 0;
+    while position < bytes {
+        let part = zeroes.len().min((bytes - position) as usize);
+        file.write_all_at(&zeroes[..part], position)?;
+        position += part as u64;
+    }
+    Ok(())
 }
 
 /// Everything of a data directory but its WALs and what belongs to a process.
