@@ -144,21 +144,20 @@ fn salvage_saves_everything_that_is_whole() -> Result<()> {
     let middle = &all[all.len() / 2];
     let tail = all.last().context("a tail")?;
     let data = tail.data()?.clone();
-    // Name, file, damage, whether records are given up.
+    // Name, file, damage, whether records are given up, whether offsets behind the last record are.
+    let flipped = Damage::Flip(middle.data()?.payload.start + 40);
+    let cut = Damage::Cut(data.block.start);
+    // Every partition has records behind this one.
+    let page = Damage::Zero(data.block.start..data.block.start + 4096);
     let cases = [
-        ("nothing", middle, None, false),
-        ("a payload", middle, Some(Damage::Flip(middle.data()?.payload.start + 40)), true),
-        ("the newest file is gone", tail, Some(Damage::Remove), true),
-        ("the newest file is cut", tail, Some(Damage::Cut(data.block.start)), true),
-        ("the middle file is gone", middle, Some(Damage::Remove), true),
-        (
-            "a page of the newest",
-            tail,
-            Some(Damage::Zero(data.block.start..data.block.start + 4096)),
-            true,
-        ),
+        ("nothing", middle, None, false, false),
+        ("a payload", middle, Some(flipped), true, false),
+        ("the newest file is gone", tail, Some(Damage::Remove), true, true),
+        ("the newest file is cut", tail, Some(cut), true, true),
+        ("the middle file is gone", middle, Some(Damage::Remove), true, false),
+        ("a page of the newest", tail, Some(page), true, false),
     ];
-    for (name, segment, damage, loses) in cases {
+    for (name, segment, damage, loses, loses_behind) in cases {
         for in_place in [false, true] {
             copy(&pristine, node.data_dir())?;
             if let Some(damage) = &damage {
@@ -177,6 +176,7 @@ fn salvage_saves_everything_that_is_whole() -> Result<()> {
                 "{name}: {said}"
             );
             ensure!(said.contains("given up: ") == loses, "{name}: {said}");
+            ensure!(said.contains("may have held records") == loses_behind, "{name}: {said}");
             if !in_place {
                 fs::remove_dir_all(&dir)?;
                 fs::rename(&out, &dir)?;

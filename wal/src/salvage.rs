@@ -22,6 +22,7 @@ use crate::ids::{
 };
 use crate::index::SegmentIndex;
 use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState};
+use crate::verify::{Finding, Lost};
 use rustmq_protocol::{BatchHeader, LeaderEpoch, Offset, ProducerId, TimestampMs, TopicPartition};
 
 /// Bytes of a block, unless one batch is larger.
@@ -45,6 +46,8 @@ pub struct Salvage<G> {
     /// Draws the random bits of a generation.
     draw: G,
     states: BTreeMap<TopicPartition, State>,
+    /// Records that a partition which nothing has named so far may have lost, at most.
+    doubt: u64,
     active: SegmentHeader,
     chain: Chain,
     index: SegmentIndex,
@@ -88,6 +91,7 @@ impl<G: FnMut() -> u64> Salvage<G> {
             segment_bytes,
             draw,
             states: BTreeMap::new(),
+            doubt: 0,
             active,
             chain,
             index: SegmentIndex::new(),
@@ -134,17 +138,28 @@ impl<G: FnMut() -> u64> Salvage<G> {
         true
     }
 
-    /// Something of so many bytes is lost here, and nothing says whose it was.
-    pub fn lose(&mut self, bytes: u64) {
-        for state in self.states.values_mut() {
-            state.doubt = state.doubt.saturating_add(bytes);
+    /// Takes note of what is wrong, between the entries before it and those behind it.
+    pub fn leave_out(&mut self, finding: &Finding) {
+        match &finding.lost {
+            Lost::Nothing | Lost::State => {}
+            Lost::Records(records) => {
+                for (partition, range) in records {
+                    let state = self.state(*partition);
+                    state.log_end = state.log_end.max(range.end);
+                    state.doubt = 0;
+                }
+            }
+            Lost::Unknown => self.lose(finding.end - finding.position),
         }
     }
 
-    /// These offsets are lost.
-    pub fn lose_records(&mut self, partition: TopicPartition, end: Offset) {
-        let state = self.state(partition);
-        state.log_end = state.log_end.max(end);
+    /// Something of so many bytes is lost here, and nothing says whose it was: of each partition of which
+    /// nothing comes behind it, as many records at most.
+    pub fn lose(&mut self, bytes: u64) {
+        self.doubt = self.doubt.saturating_add(bytes);
+        for state in self.states.values_mut() {
+            state.doubt = state.doubt.saturating_add(bytes);
+        }
     }
 
     /// Writes the end: what is left of the last block, and a tail with the state of everybody.
@@ -175,6 +190,7 @@ impl<G: FnMut() -> u64> Salvage<G> {
     }
 
     fn state(&mut self, partition: TopicPartition) -> &mut State {
+        let doubt = self.doubt;
         self.states.entry(partition).or_insert_with(|| State {
             log_start: Offset::ZERO,
             log_end: Offset::ZERO,
@@ -182,7 +198,7 @@ impl<G: FnMut() -> u64> Salvage<G> {
             leader_epoch: LeaderEpoch(0),
             epochs: Vec::new(),
             producers: BTreeMap::new(),
-            doubt: 0,
+            doubt,
         })
     }
 

@@ -102,20 +102,11 @@ impl Verify {
     /// Begins with a segment; `durable_end` as for [`Scan::new`].
     #[must_use]
     pub fn new(header: &SegmentHeader, durable_end: BlockSequence, file_bytes: u64) -> Self {
-        let mut findings = Vec::new();
-        if file_bytes < header.segment_bytes {
-            findings.push(Finding {
-                position: file_bytes,
-                end: header.segment_bytes,
-                what: What::Cut { bytes: file_bytes },
-                lost: Lost::Unknown,
-            });
-        }
         Self {
             scan: Scan::new(header, durable_end).of_file(file_bytes),
             header: *header,
             file_bytes,
-            findings,
+            findings: Vec::new(),
             checkpoints: Vec::new(),
             log_starts: BTreeMap::new(),
             rescued: Vec::new(),
@@ -176,7 +167,7 @@ impl Verify {
         }
     }
 
-    /// How many findings there are so far. After a [`feed`](Self::feed) that found one, entries of
+    /// The findings so far, in the order of the segment. After a [`feed`](Self::feed) that found one, entries of
     /// the damaged part that the footer's index leads to may be given to
     /// [`rescue`](Self::rescue).
     #[must_use]
@@ -226,6 +217,14 @@ impl Verify {
     #[must_use]
     pub fn finish(mut self, footer: Option<(u64, &[u8])>, must_have: bool) -> Verified {
         let is_whole = self.file_bytes == self.header.segment_bytes;
+        if self.file_bytes < self.header.segment_bytes {
+            self.findings.push(Finding {
+                position: self.file_bytes,
+                end: self.header.segment_bytes,
+                what: What::Cut { bytes: self.file_bytes },
+                lost: Lost::Unknown,
+            });
+        }
         // A scan that could not go on is taken as it is.
         let end = self.scan.finish();
         if (end.sealed.is_some() || must_have) && is_whole {

@@ -8,10 +8,10 @@ use rustmq_protocol::{
 };
 use rustmq_wal::checkpoint::PRODUCERS_PER_PARTITION_MAX;
 use rustmq_wal::salvage::Salvage;
-use rustmq_wal::verify::{Verified, Verify};
+use rustmq_wal::verify::{Finding, Lost, Verified, Verify, What};
 use rustmq_wal::{
-    BatchCheckpoint, BlockSequence, EntryHeader, EntryKind, Incarnation, PartitionCheckpoint,
-    ProducerCheckpoint, SegmentHeader,
+    BatchCheckpoint, BlockError, BlockSequence, EntryHeader, EntryKind, Incarnation,
+    PartitionCheckpoint, ProducerCheckpoint, SegmentHeader,
 };
 use support::{Files, WAL, partition};
 
@@ -130,3 +130,22 @@ fn who_was_forgotten_at_a_checkpoint_stays_so() {
     let ids: Vec<u64> = checkpoint.producers.iter().map(|producer| producer.id.0).collect();
     assert_eq!(ids, [3, 4]);
 }
+
+#[test]
+fn offsets_are_given_up_behind_those_of_whom_nothing_follows_the_loss() {
+    let mut salvage = salvage();
+    append(&mut salvage, 1, 0);
+    let lost = |position, lost| Finding { position, end: position + 100, what: WHAT, lost };
+    salvage.leave_out(&lost(4096, Lost::Unknown));
+    append(&mut salvage, 1, 7);
+    // Of another partition the loss may have taken what came before the log start, and behind it.
+    let log_start = header(EntryKind::LogStart, 3, &[]);
+    assert!(salvage.take(&EntryHeader { partition: partition(1), ..log_start }, &[]));
+    salvage.leave_out(&lost(8192, Lost::Records(vec![(partition(0), Offset(8)..Offset(9))])));
+    assert_eq!(salvage.finish(), [(partition(1), Offset(3)..Offset(103))]);
+    let (_, file) = files(&mut salvage).pop_last().expect("a file");
+    let ends = verify(&file).checkpoints.into_iter().map(|partition| partition.log_end);
+    assert_eq!(ends.collect::<Vec<_>>(), [Offset(9), Offset(103)]);
+}
+
+const WHAT: What = What::Block(BlockError::NotABlock);

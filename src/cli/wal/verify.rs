@@ -79,7 +79,7 @@ fn verify_file(path: &Path, report: &mut Report) -> Result<()> {
         report.note_read(path, source);
         return Ok(());
     };
-    let verified = segment::check(&mut source, &header, BlockSequence::FIRST, false, |_, _| {})?;
+    let verified = segment::check(&mut source, &header, BlockSequence::FIRST, false, |_| {})?;
     source.read_rest();
     report.add(path, Checked { verified, source });
     Ok(())
@@ -183,7 +183,7 @@ fn check(
     must_have_footer: bool,
 ) -> Result<Checked> {
     let mut source = sources.open_next()?;
-    let verified = segment::check(&mut source, header, durable_end, must_have_footer, |_, _| {})?;
+    let verified = segment::check(&mut source, header, durable_end, must_have_footer, |_| {})?;
     source.read_rest();
     source.let_go();
     Ok(Checked { verified, source })
