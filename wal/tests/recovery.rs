@@ -465,6 +465,22 @@ fn a_lost_segment_between_others_is_told() {
 }
 
 #[test]
+fn a_file_cut_before_its_first_block_is_corrupt_if_one_was_flushed() {
+    let writer = sealed_writer();
+    let first = writer.segments.live().next().expect("the first").header;
+    let next = writer.active().first_block;
+    for bytes in [100, BLOCK_ALIGN as u64, 2 * BLOCK_ALIGN as u64 - 1] {
+        let corrupt = |durable_end| {
+            let scan = Scan::new(&first, durable_end).of_file(bytes);
+            assert_eq!(scan.next_read(), None);
+            scan.finish().corrupt
+        };
+        assert!(corrupt(next), "{bytes} bytes");
+        assert!(!corrupt(first.first_block), "nothing says that there was a block");
+    }
+}
+
+#[test]
 fn a_lost_checkpoint_of_an_activated_segment_is_told() {
     let mut writer = sealed_writer();
     writer.commit(BlockFlags::IDLE, true);
