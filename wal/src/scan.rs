@@ -273,6 +273,11 @@ impl Scan {
         true
     }
 
+    /// Ends here, behind an error: what follows cannot be told.
+    pub fn stop(&mut self) {
+        self.mode = Mode::Done;
+    }
+
     /// The verdict, after everything asked for was fed.
     #[must_use]
     pub fn finish(self) -> ScanEnd {

@@ -76,7 +76,6 @@ pub struct Verify {
     checkpoints: Vec<PartitionCheckpoint>,
     log_starts: BTreeMap<TopicPartition, Offset>,
     rescued: Vec<(TopicPartition, Range<Offset>)>,
-    ended: bool,
     /// Data entries that are whole.
     pub entries: u64,
 }
@@ -110,7 +109,6 @@ impl Verify {
             checkpoints: Vec::new(),
             log_starts: BTreeMap::new(),
             rescued: Vec::new(),
-            ended: false,
             entries: 0,
         }
     }
@@ -118,7 +116,7 @@ impl Verify {
     /// What to read and feed next; `None` at the end.
     #[must_use]
     pub fn next_read(&self) -> Option<Range<u64>> {
-        if self.ended { None } else { self.scan.next_read() }
+        self.scan.next_read()
     }
 
     /// Takes the bytes of the last [`next_read`](Self::next_read), and hands out what is whole.
@@ -156,13 +154,13 @@ impl Verify {
                     raise(&mut self.log_starts, line.partition, line.base_offset);
                 }
                 self.findings.push(finding(&bad));
-                self.ended = !self.scan.skip_corruption();
+                self.scan.skip_corruption();
             }
             Err(error) => {
                 let what = What::Contents(error);
                 let end = self.header.segment_bytes;
                 self.findings.push(Finding { position, end, what, lost: Lost::Unknown });
-                self.ended = true;
+                self.scan.stop();
             }
         }
     }

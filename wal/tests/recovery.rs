@@ -5,6 +5,7 @@ mod support;
 use proptest::prelude::*;
 use rustmq_protocol::{LeaderEpoch, Offset};
 use rustmq_wal::scan::Torn;
+use rustmq_wal::verify::{Verify, What};
 use rustmq_wal::{
     BLOCK_ALIGN, BlockBuilder, BlockContext, BlockError, BlockFlags, BlockSequence, ChainPoint,
     Corruption, DIRECTORY_CAPACITY_MIN, EntryKind, Generation, Incarnation, OpenError, Scan,
@@ -538,6 +539,20 @@ fn an_unknown_entry_kind_refuses_to_open() {
             RecoverError::Scan(ScanError::UnknownEntryKind { position, kind })
         );
     }
+}
+
+#[test]
+fn verify_ends_at_an_unknown_entry_kind_and_names_it() {
+    let (files, writer) = with_raw_entry_kind(4);
+    let file = &files[&Slot(0)];
+    let mut verify = Verify::new(&writer.active(), BlockSequence::FIRST, file.len() as u64);
+    while let Some(range) = verify.next_read() {
+        verify.feed(range.start, &file[range.start as usize..range.end as usize], |_, _| {});
+    }
+    let found = verify.finish(None, false).findings;
+    let position = writer.chain.point().position;
+    let what = What::Contents(ScanError::UnknownEntryKind { position, kind: 4 });
+    assert_eq!(found.into_iter().map(|finding| finding.what).collect::<Vec<_>>(), [what]);
 }
 
 #[test]
