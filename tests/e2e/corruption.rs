@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustmq_client::{Client, Offset, OffsetAt, PartitionId, Partitions, Start};
 use rustmq_protocol::{ErrorCode, ProduceResponse, ProducerStamp};
 use rustmq_wal::{
@@ -114,6 +114,65 @@ fn damage_anywhere_is_made_good_named_or_refused() -> Result<()> {
     }
     ensure!(wrong.is_empty(), "of {} cases:\n{}", cases.len(), wrong.join("\n"));
     Ok(())
+}
+
+/// The segment before the newest one was cut, to its header or before its seal, and nothing but a
+/// checkpoint is in the newest: it may never have been in use. The start that cannot know leaves both as
+/// they are.
+#[test]
+fn a_start_that_is_refused_changes_no_segment() -> Result<()> {
+    let _machine = machine::shared();
+    let node = node(Backend::Epoll)?;
+    write(&node)?;
+    let wal = wal_dirs(node.data_dir())?.pop().context("a WAL")?;
+    let segments = segments(node.data_dir())?;
+    let [.., before, tail] = &segments[..] else { bail!("{} segments", segments.len()) };
+    let behind = tail.checkpoint()?.block.end..tail.bytes.len() - BLOCK_ALIGN;
+    Damage::Zero(behind).apply(&node.data_dir().join(&tail.file))?;
+    let path = node.data_dir().join(&before.file);
+    let seal = before.blocks_end - BLOCK_ALIGN;
+    for bytes in [seal, 2 * BLOCK_ALIGN, 2 * BLOCK_ALIGN - 1, BLOCK_ALIGN] {
+        Damage::Cut(bytes).apply(&path)?;
+        let found = contents(&wal)?;
+        let said = node.refusal()?;
+        let name = before.file.file_name().context("a name")?.to_string_lossy();
+        ensure!(said.contains(&*name), "{bytes} bytes: {name} is not named in: {said}");
+        ensure!(contents(&wal)? == found, "{bytes} bytes: a file was changed");
+    }
+    Ok(())
+}
+
+/// Nothing is left of the only segment, which looks as if making the WAL had been cut off. A topic has a
+/// partition in it, so it was not.
+#[test]
+fn a_start_that_finds_its_only_segment_empty_leaves_it() -> Result<()> {
+    let _machine = machine::shared();
+    let node = node(Backend::Epoll)?;
+    let broker = node.start()?;
+    Cli::new(node.data_dir()).check_health(TOPIC)?;
+    broker.kill_running()?;
+    let wal = wal_dirs(node.data_dir())?.pop().context("a WAL")?;
+    let segments = segments(node.data_dir())?;
+    let [only] = &segments[..] else { bail!("{} segments", segments.len()) };
+    for damage in [Damage::Zero(BLOCK_ALIGN..only.bytes.len()), Damage::Cut(BLOCK_ALIGN)] {
+        damage.apply(&node.data_dir().join(&only.file))?;
+        let found = contents(&wal)?;
+        let said = node.refusal()?;
+        ensure!(said.contains("restore"), "{damage:?}: it does not say what to do: {said}");
+        ensure!(contents(&wal)? == found, "{damage:?}: a file was changed");
+    }
+    Ok(())
+}
+
+/// The files of a folder.
+fn contents(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut contents = BTreeMap::new();
+    for file in fs::read_dir(dir)? {
+        let path = file?.path();
+        let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
+        contents.insert(name, fs::read(path)?);
+    }
+    Ok(contents)
 }
 
 pub(crate) fn node(backend: Backend) -> Result<Node> {

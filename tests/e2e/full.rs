@@ -63,7 +63,9 @@ on_each_backend! {
         let after = value("after");
         cli.produce("small", &after)?;
         ensure!(cli.consume("small")? == format!("{after}\n"), "other records came");
-        broker.stop()
+        ensure!(0 < broker.metric("rustmq_wal_freed_segments_total")?, "nothing was freed");
+        broker.stop()?;
+        cli.verify_log()
     }
 }
 
@@ -99,7 +101,9 @@ on_each_backend! {
         ensure!(last.value == later.as_bytes(), "another record is at {}", last.offset);
         ensure!(end <= last.offset, "offset {} after an end of {end}", last.offset);
         told.check()?;
-        broker.stop()
+        ensure!(0 < broker.metric("rustmq_wal_freed_segments_total")?, "nothing was freed");
+        broker.stop()?;
+        Cli::new(dir).verify_log()
     }
 }
 

@@ -1,14 +1,19 @@
 //! What a stop, clean or not, and a start keep.
 
-use anyhow::{Context, Result, ensure};
+use std::ops::Range;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
 use rustmq_checker::{Partition, Value};
-use rustmq_client::{ClientError, ErrorCode, NewTopic, ProducerRecord};
+use rustmq_client::{ClientError, ErrorCode, NewTopic, ProducerRecord, TopicInfo};
 use rustmq_protocol::{
     ProduceResponse, ProducerEpoch, ProducerId, ProducerStamp, RequestKind, Sequence,
 };
 
+use crate::corruption;
 use crate::support::broker::{Backend, Node, on_each_backend};
 use crate::support::cli::Cli;
+use crate::support::damage::Damage;
 use crate::support::history::{PRODUCER, Recorder};
 use crate::support::load::Load;
 use crate::support::raw::{self, Raw};
@@ -153,7 +158,7 @@ on_each_backend! {
         client::runtime()?.block_on(async {
             let client = client::connect(node.data_dir()).await?;
             client::bounded("a topic", client.create_topic(NewTopic::new("alone", 1))).await??;
-            let timeout = std::time::Duration::from_secs(3);
+            let timeout = Duration::from_secs(3);
             let producer = client.producer("alone").delivery_timeout(timeout).build().await?;
             producer.send(ProducerRecord::value("there")).await?;
             broker.kill_running()?;
@@ -195,6 +200,105 @@ fn refused_batches_leave_one_entry_in_the_log_at_most() -> Result<()> {
     ensure!(entries == 2, "{entries} entries were written");
     broker.stop()
 }
+
+on_each_backend! {
+    /// One after another, a log may have had more producers than a checkpoint takes. A start that has to
+    /// replay all of them remembers the newest, and so does salvage.
+    fn a_log_of_more_producers_than_are_remembered_is_opened_and_salvaged(
+        backend: Backend
+    ) -> Result<()> {
+        let _machine = machine::shared();
+        let mut node = Node::new(backend)?
+            .set("wal.segment_bytes", "32MiB")
+            .set("wal.capacity_bytes", "128MiB")
+            .set("producers.per_partition_max", 4096)
+            .set("producers.expiry_ms", 1000)
+            .set("test.retention_check_ms", 20);
+        let dir = node.data_dir().to_owned();
+        let broker = node.start()?;
+        let runtime = client::runtime()?;
+        runtime.block_on(client::create_topic(&dir, "many", 1))?;
+        let offset = runtime.block_on(async {
+            let topic = raw::topic(&dir, "many").await?;
+            let mut raw = Raw::greeted(&dir).await?;
+            for first in (0..PRODUCERS).step_by(PRODUCERS_AT_ONCE) {
+                let last = PRODUCERS.min(first + PRODUCERS_AT_ONCE as u64);
+                append_by(&mut raw, &topic, first..last).await?;
+            }
+            let offset = append_by(&mut raw, &topic, PRODUCERS..PRODUCERS + 1).await?;
+            // All of them are in one segment, and another one follows.
+            ensure!(broker.metric("rustmq_wal_sealed_segments_total")? == 0, "it is too small");
+            let value = "v".repeat(128 << 10);
+            let large = raw::produce_frame(&topic, 0, &raw::batch(&[&value], ProducerStamp::NONE))?;
+            while broker.metric("rustmq_wal_sealed_segments_total")? == 0 {
+                let (header, _) = raw.ask_bytes(&large).await?;
+                ensure!(header.error_code() == ErrorCode::Ok, "{}", header.error_code());
+            }
+            anyhow::Ok(offset)
+        })?;
+        broker.kill_running()?;
+        let segments = corruption::segments(&dir)?;
+        let tail = segments.last().context("a tail")?;
+        // The state of partitions has to come from all that the segment before holds.
+        let flip = Damage::Flip(tail.checkpoint()?.payload.start + 30);
+        flip.apply(&dir.join(&tail.file))?;
+        let salvaged = dir.with_file_name("salvaged");
+        let paths = [&dir, &salvaged].map(|path| path.to_str().context("a path in UTF-8"));
+        let [from, to] = paths;
+        Cli::new(&dir).ok(&["wal", "salvage", from?, "--out", to?])?;
+        node.change("producers.expiry_ms", 86_400_000);
+        for dir in [&dir, &salvaged] {
+            node = node.in_dir(dir);
+            let broker = node.start()?;
+            let again = runtime.block_on(async {
+                let topic = raw::topic(dir, "many").await?;
+                let mut raw = Raw::greeted(dir).await?;
+                append_by(&mut raw, &topic, PRODUCERS..PRODUCERS + 1).await
+            })?;
+            ensure!(again == offset, "the last batch was at {offset}, and is now at {again}");
+            broker.stop()?;
+        }
+        Ok(())
+    }
+}
+
+/// Producers of one partition: more than a checkpoint takes.
+const PRODUCERS: u64 = 5_000;
+
+/// As many of them send side by side.
+const PRODUCERS_AT_ONCE: usize = 250;
+
+/// Has each of these producers append its first record, as often as it takes until all are accepted; gives
+/// where one of them is.
+async fn append_by(raw: &mut Raw, topic: &TopicInfo, producers: Range<u64>) -> Result<u64> {
+    let epoch = ProducerEpoch(0);
+    let stamp = |id| ProducerStamp { id: ProducerId(id), epoch, base_sequence: Sequence(0) };
+    for _ in 0..ACCEPTED_TRIES {
+        for id in producers.clone() {
+            raw.send(&raw::produce_frame(topic, 0, &raw::batch(&["v"], stamp(id)))?).await?;
+        }
+        let (mut refused, mut offset) = (false, 0);
+        for _ in producers.clone() {
+            let (header, body) = raw.answer().await?;
+            match header.error_code() {
+                ErrorCode::Ok => offset = ProduceResponse::decode(&body)?.base_offset.0,
+                // The others are not forgotten yet.
+                ErrorCode::LimitExceeded => refused = true,
+                code => bail!("answered {code}"),
+            }
+        }
+        if !refused {
+            return Ok(offset);
+        }
+        tokio::time::sleep(ACCEPTED_PAUSE).await;
+    }
+    bail!("producers {producers:?} are not accepted")
+}
+
+/// How often, and after which pause, producers that are refused come again: for a minute, of which they
+/// are remembered for a second.
+const ACCEPTED_TRIES: u32 = 600;
+const ACCEPTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Sends a batch of one record; its offset.
 async fn produce(

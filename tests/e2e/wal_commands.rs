@@ -1,13 +1,14 @@
 //! `rustmq wal inspect`, `verify` and `salvage`, on the files of a broker that was killed.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::corruption::{self, Model, PARTITIONS, check, copy, read, segments};
-use crate::support::broker::{Backend, Node};
+use crate::support::broker::{Backend, Node, wal_dirs};
 use crate::support::cli::{Cli, Outcome};
 use crate::support::damage::Damage;
 use crate::support::{client, machine};
@@ -143,21 +144,20 @@ fn salvage_saves_everything_that_is_whole() -> Result<()> {
     let middle = &all[all.len() / 2];
     let tail = all.last().context("a tail")?;
     let data = tail.data()?.clone();
-    // Name, file, damage, whether records are given up.
+    // Name, file, damage, whether records are given up, whether offsets behind the last record are.
+    let flipped = Damage::Flip(middle.data()?.payload.start + 40);
+    let cut = Damage::Cut(data.block.start);
+    // Every partition has records behind this one.
+    let page = Damage::Zero(data.block.start..data.block.start + 4096);
     let cases = [
-        ("nothing", middle, None, false),
-        ("a payload", middle, Some(Damage::Flip(middle.data()?.payload.start + 40)), true),
-        ("the newest file is gone", tail, Some(Damage::Remove), true),
-        ("the newest file is cut", tail, Some(Damage::Cut(data.block.start)), true),
-        ("the middle file is gone", middle, Some(Damage::Remove), true),
-        (
-            "a page of the newest",
-            tail,
-            Some(Damage::Zero(data.block.start..data.block.start + 4096)),
-            true,
-        ),
+        ("nothing", middle, None, false, false),
+        ("a payload", middle, Some(flipped), true, false),
+        ("the newest file is gone", tail, Some(Damage::Remove), true, true),
+        ("the newest file is cut", tail, Some(cut), true, true),
+        ("the middle file is gone", middle, Some(Damage::Remove), true, false),
+        ("a page of the newest", tail, Some(page), true, false),
     ];
-    for (name, segment, damage, loses) in cases {
+    for (name, segment, damage, loses, loses_behind) in cases {
         for in_place in [false, true] {
             copy(&pristine, node.data_dir())?;
             if let Some(damage) = &damage {
@@ -176,10 +176,12 @@ fn salvage_saves_everything_that_is_whole() -> Result<()> {
                 "{name}: {said}"
             );
             ensure!(said.contains("given up: ") == loses, "{name}: {said}");
+            ensure!(said.contains("may have held records") == loses_behind, "{name}: {said}");
             if !in_place {
                 fs::remove_dir_all(&dir)?;
                 fs::rename(&out, &dir)?;
             }
+            whole_on_disk(node.data_dir())?;
             let verified = wal(&node, &["verify", &dir])?;
             let found = String::from_utf8(verified.stdout)?;
             ensure!(loses || verified.code == 0, "{name}: {found}");
@@ -202,5 +204,26 @@ fn salvage_saves_everything_that_is_whole() -> Result<()> {
             fs::remove_dir_all(&dir)?;
         }
     }
+    Ok(())
+}
+
+/// Every byte of every segment file has its place on the disk: writing it later takes no more space.
+fn whole_on_disk(data_dir: &Path) -> Result<()> {
+    let mut files = 0;
+    for wal in wal_dirs(data_dir)? {
+        if wal.extension().is_some() {
+            continue;
+        }
+        for file in fs::read_dir(wal)? {
+            let path = file?.path();
+            let metadata = fs::metadata(&path)?;
+            // What the system counts in, whatever the blocks of the file system.
+            let held = metadata.blocks() * 512;
+            let name = path.display();
+            ensure!(metadata.len() <= held, "{name}: {held} of {} bytes", metadata.len());
+            files += 1;
+        }
+    }
+    ensure!(0 < files, "there is no segment");
     Ok(())
 }

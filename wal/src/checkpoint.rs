@@ -21,7 +21,8 @@ pub const CHECKPOINT_VERSION: u16 = 1;
 pub const EPOCHS_PER_PARTITION_MAX: usize = 4096;
 
 /// Producers remembered for one partition: at most 608 KiB of checkpoint. An owner refuses further
-/// producers, or expires idle ones, before it has more.
+/// producers, or expires idle ones, before it has more; a log may name any number, one after another, and
+/// whoever replays it keeps the newest.
 pub const PRODUCERS_PER_PARTITION_MAX: usize = 4096;
 
 /// Batches remembered of one producer: as many as it may have in flight.

@@ -12,8 +12,8 @@ use crate::block::{BLOCK_ALIGN, BlockFlags};
 use crate::builder::{BlockBuilder, DIRECTORY_CAPACITY_MIN};
 use crate::chain::Chain;
 use crate::checkpoint::{
-    BATCHES_PER_PRODUCER_MAX, BatchCheckpoint, EPOCHS_PER_PARTITION_MAX, PartitionCheckpoint,
-    ProducerCheckpoint, WalCheckpoint,
+    BATCHES_PER_PRODUCER_MAX, BatchCheckpoint, EPOCHS_PER_PARTITION_MAX,
+    PRODUCERS_PER_PARTITION_MAX, PartitionCheckpoint, ProducerCheckpoint, WalCheckpoint,
 };
 use crate::entry::{EntryHeader, EntryKind, EntryMeta, WAL_ITSELF};
 use crate::footer::{SegmentEnd, encode_footer, footer_bytes};
@@ -22,6 +22,7 @@ use crate::ids::{
 };
 use crate::index::SegmentIndex;
 use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState};
+use crate::verify::{Finding, Lost};
 use rustmq_protocol::{BatchHeader, LeaderEpoch, Offset, ProducerId, TimestampMs, TopicPartition};
 
 /// Bytes of a block, unless one batch is larger.
@@ -45,6 +46,8 @@ pub struct Salvage<G> {
     /// Draws the random bits of a generation.
     draw: G,
     states: BTreeMap<TopicPartition, State>,
+    /// Records that a partition which nothing has named so far may have lost, at most.
+    doubt: u64,
     active: SegmentHeader,
     chain: Chain,
     index: SegmentIndex,
@@ -88,6 +91,7 @@ impl<G: FnMut() -> u64> Salvage<G> {
             segment_bytes,
             draw,
             states: BTreeMap::new(),
+            doubt: 0,
             active,
             chain,
             index: SegmentIndex::new(),
@@ -134,17 +138,28 @@ impl<G: FnMut() -> u64> Salvage<G> {
         true
     }
 
-    /// Something of so many bytes is lost here, and nothing says whose it was.
-    pub fn lose(&mut self, bytes: u64) {
-        for state in self.states.values_mut() {
-            state.doubt = state.doubt.saturating_add(bytes);
+    /// Takes note of what is wrong, between the entries before it and those behind it.
+    pub fn leave_out(&mut self, finding: &Finding) {
+        match &finding.lost {
+            Lost::Nothing | Lost::State => {}
+            Lost::Records(records) => {
+                for (partition, range) in records {
+                    let state = self.state(*partition);
+                    state.log_end = state.log_end.max(range.end);
+                    state.doubt = 0;
+                }
+            }
+            Lost::Unknown => self.lose(finding.end - finding.position),
         }
     }
 
-    /// These offsets are lost.
-    pub fn lose_records(&mut self, partition: TopicPartition, end: Offset) {
-        let state = self.state(partition);
-        state.log_end = state.log_end.max(end);
+    /// Something of so many bytes is lost here, and nothing says whose it was: of each partition of which
+    /// nothing comes behind it, as many records at most.
+    pub fn lose(&mut self, bytes: u64) {
+        self.doubt = self.doubt.saturating_add(bytes);
+        for state in self.states.values_mut() {
+            state.doubt = state.doubt.saturating_add(bytes);
+        }
     }
 
     /// Writes the end: what is left of the last block, and a tail with the state of everybody.
@@ -175,6 +190,7 @@ impl<G: FnMut() -> u64> Salvage<G> {
     }
 
     fn state(&mut self, partition: TopicPartition) -> &mut State {
+        let doubt = self.doubt;
         self.states.entry(partition).or_insert_with(|| State {
             log_start: Offset::ZERO,
             log_end: Offset::ZERO,
@@ -182,17 +198,18 @@ impl<G: FnMut() -> u64> Salvage<G> {
             leader_epoch: LeaderEpoch(0),
             epochs: Vec::new(),
             producers: BTreeMap::new(),
-            doubt: 0,
+            doubt,
         })
     }
 
-    /// A later checkpoint repeats what is known, and tells what was lost in between.
+    /// A later checkpoint repeats what is known, and tells what was lost in between, and whom the broker
+    /// had forgotten.
     fn take_checkpoint(&mut self, checkpoint: PartitionCheckpoint) {
         let known = self.states.contains_key(&checkpoint.partition);
         let state = self.state(checkpoint.partition);
         state.doubt = 0;
         state.log_start = state.log_start.max(checkpoint.log_start);
-        if known && checkpoint.log_end <= state.log_end {
+        if known && checkpoint.log_end < state.log_end {
             return;
         }
         let producers = checkpoint.producers.into_iter().map(|producer| (producer.id, producer));
@@ -295,7 +312,8 @@ impl<G: FnMut() -> u64> Salvage<G> {
         let first_segment = SegmentSequence::FIRST;
         let wal = WalCheckpoint { first_segment, partition_count: self.states.len() as u32 };
         let mut entries = VecDeque::from([(WAL_ITSELF, wal.encode().to_vec())]);
-        for (partition, state) in &self.states {
+        for (partition, state) in &mut self.states {
+            state.bound_producers();
             entries.push_back((*partition, state.checkpoint(*partition).encode()));
         }
         while let Some((partition, payload)) = entries.pop_front() {
@@ -348,6 +366,26 @@ impl State {
         });
         let extra = producer.batches.len().saturating_sub(BATCHES_PER_PRODUCER_MAX);
         producer.batches.drain(..extra);
+    }
+
+    /// Forgets whoever appended the longest ago, until a checkpoint takes the others. The broker had
+    /// forgotten them: it remembers no more at a time, and forgets in this order.
+    fn bound_producers(&mut self) {
+        let extra = self.producers.len().saturating_sub(PRODUCERS_PER_PARTITION_MAX);
+        if extra == 0 {
+            return;
+        }
+        let last_offset = |producer: &ProducerCheckpoint| {
+            producer.batches.last().map_or(Offset::ZERO, |batch| batch.base_offset)
+        };
+        let producers = self.producers.values();
+        let mut oldest: Vec<_> = producers
+            .map(|producer| (producer.last_append_time, last_offset(producer), producer.id))
+            .collect();
+        oldest.sort_unstable();
+        for (_, _, id) in oldest.drain(..extra) {
+            self.producers.remove(&id);
+        }
     }
 
     fn checkpoint(&self, partition: TopicPartition) -> PartitionCheckpoint {

@@ -158,7 +158,7 @@ pub struct ScanEnd {
     pub torn: Option<Torn>,
     /// Whether the state of every partition in the segment's checkpoint was handed out.
     pub checkpoint_complete: bool,
-    /// Whether corruption was told of.
+    /// Whether corruption was told of, or the file ends before a first block that was flushed.
     pub corrupt: bool,
     /// The segment's mark, if there is one and no block lies behind it.
     pub reach: Option<u64>,
@@ -273,12 +273,20 @@ impl Scan {
         true
     }
 
+    /// Ends here, behind an error: what follows cannot be told.
+    pub fn stop(&mut self) {
+        self.mode = Mode::Done;
+    }
+
     /// The verdict, after everything asked for was fed.
     #[must_use]
     pub fn finish(self) -> ScanEnd {
         assert!(self.next_read().is_none(), "a scan reads to its end");
         let undurable_start = self.undurable.front().map(|(_, position)| *position);
         let last_has = |flag| self.last.is_some_and(|last| last.flags.has(flag));
+        // A file without a page to feed ends before its first block.
+        let lacks_first =
+            matches!(self.mode, Mode::Chain) && self.point.sequence < self.durable_end;
         ScanEnd {
             next: self.point,
             durable_end: self.durable_end,
@@ -287,7 +295,7 @@ impl Scan {
             clean: last_has(BlockFlags::CLEAN),
             torn: self.torn,
             checkpoint_complete: self.checkpoint.is_complete(),
-            corrupt: self.corrupt,
+            corrupt: self.corrupt || lacks_first,
             reach: self.reach,
             index: self.index,
         }

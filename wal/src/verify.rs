@@ -74,8 +74,8 @@ pub struct Verify {
     file_bytes: u64,
     findings: Vec<Finding>,
     checkpoints: Vec<PartitionCheckpoint>,
+    log_starts: BTreeMap<TopicPartition, Offset>,
     rescued: Vec<(TopicPartition, Range<Offset>)>,
-    ended: bool,
     /// Data entries that are whole.
     pub entries: u64,
 }
@@ -89,6 +89,8 @@ pub struct Verified {
     pub end: ScanEnd,
     /// The partitions of its checkpoint.
     pub checkpoints: Vec<PartitionCheckpoint>,
+    /// The last log start that its entries say of each partition.
+    pub log_starts: BTreeMap<TopicPartition, Offset>,
     /// Records of damaged blocks that the footer's index led to.
     pub rescued: Vec<(TopicPartition, Range<Offset>)>,
     /// Data entries that are whole.
@@ -99,23 +101,14 @@ impl Verify {
     /// Begins with a segment; `durable_end` as for [`Scan::new`].
     #[must_use]
     pub fn new(header: &SegmentHeader, durable_end: BlockSequence, file_bytes: u64) -> Self {
-        let mut findings = Vec::new();
-        if file_bytes < header.segment_bytes {
-            findings.push(Finding {
-                position: file_bytes,
-                end: header.segment_bytes,
-                what: What::Cut { bytes: file_bytes },
-                lost: Lost::Unknown,
-            });
-        }
         Self {
             scan: Scan::new(header, durable_end).of_file(file_bytes),
             header: *header,
             file_bytes,
-            findings,
+            findings: Vec::new(),
             checkpoints: Vec::new(),
+            log_starts: BTreeMap::new(),
             rescued: Vec::new(),
-            ended: false,
             entries: 0,
         }
     }
@@ -123,7 +116,7 @@ impl Verify {
     /// What to read and feed next; `None` at the end.
     #[must_use]
     pub fn next_read(&self) -> Option<Range<u64>> {
-        if self.ended { None } else { self.scan.next_read() }
+        self.scan.next_read()
     }
 
     /// Takes the bytes of the last [`next_read`](Self::next_read), and hands out what is whole.
@@ -134,6 +127,7 @@ impl Verify {
         mut on_entry: impl FnMut(&BlockHeader, &Entry<'_>),
     ) {
         let (entries, checkpoints) = (&mut self.entries, &mut self.checkpoints);
+        let log_starts = &mut self.log_starts;
         let mut senseless = None;
         let fed = self.scan.feed(position, bytes, |block, entry| {
             *entries += u64::from(entry.header.kind == EntryKind::Data);
@@ -142,6 +136,9 @@ impl Verify {
                     Ok(checkpoint) => checkpoints.push(checkpoint),
                     Err(error) => senseless = Some((entry.position, error)),
                 }
+            }
+            if entry.header.kind == EntryKind::LogStart {
+                raise(log_starts, entry.header.partition, entry.header.base_offset);
             }
             on_entry(block, entry);
         });
@@ -152,19 +149,23 @@ impl Verify {
         match fed {
             Ok(()) => {}
             Err(ScanError::Corruption(bad)) => {
+                let lines = bad.named.iter().flatten();
+                for line in lines.filter(|line| line.kind == EntryKind::LogStart as u8) {
+                    raise(&mut self.log_starts, line.partition, line.base_offset);
+                }
                 self.findings.push(finding(&bad));
-                self.ended = !self.scan.skip_corruption();
+                self.scan.skip_corruption();
             }
             Err(error) => {
                 let what = What::Contents(error);
                 let end = self.header.segment_bytes;
                 self.findings.push(Finding { position, end, what, lost: Lost::Unknown });
-                self.ended = true;
+                self.scan.stop();
             }
         }
     }
 
-    /// How many findings there are so far. After a [`feed`](Self::feed) that found one, entries of
+    /// The findings so far, in the order of the segment. After a [`feed`](Self::feed) that found one, entries of
     /// the damaged part that the footer's index leads to may be given to
     /// [`rescue`](Self::rescue).
     #[must_use]
@@ -214,6 +215,14 @@ impl Verify {
     #[must_use]
     pub fn finish(mut self, footer: Option<(u64, &[u8])>, must_have: bool) -> Verified {
         let is_whole = self.file_bytes == self.header.segment_bytes;
+        if self.file_bytes < self.header.segment_bytes {
+            self.findings.push(Finding {
+                position: self.file_bytes,
+                end: self.header.segment_bytes,
+                what: What::Cut { bytes: self.file_bytes },
+                lost: Lost::Unknown,
+            });
+        }
         // A scan that could not go on is taken as it is.
         let end = self.scan.finish();
         if (end.sealed.is_some() || must_have) && is_whole {
@@ -235,10 +244,16 @@ impl Verify {
             findings: self.findings,
             end,
             checkpoints: self.checkpoints,
+            log_starts: self.log_starts,
             rescued: self.rescued,
             entries: self.entries,
         }
     }
+}
+
+fn raise(log_starts: &mut BTreeMap<TopicPartition, Offset>, of: TopicPartition, to: Offset) {
+    let start = log_starts.entry(of).or_insert(to);
+    *start = to.max(*start);
 }
 
 fn finding(bad: &Corruption) -> Finding {
@@ -332,16 +347,24 @@ fn read_footer(
 #[derive(Debug, Default)]
 pub struct Coverage {
     held: BTreeMap<TopicPartition, Vec<Range<Offset>>>,
-    /// Log start and end by the newest checkpoint.
+    /// Log start and end by the newest checkpoint, the start also by what follows it.
     bounds: BTreeMap<TopicPartition, (Offset, Offset)>,
 }
 
 impl Coverage {
     /// Adds a segment, in order.
     pub fn add(&mut self, verified: &Verified) {
+        // What a whole checkpoint leaves out is deleted, or comes behind it.
+        if verified.end.checkpoint_complete {
+            self.bounds.clear();
+        }
         for checkpoint in &verified.checkpoints {
             let bounds = (checkpoint.log_start, checkpoint.log_end);
             self.bounds.insert(checkpoint.partition, bounds);
+        }
+        for (partition, log_start) in &verified.log_starts {
+            let (start, end) = self.bounds.entry(*partition).or_insert((*log_start, *log_start));
+            (*start, *end) = ((*start).max(*log_start), (*end).max(*log_start));
         }
         for of in verified.end.index.partitions() {
             for point in verified.end.index.points(of.partition) {
@@ -364,7 +387,8 @@ impl Coverage {
         }
     }
 
-    /// Offsets that should be there and that no segment holds.
+    /// Offsets that should be there and that no segment holds. The WAL does not say which topics were
+    /// deleted behind its newest checkpoint.
     #[must_use]
     pub fn missing(&self) -> Vec<(TopicPartition, Range<Offset>)> {
         let mut missing = Vec::new();

@@ -5,6 +5,7 @@ mod support;
 use proptest::prelude::*;
 use rustmq_protocol::{LeaderEpoch, Offset};
 use rustmq_wal::scan::Torn;
+use rustmq_wal::verify::{Verify, What};
 use rustmq_wal::{
     BLOCK_ALIGN, BlockBuilder, BlockContext, BlockError, BlockFlags, BlockSequence, ChainPoint,
     Corruption, DIRECTORY_CAPACITY_MIN, EntryKind, Generation, Incarnation, OpenError, Scan,
@@ -465,6 +466,22 @@ fn a_lost_segment_between_others_is_told() {
 }
 
 #[test]
+fn a_file_cut_before_its_first_block_is_corrupt_if_one_was_flushed() {
+    let writer = sealed_writer();
+    let first = writer.segments.live().next().expect("the first").header;
+    let next = writer.active().first_block;
+    for bytes in [100, BLOCK_ALIGN as u64, 2 * BLOCK_ALIGN as u64 - 1] {
+        let corrupt = |durable_end| {
+            let scan = Scan::new(&first, durable_end).of_file(bytes);
+            assert_eq!(scan.next_read(), None);
+            scan.finish().corrupt
+        };
+        assert!(corrupt(next), "{bytes} bytes");
+        assert!(!corrupt(first.first_block), "nothing says that there was a block");
+    }
+}
+
+#[test]
 fn a_lost_checkpoint_of_an_activated_segment_is_told() {
     let mut writer = sealed_writer();
     writer.commit(BlockFlags::IDLE, true);
@@ -522,6 +539,20 @@ fn an_unknown_entry_kind_refuses_to_open() {
             RecoverError::Scan(ScanError::UnknownEntryKind { position, kind })
         );
     }
+}
+
+#[test]
+fn verify_ends_at_an_unknown_entry_kind_and_names_it() {
+    let (files, writer) = with_raw_entry_kind(4);
+    let file = &files[&Slot(0)];
+    let mut verify = Verify::new(&writer.active(), BlockSequence::FIRST, file.len() as u64);
+    while let Some(range) = verify.next_read() {
+        verify.feed(range.start, &file[range.start as usize..range.end as usize], |_, _| {});
+    }
+    let found = verify.finish(None, false).findings;
+    let position = writer.chain.point().position;
+    let what = What::Contents(ScanError::UnknownEntryKind { position, kind: 4 });
+    assert_eq!(found.into_iter().map(|finding| finding.what).collect::<Vec<_>>(), [what]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rustmq_fuzz_targets::pages::described;
-use rustmq_metadata::{apply, decode_command, decode_image, encode_image};
+use rustmq_metadata::{encode_image, replay};
 use rustmq_wal::{FooterTrailer, SegmentHeader, open_catalogue};
 
 const PAGE_BYTES: usize = 4096;
@@ -68,10 +68,7 @@ fn catalogue(data: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let ((pages_a, used_a), (_, used_b)) = (used(&a), used(&b));
     write(out, "catalogue", "files", &[&[0, 0, 0, 0, 0, pages_a], &used_a, &used_b])?;
     let log = open_catalogue(&a, &b)?.ok_or("there is no catalogue")?;
-    let mut image = decode_image(log.snapshot)?;
-    for command in &log.commands {
-        apply(&mut image, &decode_command(command)?)?;
-    }
+    let image = replay(log.snapshot, &log.commands)?;
     let mut snapshot = Vec::new();
     encode_image(&image, &mut snapshot);
     write(out, "catalogue", "image", &[&[5], &snapshot])?;

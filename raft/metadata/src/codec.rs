@@ -12,12 +12,13 @@
 //! feature level that it does not know it refuses: a node that skipped a command would no longer
 //! agree with the others.
 
+use crate::apply::apply;
 use crate::body;
 use crate::command::Command;
 use crate::image::Image;
 use crate::limits::{COMMAND_BYTES_MAX, IMAGE_BYTES_MAX};
 
-pub use crate::decode_error::DecodeError;
+pub use crate::decode_error::{DecodeError, ReplayError};
 
 /// Bytes before the body.
 pub const ENVELOPE_BYTES: usize = 16;
@@ -64,6 +65,16 @@ pub fn decode_image(bytes: &[u8]) -> Result<Image, DecodeError> {
     }
     let image = body::decode_image(body)?;
     image.check().map_err(DecodeError::Inconsistent)?;
+    Ok(image)
+}
+
+/// The image that a snapshot and the commands after it, in order, add up to.
+pub fn replay(snapshot: &[u8], commands: &[&[u8]]) -> Result<Image, ReplayError> {
+    let mut image = decode_image(snapshot).map_err(ReplayError::Snapshot)?;
+    for bytes in commands {
+        let command = decode_command(bytes).map_err(ReplayError::Command)?;
+        apply(&mut image, &command).map_err(ReplayError::Apply)?;
+    }
     Ok(image)
 }
 

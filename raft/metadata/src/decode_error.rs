@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::apply::ApplyError;
 use crate::image::ImageFault;
 
 /// Why bytes are no command or no image.
@@ -115,3 +116,26 @@ impl fmt::Display for DecodeError {
 }
 
 impl std::error::Error for DecodeError {}
+
+/// Why a snapshot and commands are no image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplayError {
+    /// The snapshot cannot be read.
+    Snapshot(DecodeError),
+    /// A command cannot be read.
+    Command(DecodeError),
+    /// A command is refused by the image before it.
+    Apply(ApplyError),
+}
+
+impl fmt::Display for ReplayError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot(error) => write!(f, "the catalogue's snapshot: {error}"),
+            Self::Command(error) => write!(f, "a command of the catalogue: {error}"),
+            Self::Apply(error) => write!(f, "a command of the catalogue does not apply: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ReplayError {}

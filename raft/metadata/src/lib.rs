@@ -18,7 +18,7 @@
 //!                                     ├─ check ─▶ refused: ApplyError, image unchanged
 //!                            &Image ──┘
 //!                            apply(&mut Image, &Command) ─▶ Delta ─▶ shards
-//!  Image ─ encode_image ─▶ snapshot, then the commands after it: the same image again
+//!  Image ─ encode_image ─▶ snapshot, then the commands after it ─ replay ─▶ the same image again
 //! ```
 //!
 //! Modules in reading order: [`limits`], [`topic_config`], [`image`], [`command`], [`mod@apply`],
@@ -47,7 +47,9 @@ pub use apply::{ApplyError, Delta, apply, check};
 pub use authorize::{
     Decision, Operation, PrincipalError, PrincipalId, Principals, Resource, authorize,
 };
-pub use codec::{DecodeError, decode_command, decode_image, encode_command, encode_image};
+pub use codec::{
+    DecodeError, ReplayError, decode_command, decode_image, encode_command, encode_image, replay,
+};
 pub use command::{Command, PartitionAssignment};
 pub use image::{Broker, Image, ImageFault, Partition, Placement, Tombstone, Topic, WalUuid};
 pub use placement::{WalLoad, place};

@@ -141,6 +141,7 @@ impl Recovery<'_> {
                 }
                 Step::Unused(header) => {
                     // Making this WAL was cut off: nothing was ever in it.
+                    self.check_may_create()?;
                     self.give_back(&header).await?;
                     let removed = fs::remove(&self.path(header.slot)).await;
                     removed.map_err(|error| self.device("making anew", &error))?;
@@ -153,13 +154,7 @@ impl Recovery<'_> {
 
     /// Makes the first segment of a new WAL.
     async fn create(mut self, order: &RecoveryPlan) -> Result<OpenedWal, ShardError> {
-        if !self.setup.may_create {
-            return Err(self.refuse(
-                "topics have partitions in this WAL and its segments are gone: restore the directory \
-                 from a copy"
-                    .to_owned(),
-            ));
-        }
+        self.check_may_create()?;
         for slot in &order.blank {
             self.files.remove(slot);
         }
@@ -209,6 +204,17 @@ impl Recovery<'_> {
         Ok(OpenedWal { recovered, replayed: Replayed::default() })
     }
 
+    fn check_may_create(&self) -> Result<(), ShardError> {
+        match self.setup.may_create {
+            true => Ok(()),
+            false => Err(self.refuse(
+                "topics have partitions in this WAL and its segments are gone: restore the directory \
+                 from a copy"
+                    .to_owned(),
+            )),
+        }
+    }
+
     async fn recover(
         &mut self,
         order: &RecoveryPlan,
@@ -251,6 +257,7 @@ impl Recovery<'_> {
                         if end.corrupt && end.next.sequence < tail_end.durable_end {
                             return Err(self.refuse_cut(&before, &end));
                         }
+                        self.check_tail_file(&before, &end)?;
                         self.give_back(&newest).await?;
                         (tail_end, replayed) = (end, of_before);
                         tail = before;
@@ -261,7 +268,10 @@ impl Recovery<'_> {
                 let judged = judge_newest(None, &newest, &tail_end);
                 match judged.map_err(|error| self.refuse_open(&error))? {
                     Activation::Activated => headers.extend(before),
-                    Activation::Never => return Ok(Step::Unused(newest)),
+                    Activation::Never => {
+                        self.check_tail_file(&newest, &tail_end)?;
+                        return Ok(Step::Unused(newest));
+                    }
                 }
             }
         }

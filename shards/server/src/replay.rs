@@ -10,6 +10,7 @@ use rustmq_engine::Partition;
 use rustmq_engine::partition::{BatchMark, Epochs, PartitionState, ProducerState};
 use rustmq_planted::{Bug, planted};
 use rustmq_protocol::{BatchError, BatchHeader, LeaderEpoch, Offset, ProducerId, TopicPartition};
+use rustmq_wal::checkpoint::PRODUCERS_PER_PARTITION_MAX;
 use rustmq_wal::recovery::missing_records;
 use rustmq_wal::{
     CheckpointError, Corruption, DirectoryLine, EntryHeader, EntryKind, PartitionCheckpoint,
@@ -310,6 +311,8 @@ impl ReplayedPartition {
         for (epoch, batch, base_offset, append_time) in self.batches {
             engine.replay(epoch, &batch, base_offset, append_time);
         }
+        // Whoever is forgotten here was forgotten before the start: no more were remembered at a time.
+        engine.bound_producers(PRODUCERS_PER_PARTITION_MAX);
         engine.skip_to(end);
         engine.advance_log_start(log_start);
         for (range, _) in &self.damaged {

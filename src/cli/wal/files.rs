@@ -147,7 +147,7 @@ fn find_headless(dir: &Path, clues: &mut [FileClues]) -> Result<BlockSequence> {
     let scan = |header: &SegmentHeader| {
         let mut source = Source::open(&dir.join(header.slot.file_name()), &memory)?;
         Ok::<_, anyhow::Error>(
-            segment::check(&mut source, header, BlockSequence::FIRST, false, |_, _| {})?.end,
+            segment::check(&mut source, header, BlockSequence::FIRST, false, |_| {})?.end,
         )
     };
     let end = scan(&newest)?;

@@ -3,9 +3,10 @@
 //! The judgements are the `wal` crate's; here files are found, read past the page cache, and
 //! written. Nothing is changed but by `salvage`, and by that only what it was told to.
 //!
-//! In reading order: `files` finds segments; `source` reads them; `inspect` prints one; `verify` checks them;
-//! `salvage` writes what is whole to new ones.
+//! In reading order: `files` finds segments; `source` reads them; `catalogue` knows the topics; `inspect` prints
+//! a segment; `verify` checks them; `salvage` writes what is whole to new ones.
 
+mod catalogue;
 mod files;
 mod inspect;
 mod salvage;

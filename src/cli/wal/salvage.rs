@@ -9,13 +9,16 @@ use anyhow::{Context, Result, bail, ensure};
 use rustmq_sys::buffer::BufferPool;
 use rustmq_sys::random::fill_random;
 use rustmq_wal::salvage::{Salvage, SalvageWrite};
-use rustmq_wal::verify::Lost;
+use rustmq_wal::verify::{Finding, Lost};
 use rustmq_wal::{BlockSequence, Incarnation};
 
 use super::files::{self, WalFiles};
-use super::segment;
+use super::segment::{self, Met};
 use super::source::{self, Source};
 use crate::cli::exit::UsageError;
+
+/// Zeroes written at once: 1 MiB, so that the calls are few.
+const ZEROES_BYTES: usize = 1 << 20;
 
 /// What is said of one WAL.
 #[derive(Default)]
@@ -94,7 +97,7 @@ fn salvage(wal: &WalFiles, new: &Path, given: &mut Given) -> Result<()> {
         let durable_end = match follows {
             Some(next) if index + 2 == wal.live.len() => {
                 let mut source = Source::open(&wal.live[index + 1].0.path, &memory)?;
-                segment::check(&mut source, &next, BlockSequence::FIRST, false, |_, _| {})?
+                segment::check(&mut source, &next, BlockSequence::FIRST, false, |_| {})?
                     .end
                     .durable_end
             }
@@ -103,39 +106,14 @@ fn salvage(wal: &WalFiles, new: &Path, given: &mut Given) -> Result<()> {
         };
         let mut source = Source::open(&file.path, &memory)?;
         let name = file.path.display().to_string();
-        let (mut refused, mut written) = (Vec::new(), Ok(()));
-        let verified =
-            segment::check(&mut source, header, durable_end, false, |entry, payload| {
-                let is_data = entry.record_count != 0;
-                match salvage.take(entry, payload) {
-                    true => given.batches += u64::from(is_data),
-                    false => refused.push((entry.partition, entry.base_offset)),
-                }
-                if written.is_ok() {
-                    written = out.write(salvage.take_writes());
-                }
-            })?;
+        let mut written = Ok(());
+        let verified = segment::check(&mut source, header, durable_end, false, |met| {
+            take(&mut salvage, &name, &met, given);
+            if written.is_ok() {
+                written = out.write(salvage.take_writes());
+            }
+        })?;
         written?;
-        for (partition, offset) in refused {
-            given.lines.push(format!("{name}: {partition} at offset {offset} makes no sense"));
-        }
-        for finding in &verified.findings {
-            match &finding.lost {
-                Lost::Nothing | Lost::State => {}
-                Lost::Records(records) => {
-                    for (partition, range) in records {
-                        salvage.lose_records(*partition, range.end);
-                    }
-                }
-                Lost::Unknown => salvage.lose(finding.end - finding.position),
-            }
-            if finding.lost != Lost::Nothing {
-                let position = finding.position;
-                let line =
-                    format!("{name}: position {position}: {}; {}", finding.what, finding.lost);
-                given.lines.push(line);
-            }
-        }
         let lost_behind = match (next, verified.end.sealed) {
             (Some(next), _) if follows.is_none() => next.sequence.0 - header.sequence.0 - 1,
             (None, Some(_)) => 1,
@@ -160,12 +138,32 @@ fn salvage(wal: &WalFiles, new: &Path, given: &mut Given) -> Result<()> {
     out.finish()
 }
 
+/// Takes what is met in a segment of this name.
+fn take<G: FnMut() -> u64>(salvage: &mut Salvage<G>, name: &str, met: &Met<'_>, given: &mut Given) {
+    match met {
+        Met::Entry(entry, payload) => match salvage.take(entry, payload) {
+            true => given.batches += u64::from(entry.record_count != 0),
+            false => given.lines.push(format!(
+                "{name}: {} at offset {} makes no sense",
+                entry.partition, entry.base_offset
+            )),
+        },
+        Met::Finding(finding) => {
+            salvage.leave_out(finding);
+            if finding.lost != Lost::Nothing {
+                let Finding { position, what, lost, .. } = finding;
+                given.lines.push(format!("{name}: position {position}: {what}; {lost}"));
+            }
+        }
+    }
+}
+
 /// The last opening of a WAL that any of its blocks tells.
 fn last_incarnation(wal: &WalFiles, memory: &BufferPool) -> Result<Incarnation> {
     let mut last = Incarnation(1);
     for (file, header) in &wal.live {
         let mut source = Source::open(&file.path, memory)?;
-        let read = segment::check(&mut source, header, BlockSequence::FIRST, false, |_, _| {})?;
+        let read = segment::check(&mut source, header, BlockSequence::FIRST, false, |_| {})?;
         last = last.max(read.end.next.incarnation);
     }
     Ok(last)
@@ -186,7 +184,8 @@ impl Out {
                 let path = self.dir.join(slot.file_name());
                 let made = OpenOptions::new().write(true).create_new(true).open(&path);
                 let file = made.with_context(|| format!("making {}", path.display()))?;
-                file.set_len(self.bytes)?;
+                let zeroed = write_zeroes(&file, self.bytes);
+                zeroed.with_context(|| format!("zeroing {}", path.display()))?;
                 self.files.push(file);
             }
             self.files[slot.0 as usize].write_all_at(&bytes, position)?;
@@ -201,6 +200,18 @@ impl Out {
         }
         sync(&self.dir)
     }
+}
+
+/// Takes all the space of a new file: a broker writes to it where it is, and has none to find.
+fn write_zeroes(file: &File, bytes: u64) -> io::Result<()> {
+    let zeroes = vec![0; ZEROES_BYTES.min(bytes as usize)];
+    let mut position = 0;
+    while position < bytes {
+        let part = zeroes.len().min((bytes - position) as usize);
+        file.write_all_at(&zeroes[..part], position)?;
+        position += part as u64;
+    }
+    Ok(())
 }
 
 /// Everything of a data directory but its WALs and what belongs to a process.

@@ -9,23 +9,33 @@ use rustmq_wal::{
 
 use super::source::Source;
 
-/// Checks one segment and hands out what is whole.
+/// What is met in a segment, in its order.
+pub(super) enum Met<'a> {
+    /// An entry that is whole.
+    Entry(&'a EntryHeader, &'a [u8]),
+    /// Something that is wrong. What is whole of it was handed out before.
+    Finding(&'a Finding),
+}
+
+/// Checks one segment and hands out what is met.
 pub(super) fn check(
     source: &mut Source,
     header: &SegmentHeader,
     durable_end: BlockSequence,
     must_have_footer: bool,
-    mut on_entry: impl FnMut(&EntryHeader, &[u8]),
+    mut on_met: impl FnMut(Met<'_>),
 ) -> Result<Verified> {
     let mut verify = Verify::new(header, durable_end, source.bytes());
+    let mut told = 0;
     while let Some(range) = verify.next_read() {
-        let (position, known) = (range.start, verify.findings().len());
-        verify.feed(position, source.get(range)?, |_, entry| {
-            on_entry(&entry.header, entry.payload);
+        verify.feed(range.start, source.get(range)?, |_, entry| {
+            on_met(Met::Entry(&entry.header, entry.payload));
         });
-        if known < verify.findings().len() {
-            rescue(source, header, &mut verify, &mut on_entry)?;
+        if told < verify.findings().len() {
+            rescue(source, header, &mut verify, &mut on_met)?;
         }
+        verify.findings()[told..].iter().for_each(|finding| on_met(Met::Finding(finding)));
+        told = verify.findings().len();
     }
     let mut footer = None;
     if source.bytes() == header.segment_bytes {
@@ -33,13 +43,15 @@ pub(super) fn check(
         let last = source.get(end - BLOCK_ALIGN as u64..end)?;
         footer = footer_start(header, last);
     }
-    Ok(match footer {
+    let verified = match footer {
         Some(start) => {
             let bytes = source.get(start..header.segment_bytes)?;
             verify.finish(Some((start, bytes)), must_have_footer)
         }
         None => verify.finish(None, must_have_footer),
-    })
+    };
+    verified.findings[told..].iter().for_each(|finding| on_met(Met::Finding(finding)));
+    Ok(verified)
 }
 
 /// Checks one segment by itself and hands out its blocks.
@@ -60,7 +72,7 @@ fn rescue(
     source: &Source,
     header: &SegmentHeader,
     verify: &mut Verify,
-    on_entry: &mut impl FnMut(&EntryHeader, &[u8]),
+    on_met: &mut impl FnMut(Met<'_>),
 ) -> Result<()> {
     let end = header.segment_bytes;
     let Some(Finding { position, end: damage_end, what: What::Block(_), .. }) =
@@ -103,7 +115,7 @@ fn rescue(
         };
         let (bytes, at) = read(&point)?;
         if let Ok((entry, payload)) = decode_entry(&bytes[at..], &expect) {
-            on_entry(&entry, payload);
+            on_met(Met::Entry(&entry, payload));
         }
     }
     Ok(())

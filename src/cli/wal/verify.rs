@@ -10,6 +10,7 @@ use rustmq_wal::verify::{Coverage, Finding, Lost, Verified, What};
 use rustmq_wal::{BLOCK_ALIGN, BlockSequence, SegmentHeader, SegmentHeaderError};
 use serde_json::json;
 
+use super::catalogue;
 use super::files::{self, SegmentFile, WalFiles};
 use super::segment;
 use super::source::{self, Source, Sources};
@@ -78,7 +79,7 @@ fn verify_file(path: &Path, report: &mut Report) -> Result<()> {
         report.note_read(path, source);
         return Ok(());
     };
-    let verified = segment::check(&mut source, &header, BlockSequence::FIRST, false, |_, _| {})?;
+    let verified = segment::check(&mut source, &header, BlockSequence::FIRST, false, |_| {})?;
     source.read_rest();
     report.add(path, Checked { verified, source });
     Ok(())
@@ -142,9 +143,30 @@ fn verify_wal(wal: &WalFiles, report: &mut Report) -> Result<()> {
         source.read_rest();
         report.note_read(&file.path, source);
     }
-    let missing = coverage.missing();
+    let missing = without_deleted(wal, coverage.missing())?;
     report.missing.extend(missing.into_iter().map(|(id, range)| (wal.dir.clone(), id, range)));
     Ok(())
+}
+
+/// Nobody misses the records of a topic that was deleted. The WAL does not say that it was, the
+/// catalogue does.
+fn without_deleted(
+    wal: &WalFiles,
+    mut missing: Vec<(TopicPartition, Range<Offset>)>,
+) -> Result<Vec<(TopicPartition, Range<Offset>)>> {
+    if missing.is_empty() {
+        return Ok(missing);
+    }
+    let dir = std::path::absolute(&wal.dir)?;
+    match catalogue::read(dir.parent().unwrap_or(&dir)) {
+        Ok(Some(image)) => missing.retain(|(id, _)| image.tombstone(id.topic).is_none()),
+        Ok(None) => {}
+        Err(error) => eprintln!(
+            "rustmq: the catalogue cannot be read ({error:#}): what is missing may be of topics that \
+             were deleted"
+        ),
+    }
+    Ok(missing)
 }
 
 /// A segment that was read to its end.
@@ -161,7 +183,7 @@ fn check(
     must_have_footer: bool,
 ) -> Result<Checked> {
     let mut source = sources.open_next()?;
-    let verified = segment::check(&mut source, header, durable_end, must_have_footer, |_, _| {})?;
+    let verified = segment::check(&mut source, header, durable_end, must_have_footer, |_| {})?;
     source.read_rest();
     source.let_go();
     Ok(Checked { verified, source })

@@ -81,6 +81,15 @@ impl Cli {
         Ok(())
     }
 
+    /// Nothing is wrong with the log of the broker, which is stopped.
+    pub(crate) fn verify_log(&self) -> Result<()> {
+        let dir = self.data_dir.to_str().context("a path in UTF-8")?;
+        let outcome = self.run(&["wal", "verify", dir])?;
+        let found = String::from_utf8_lossy(&outcome.stdout);
+        ensure!(outcome.code == 0, "code {}\n{found}{}", outcome.code, outcome.stderr);
+        Ok(())
+    }
+
     fn run_with(&self, arguments: &[&str], stdin: Stdio) -> Result<Outcome> {
         let (subcommand, rest) = arguments.split_first().context("a command")?;
         let mut command = Command::new(machine::executable());

@@ -303,6 +303,16 @@ impl Writer {
         self.pending.push((to, base_offset, batch));
     }
 
+    /// Adds an entry without a payload to the open block.
+    pub(crate) fn note(&mut self, kind: EntryKind, to: TopicPartition, offset: Offset) {
+        push_note(&mut self.builder, &mut self.region, kind, to, offset, &[]);
+    }
+
+    /// A topic was deleted: checkpoints do not name its partition any more.
+    pub(crate) fn forget(&mut self, partition: TopicPartition) {
+        self.written.retain(|entry| entry.partition != partition);
+    }
+
     /// Closes and writes the open block, flushed or not.
     pub(crate) fn commit(&mut self, flags: BlockFlags, flush: bool) -> SealedBlock {
         if !self.segments.fits(self.builder.sealed_bytes(), self.builder.entries().len()) {

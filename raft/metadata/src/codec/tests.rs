@@ -209,3 +209,24 @@ fn an_empty_image_is_read_back() {
     encode_image(&Image::new(), &mut bytes);
     assert_eq!(decode_image(&bytes), Ok(Image::new()));
 }
+
+#[test]
+fn a_snapshot_and_commands_add_up_to_an_image() {
+    let mut image = Image::new();
+    apply(&mut image, &format_cluster()).unwrap();
+    let mut snapshot = Vec::new();
+    encode_image(&image, &mut snapshot);
+    let broker = BrokerId(u32::MAX - 1);
+    let start = Command::StartBroker { broker, shard_count: 1, wals: vec![WalUuid([7; 16])] };
+    let commands = [encoded(&start), encoded(&create_topic(1))];
+    apply(&mut image, &start).unwrap();
+    apply(&mut image, &create_topic(1)).unwrap();
+    let slices: Vec<&[u8]> = commands.iter().map(Vec::as_slice).collect();
+    assert_eq!(replay(&snapshot, &slices), Ok(image));
+    let refused = replay(&snapshot, &[slices[1]]);
+    assert!(matches!(refused, Err(ReplayError::Apply(_))), "{refused:?}");
+    let short = replay(&snapshot, &[&slices[0][1..]]);
+    assert!(matches!(short, Err(ReplayError::Command(_))), "{short:?}");
+    let none = replay(&[], &slices);
+    assert!(matches!(none, Err(ReplayError::Snapshot(_))), "{none:?}");
+}

@@ -200,6 +200,12 @@ impl Partition {
         self.producers.restore(id, state);
     }
 
+    /// Forgets producers until at most `max` are remembered; returns how many. After the last batch was
+    /// replayed: a log names more than were ever remembered at a time.
+    pub fn bound_producers(&mut self, max: usize) -> usize {
+        self.producers.bound(max)
+    }
+
     /// Everything before `flushed` is on the device.
     pub fn handle_flushed(&mut self, flushed: Offset) {
         assert!(self.flushed_offset <= flushed, "flushes complete in order");

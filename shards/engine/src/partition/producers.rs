@@ -64,7 +64,8 @@ pub enum SequenceError {
 /// The producers of one partition.
 ///
 /// Invariants: a producer has at least one remembered batch and at most
-/// [`PRODUCER_BATCHES_REMEMBERED`]; at most `producers_max` producers are remembered.
+/// [`PRODUCER_BATCHES_REMEMBERED`]; beside what was replayed, at most `producers_max` producers are
+/// remembered.
 #[derive(Clone, Debug)]
 pub struct Producers {
     states: BTreeMap<ProducerId, ProducerState>,
@@ -142,6 +143,24 @@ impl Producers {
         let held = self.states.len();
         self.states.retain(|_, state| before <= state.last_append);
         held - self.states.len()
+    }
+
+    /// Forgets those who appended the longest ago until at most `max` are left; returns how many. It is
+    /// whom [`Self::expire`] forgets first.
+    pub fn bound(&mut self, max: usize) -> usize {
+        let extra = self.states.len().saturating_sub(max);
+        if extra == 0 {
+            return 0;
+        }
+        let last_offset = |state: &ProducerState| state.batches.back().map(|mark| mark.base_offset);
+        let states = self.states.iter();
+        let mut oldest: Vec<_> =
+            states.map(|(id, state)| (state.last_append, last_offset(state), *id)).collect();
+        oldest.sort_unstable();
+        for (_, _, id) in oldest.drain(..extra) {
+            self.states.remove(&id);
+        }
+        extra
     }
 
     /// Would a batch of this producer make it one more to remember?

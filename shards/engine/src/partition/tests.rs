@@ -145,6 +145,21 @@ fn more_producers_than_the_bound_are_refused_and_expiry_makes_room() {
 }
 
 #[test]
+fn a_log_of_too_many_producers_leaves_the_newest() {
+    let mut p = partition();
+    // Later ids are not larger ones, and the first appends once more.
+    for (offset, producer) in [9, 8, 7, 6].into_iter().enumerate() {
+        p.replay(EPOCH, &batch(producer, 0, 0, 1), Offset(offset as u64), TimestampMs(5));
+    }
+    p.replay(EPOCH, &batch(9, 0, 1, 1), Offset(4), TimestampMs(6));
+    assert_eq!(p.bound_producers(5), 0);
+    assert_eq!(p.bound_producers(3), 1);
+    assert_eq!(p.bound_producers(2), 1);
+    let left: Vec<u64> = p.producers().iter().map(|(id, _)| id.0).collect();
+    assert_eq!(left, [6, 9]);
+}
+
+#[test]
 fn append_time_never_goes_back() {
     let mut p = partition();
     let none = ProducerId::NONE.0;

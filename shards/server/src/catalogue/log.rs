@@ -3,9 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustmq_metadata::{
-    Command, Image, apply, decode_command, decode_image, encode_command, encode_image,
-};
+use rustmq_metadata::{Command, Image, encode_command, encode_image, replay};
 use rustmq_planted::{Bug, planted};
 use rustmq_sys::buffer::BufferPool;
 use rustmq_sys::file::File;
@@ -88,7 +86,8 @@ impl CatalogueLogFiles {
         let (writer, image) = match &log {
             None => (CatalogueWriter::create(file_bytes), None),
             Some(log) => {
-                let image = replay(log.snapshot, &log.commands).map_err(refused)?;
+                let image = replay(log.snapshot, &log.commands);
+                let image = image.map_err(|error| refused(error.to_string()))?;
                 (CatalogueWriter::resume(log), Some(image))
             }
         };
@@ -236,16 +235,4 @@ async fn open_or_create(
     created.write_durable(buffer.freeze(), 0).await?;
     fs::rename(&made, &path).await?;
     fs::open(&path).await
-}
-
-fn replay(snapshot: &[u8], commands: &[&[u8]]) -> Result<Image, String> {
-    let mut image =
-        decode_image(snapshot).map_err(|error| format!("the catalogue's snapshot: {error}"))?;
-    for bytes in commands {
-        let command = decode_command(bytes)
-            .map_err(|error| format!("a command of the catalogue: {error}"))?;
-        apply(&mut image, &command)
-            .map_err(|error| format!("a command of the catalogue does not apply: {error}"))?;
-    }
-    Ok(image)
 }

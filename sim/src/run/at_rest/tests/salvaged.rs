@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustmq_sys::sim::disk::{FileId, PAGE_BYTES};
 use rustmq_wal::salvage::Salvage;
-use rustmq_wal::verify::{Lost, Verify, footer_start, points_in};
+use rustmq_wal::verify::{Finding, Lost, Verify, footer_start, points_in};
 use rustmq_wal::{
     BlockSequence, EntryExpect, FOOTER_TRAILER_BYTES, Incarnation, IndexPoint, SegmentHeader,
     SegmentState, Slot, decode_entry,
@@ -90,30 +90,22 @@ fn take_segment<G: FnMut() -> u64>(
     durable_end: BlockSequence,
 ) -> bool {
     let mut verify = Verify::new(header, durable_end, file.len() as u64);
+    let mut told = 0;
     while let Some(range) = verify.next_read() {
         let bytes = &file[range.start as usize..range.end as usize];
-        let known = verify.findings().len();
         verify.feed(range.start, bytes, |_, entry| {
             assert!(salvage.take(&entry.header, entry.payload), "whole entries make sense");
         });
-        if known < verify.findings().len() {
-            rescue(salvage, header, file, &mut verify, known);
+        if told < verify.findings().len() {
+            rescue(salvage, header, file, &mut verify, told);
         }
+        verify.findings()[told..].iter().for_each(|finding| salvage.leave_out(finding));
+        told = verify.findings().len();
     }
-    let mut lost = false;
-    for finding in verify.finish(None, false).findings {
-        match finding.lost {
-            Lost::Nothing | Lost::State => continue,
-            Lost::Records(records) => {
-                for (partition, range) in records {
-                    salvage.lose_records(partition, range.end);
-                }
-            }
-            Lost::Unknown => salvage.lose(finding.end - finding.position),
-        }
-        lost = true;
-    }
-    lost
+    let verified = verify.finish(None, false);
+    verified.findings[told..].iter().for_each(|finding| salvage.leave_out(finding));
+    let is_loss = |finding: &Finding| !matches!(finding.lost, Lost::Nothing | Lost::State);
+    verified.findings.iter().any(is_loss)
 }
 
 /// Hands it the entries in a damaged part that the footer leads to.
