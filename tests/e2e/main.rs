@@ -17,6 +17,7 @@
 //! - `bad_client`, `bad_request`: peers and requests that are refused.
 //! - `hostile`: clients that hold on to what they were given, and strangers without end.
 //! - `flood`: floods from addresses of others, in network namespaces.
+//! - `fetch`: what a fetch waits for, and what it does not.
 //! - `subscribe`: batches as they come, for as long as there is credit.
 //! - `read_ahead`: what the disk is asked for before a subscription is.
 //! - `pressure`: more work than the broker can do.
@@ -51,6 +52,8 @@ mod bad_request;
 mod hostile;
 
 mod flood;
+
+mod fetch;
 
 mod subscribe;
 

@@ -65,8 +65,10 @@ async fn serve(
             true => read_for(shard, request, tag, ask.offset, bytes_max).await?,
             false => Found::default(),
         };
-        // An answer is due when it is large enough, when it cannot grow, or when time is up.
-        let full = ask.bytes_min as usize <= found.bytes() || bytes_max <= found.bytes();
+        // An answer is due when it is large enough, when it cannot grow, or when time is up. What ends
+        // below the high watermark cannot: more is there, for the next fetch.
+        let full = (ask.bytes_min as usize).min(bytes_max) <= found.bytes()
+            || found.end_offset < high_watermark;
         let over = deadline <= clock::now() || shard.draining() || request.reply_to.is_gone();
         if full && !found.is_empty() || over {
             shard.metrics.borrow_mut().record(Stage::FetchRead, clock::now() - begun);

@@ -1,0 +1,127 @@
+//! Fetches, as a client meets them that speaks the wire: what they wait for, and what they do not.
+
+use anyhow::{Context, Result, ensure};
+use rustmq_protocol::{ErrorCode, Fetch, FetchResponse, batches, verify_crc};
+
+use crate::support::broker::{Backend, Broker, Node, on_each_backend};
+use crate::support::cli::Cli;
+use crate::support::raw::{self, Raw};
+use crate::support::subscriber::produce;
+use crate::support::{client, machine};
+
+/// Bytes of a record's value; a batch has one record.
+const VALUE_BYTES: usize = 10_000;
+
+/// Two batches do not fit into one and a half.
+const ONE_BATCH_AND_A_HALF: u32 = 15_000;
+
+/// An answer of a fetch.
+struct Fetched {
+    /// Where its batches begin and end.
+    offsets: Vec<(u64, u64)>,
+    bytes: usize,
+}
+
+impl Fetched {
+    /// One past its last record.
+    fn end(&self) -> Result<u64> {
+        Ok(self.offsets.last().context("no batch")?.1)
+    }
+}
+
+/// Takes the answer of a fetch.
+async fn fetched(raw: &mut Raw) -> Result<Fetched> {
+    let (header, body) = raw.answer().await?;
+    ensure!(header.error_code() == ErrorCode::Ok, "{}", header.error_code());
+    let response = FetchResponse::decode(&body)?;
+    let mut offsets = Vec::new();
+    for batch in batches(response.batches) {
+        let header = verify_crc(batch?.1)?;
+        offsets.push((header.base_offset.0, header.last_offset().0 + 1));
+    }
+    Ok(Fetched { offsets, bytes: response.batches.len() })
+}
+
+async fn ask(raw: &mut Raw, fetch: &Fetch) -> Result<Fetched> {
+    raw.send(&raw::frame_of(fetch)).await?;
+    fetched(raw).await
+}
+
+/// How often a fetch has waited for records.
+fn waits(broker: &Broker) -> Result<u64> {
+    broker.metric_with("rustmq_stage_latency_seconds_count", "stage=\"fetch_wait\"")
+}
+
+on_each_backend! {
+    /// Where an answer ends before the log does, it comes at once, however little it has: at the end of
+    /// a segment, and before a batch that does not fit.
+    fn what_lies_beyond_an_answer_is_not_waited_for(backend: Backend) -> Result<()> {
+        /// Three segments of 1 MiB.
+        const COUNT: u64 = 300;
+        const SEGMENT_BYTES: u32 = 1 << 20;
+        const WAIT_MS: u32 = 20_000;
+        let _machine = machine::shared();
+        let node = Node::new(backend)?;
+        let broker = node.start()?;
+        let dir = node.data_dir();
+        Cli::new(dir).create_topic("long", 1)?;
+        let runtime = client::runtime()?;
+        runtime.block_on(async {
+            let topic = raw::topic(dir, "long").await?;
+            produce(dir, &topic, 0, COUNT as usize, VALUE_BYTES).await?;
+            let mut raw = Raw::greeted(dir).await?;
+            let bytes_min = ONE_BATCH_AND_A_HALF;
+            let fetch = raw::fetch(&topic, 0, COUNT - 3, bytes_min)?;
+            let answer = ask(&mut raw, &Fetch { wait_ms_max: WAIT_MS, bytes_min, ..fetch }).await?;
+            ensure!(answer.offsets == [(COUNT - 3, COUNT - 2)], "{:?}", answer.offsets);
+            ensure!(waits(&broker)? == 0, "it waited although no batch more fits");
+            anyhow::Ok(())
+        })?;
+        broker.stop()?;
+
+        // Nothing is in memory now.
+        let broker = node.start()?;
+        runtime.block_on(async {
+            let topic = raw::topic(dir, "long").await?;
+            let mut raw = Raw::greeted(dir).await?;
+            let bytes_min = 2 * SEGMENT_BYTES;
+            let mut next = 0;
+            while next < COUNT / 2 {
+                let fetch = raw::fetch(&topic, 0, next, bytes_min)?;
+                let fetch = Fetch { wait_ms_max: WAIT_MS, bytes_min, ..fetch };
+                let answer = ask(&mut raw, &fetch).await?;
+                ensure!(answer.bytes < bytes_min as usize, "an answer is of one segment");
+                next = answer.end()?;
+            }
+            ensure!(next < COUNT, "all was read in one go");
+            ensure!(waits(&broker)? == 0, "it waited at the end of a segment");
+            anyhow::Ok(())
+        })?;
+        broker.stop()
+    }
+}
+
+on_each_backend! {
+    /// At the end of the log a fetch gathers what it was asked to.
+    fn at_the_end_a_fetch_waits_until_there_is_enough(backend: Backend) -> Result<()> {
+        const WAIT_MS: u32 = 60_000;
+        let _machine = machine::shared();
+        let node = Node::new(backend)?;
+        let broker = node.start()?;
+        let dir = node.data_dir();
+        Cli::new(dir).create_topic("short", 1)?;
+        client::runtime()?.block_on(async {
+            let topic = raw::topic(dir, "short").await?;
+            produce(dir, &topic, 0, 1, VALUE_BYTES).await?;
+            let mut raw = Raw::greeted(dir).await?;
+            let fetch = raw::fetch(&topic, 0, 0, 1 << 20)?;
+            let bytes_min = 2 * ONE_BATCH_AND_A_HALF;
+            raw.send(&raw::frame_of(&Fetch { wait_ms_max: WAIT_MS, bytes_min, ..fetch })).await?;
+            produce(dir, &topic, 0, 2, VALUE_BYTES).await?;
+            let answer = fetched(&mut raw).await?;
+            ensure!(answer.offsets == [(0, 1), (1, 2), (2, 3)], "{:?}", answer.offsets);
+            anyhow::Ok(())
+        })?;
+        broker.stop()
+    }
+}
