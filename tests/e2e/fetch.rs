@@ -1,10 +1,16 @@
 //! Fetches, as a client meets them that speaks the wire: what they wait for, and what they do not.
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
+use quinn::Endpoint;
 use rustmq_protocol::{ErrorCode, Fetch, FetchResponse, batches, verify_crc};
 
 use crate::support::broker::{Backend, Broker, Node, on_each_backend};
 use crate::support::cli::Cli;
+use crate::support::process::PATIENCE;
 use crate::support::raw::{self, Raw};
 use crate::support::subscriber::produce;
 use crate::support::{client, machine};
@@ -14,6 +20,9 @@ const VALUE_BYTES: usize = 10_000;
 
 /// Two batches do not fit into one and a half.
 const ONE_BATCH_AND_A_HALF: u32 = 15_000;
+
+/// From the port of the first contact to that of shard 0.
+const SHARD_PORT_OFFSET: u16 = 100;
 
 /// An answer of a fetch.
 struct Fetched {
@@ -120,6 +129,58 @@ on_each_backend! {
             produce(dir, &topic, 0, 2, VALUE_BYTES).await?;
             let answer = fetched(&mut raw).await?;
             ensure!(answer.offsets == [(0, 1), (1, 2), (2, 3)], "{:?}", answer.offsets);
+            anyhow::Ok(())
+        })?;
+        broker.stop()
+    }
+}
+
+/// A client of this shard, at its own port.
+async fn greeted_at_shard(dir: &Path, shard: u16) -> Result<Raw> {
+    let shared = raw::address(dir)?;
+    let address = SocketAddr::new(shared.ip(), shared.port() + SHARD_PORT_OFFSET + shard);
+    let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
+    Raw::greeted_at(&endpoint, address, raw::tenacious_client(dir)?).await
+}
+
+on_each_backend! {
+    /// What a client may be answered is for its shard to say, also when another one finds the batches.
+    fn a_forwarded_fetch_keeps_to_what_its_client_may_hold(backend: Backend) -> Result<()> {
+        const ANSWER_BYTES_MAX: u64 = 32 << 20;
+        const HELD_BYTES: u64 = 8 << 20;
+        const ASKED_BYTES: u32 = 16 << 20;
+        const BATCH_BYTES: usize = 100_000;
+        let _machine = machine::shared();
+        let node = Node::new(backend)?
+            .shards(2)
+            .on_a_fixed_port()?
+            .set("wal.capacity_bytes", "64MiB")
+            .set("cache.hot_bytes", "64MiB")
+            .set("network.answer_bytes_max", ANSWER_BYTES_MAX)
+            .set("network.stall_timeout_ms", 60_000);
+        let broker = node.start()?;
+        let dir = node.data_dir();
+        Cli::new(dir).create_topic("far", 1)?;
+        client::runtime()?.block_on(async {
+            let topic = raw::topic(dir, "far").await?;
+            let elsewhere = 1 - topic.partitions.first().context("a partition")?.shard.0;
+            produce(dir, &topic, 0, 180, BATCH_BYTES).await?;
+            // One client holds a part of the memory: it reads nothing.
+            let mut held = greeted_at_shard(dir, elsewhere).await?;
+            held.send(&raw::fetch_frame(&topic, 0, 0, 12 << 20)?).await?;
+            let begun = Instant::now();
+            while broker.metric("rustmq_answer_memory_bytes")? < HELD_BYTES {
+                ensure!(begun.elapsed() < PATIENCE, "it is not answered\n{}", broker.state());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let mut raw = greeted_at_shard(dir, elsewhere).await?;
+            let answer = ask(&mut raw, &raw::fetch(&topic, 0, 0, ASKED_BYTES)?).await?;
+            let allowed = (ANSWER_BYTES_MAX - HELD_BYTES) / 2;
+            ensure!(answer.bytes as u64 <= allowed, "{} bytes of {allowed}", answer.bytes);
+            ensure!(BATCH_BYTES < answer.bytes, "{} bytes", answer.bytes);
+            let forwards = broker.metric_with("rustmq_stage_latency_seconds_count", "\"forward\"")?;
+            ensure!(2 <= forwards, "{forwards} were forwarded");
+            drop(held);
             anyhow::Ok(())
         })?;
         broker.stop()

@@ -36,6 +36,8 @@ pub(crate) enum ReplyTo {
         shard: ShardId,
         /// Its name for the request.
         ticket: u64,
+        /// Bytes that it keeps free for batches in the answer.
+        reserved_bytes: usize,
     },
 }
 
@@ -114,6 +116,11 @@ impl ClientReply {
         Subscriber { session, stream: self.stream, header: self.header }
     }
 
+    /// Bytes kept free for the answer.
+    pub(crate) fn reserved_bytes(&self) -> usize {
+        self.reserved.borrow().as_ref().map_or(0, Charge::bytes)
+    }
+
     fn give_back(&self) {
         if self.reserved.take().is_some() {
             self.session.handle_drained();
@@ -163,9 +170,12 @@ impl ReplyTo {
     /// Waits until a large answer may be made for a client of this shard, and gives how large it may
     /// be: at most `bytes`. A client that does not read costs no more than its share. The place is
     /// given back with [`Self::give_back`], or with the request. The shard that forwarded a request
-    /// has reserved for it.
+    /// has reserved for it, and said how much.
     pub(crate) async fn reserve(&self, bytes: usize) -> usize {
-        let Self::Client(client) = self else { return bytes };
+        let client = match self {
+            Self::Client(client) => client,
+            Self::Shard { reserved_bytes, .. } => return bytes.min(*reserved_bytes),
+        };
         let reserved = client.session.reserve(bytes).await;
         let bytes = reserved.bytes();
         client.reserved.replace(Some(reserved));
@@ -201,7 +211,7 @@ impl Request {
     pub(crate) fn answer(self, shard: &Shard, response: Response) {
         match self.reply_to {
             ReplyTo::Client(client) => client.send(response, None),
-            ReplyTo::Shard { shard: origin, ticket } => {
+            ReplyTo::Shard { shard: origin, ticket, .. } => {
                 let answer = Answer { ticket, response };
                 shard.mesh.send(origin, Message::Answer(Box::new(answer)));
             }
@@ -210,7 +220,7 @@ impl Request {
 
     /// Ends a request that gets no answer.
     pub(crate) fn end(self, shard: &Shard) {
-        if let ReplyTo::Shard { shard: origin, ticket } = self.reply_to {
+        if let ReplyTo::Shard { shard: origin, ticket, .. } = self.reply_to {
             shard.mesh.send(origin, Message::Ended { ticket });
         }
     }
