@@ -49,7 +49,7 @@ pub(crate) struct ClientReply {
     /// More answers come than the one that this gives: the stream stays open for them.
     goes_on: Cell<bool>,
     /// The request's bytes.
-    _charge: Charge,
+    charge: Charge,
     /// Bytes kept free for the answer.
     reserved: RefCell<Option<Charge>>,
 }
@@ -81,7 +81,7 @@ impl Session {
             stream,
             header,
             goes_on: Cell::new(false),
-            _charge: self.shard.memory.requests.charge_to(&self.request_bytes, body.len()),
+            charge: self.shard.memory.requests.charge_to(&self.request_bytes, body.len()),
             reserved: RefCell::default(),
         });
         Request { header, body, principal: self.principal, arrived: now, reply_to }
@@ -156,6 +156,8 @@ impl Subscriber {
 impl Drop for ClientReply {
     fn drop(&mut self) {
         self.give_back();
+        // Before those are woken who look whether there is memory again.
+        self.charge.set(0);
         let session = &self.session;
         session.in_flight.set(session.in_flight.get() - 1);
         wake_starved(&session.shard);
