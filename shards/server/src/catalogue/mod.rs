@@ -177,7 +177,7 @@ impl Catalogue {
 
     fn give_turn(&self) {
         self.turn_taken.set(false);
-        self.turn.wake_all();
+        self.turn.wake_first();
     }
 }
 
