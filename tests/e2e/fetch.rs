@@ -12,7 +12,7 @@ use crate::support::broker::{Backend, Broker, Node, on_each_backend};
 use crate::support::cli::Cli;
 use crate::support::process::PATIENCE;
 use crate::support::raw::{self, Raw};
-use crate::support::subscriber::produce;
+use crate::support::subscriber::{produce, until_metric};
 use crate::support::{client, machine};
 
 /// Bytes of a record's value; a batch has one record.
@@ -182,6 +182,59 @@ on_each_backend! {
             ensure!(2 <= forwards, "{forwards} were forwarded");
             drop(held);
             anyhow::Ok(())
+        })?;
+        broker.stop()
+    }
+}
+
+on_each_backend! {
+    /// A client may have 1,024 fetches wait. Each is charged for more than its bytes, and costs no more
+    /// than that; when they end, so does the charge.
+    fn fetches_that_wait_are_charged_what_they_cost(backend: Backend) -> Result<()> {
+        const CONNECTIONS: u64 = 16;
+        const WAITING: u64 = 1024;
+        /// What the broker charges each of them, its body included.
+        const CHARGED_BYTES: u64 = 2048 + 48;
+        /// What a connection costs, and what an allocator keeps.
+        const CONNECTION_BYTES: u64 = 256 << 10;
+        const SLACK_BYTES: u64 = 8 << 20;
+        const CHARGED: &str = "rustmq_request_memory_bytes";
+        let _machine = machine::shared();
+        let node = Node::new(backend)?;
+        let broker = node.start()?;
+        let dir = node.data_dir();
+        Cli::new(dir).create_topic("idle", 1)?;
+        client::runtime()?.block_on(async {
+            let topic = raw::topic(dir, "idle").await?;
+            let fetch = raw::fetch(&topic, 0, 0, 1 << 20)?;
+            let frame = raw::frame_of(&Fetch { wait_ms_max: 60_000, ..fetch });
+            let frames = frame.repeat(WAITING as usize);
+            let before = broker.memory()?;
+            let mut held = Vec::new();
+            for _ in 0..CONNECTIONS {
+                let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
+                let config = raw::tenacious_client(dir)?;
+                let mut raw = Raw::greeted_from(&endpoint, dir, config).await?;
+                raw.send(&frames).await?;
+                held.push(raw);
+            }
+            let charged = CONNECTIONS * WAITING * CHARGED_BYTES;
+            until_metric(&broker, CHARGED, charged).await?;
+            let grown = broker.memory_peak()?.saturating_sub(before);
+            let bound = charged + CONNECTIONS * CONNECTION_BYTES + SLACK_BYTES;
+            machine::note(&format!(
+                "fetches that wait, {}: {} of them, memory grew by {grown}, bound {bound}",
+                backend.name(), CONNECTIONS * WAITING
+            ));
+            ensure!(grown < bound, "memory grew by {grown}, bound {bound}");
+            // One record answers them all.
+            produce(dir, &topic, 0, 1, 100).await?;
+            for raw in &mut held {
+                for _ in 0..WAITING {
+                    ensure!(fetched(raw).await?.offsets == [(0, 1)], "another record");
+                }
+            }
+            until_metric(&broker, CHARGED, 0).await
         })?;
         broker.stop()
     }

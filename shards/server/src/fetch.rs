@@ -9,6 +9,7 @@ use rustmq_protocol::requests::fetch::FETCH_BYTES;
 use rustmq_protocol::{Fetch, Offset};
 use rustmq_sys::clock;
 
+use crate::body::Body;
 use crate::limits::FORWARDED_WAIT_MS_MAX;
 use crate::metrics::Stage;
 use crate::notify::before;
@@ -19,7 +20,7 @@ use crate::session::{ReplyTo, Request};
 use crate::shard::Shard;
 
 /// Serves one fetch request.
-pub(crate) async fn fetch(shard: Rc<Shard>, request: Request) {
+pub(crate) async fn fetch(shard: Rc<Shard>, mut request: Request) {
     let ask = match check(&request) {
         Ok(ask) => ask,
         Err(error) => return request.refuse(&shard, &error),
@@ -32,6 +33,8 @@ pub(crate) async fn fetch(shard: Rc<Shard>, request: Request) {
         }
         Err(error) => return request.refuse(&shard, &error),
     };
+    // It has been read: the datagrams that it came in are not kept while it waits.
+    request.body = Body::default();
     let arrived = request.arrived;
     shard.metrics.borrow_mut().record(Stage::FetchReceive, clock::now() - arrived);
     match serve(&shard, &request, &ask, tag).await {

@@ -17,7 +17,7 @@ use super::{Catalogue, CommandError};
 use crate::random;
 use crate::reply::{RequestError, Response};
 use crate::segments::CHECKPOINT_PART;
-use crate::session::Request;
+use crate::session::{self, Request};
 use crate::shard::Shard;
 
 /// What a partition takes in a checkpoint: its entry, its line, its state and some leader epochs.
@@ -29,11 +29,12 @@ pub(crate) fn spawn(shard: &Rc<Shard>, request: Request) {
         return shard.mesh.forward(shard, ShardId(0), request, false);
     }
     let shard = Rc::clone(shard);
-    runtime::spawn(Class::Foreground, async move {
+    let task = session::task(async move {
         let catalogue = shard.catalogue.as_ref().expect("checked above, and it stays");
         let outcome = serve(catalogue, &shard, &request).await;
         shard.finish(request, outcome);
     });
+    runtime::spawn(Class::Foreground, task);
 }
 
 async fn serve(
@@ -91,7 +92,7 @@ async fn create_topic(
         }
     };
     let done = match check_checkpoints(shard, &command) {
-        Ok(()) => catalogue.carry_out(shard, command).await.map_err(RequestError::from),
+        Ok(()) => Box::pin(catalogue.carry_out(shard, command)).await.map_err(RequestError::from),
         Err(error) => Err(error),
     };
     catalogue.give_turn();
@@ -111,7 +112,7 @@ async fn delete_topic(
     let done = match found {
         None => Err(RequestError::UnknownTopic { name: ask.name }),
         Some(id) => {
-            let done = catalogue.carry_out(shard, Command::DeleteTopic { id }).await;
+            let done = Box::pin(catalogue.carry_out(shard, Command::DeleteTopic { id })).await;
             done.map(|()| id).map_err(RequestError::from)
         }
     };
@@ -126,7 +127,8 @@ async fn init_producer(catalogue: &Catalogue, shard: &Rc<Shard>) -> Result<Respo
     if catalogue.producer_ids.borrow().is_empty() {
         let first = shard.image.borrow().next_producer_id();
         let (broker, count) = (shard.node.broker, PRODUCER_ID_BLOCK);
-        done = catalogue.carry_out(shard, Command::AllocateProducerIds { broker, count }).await;
+        done = Box::pin(catalogue.carry_out(shard, Command::AllocateProducerIds { broker, count }))
+            .await;
         if done.is_ok() {
             *catalogue.producer_ids.borrow_mut() = first.0..first.0 + u64::from(count);
         }

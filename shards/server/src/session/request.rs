@@ -12,6 +12,7 @@ use rustmq_protocol::{CorrelationId, ShardId};
 use super::{Session, wake_starved};
 use crate::body::Body;
 use crate::budget::Charge;
+use crate::limits::{REQUEST_BYTES, REQUEST_TASK_BYTES};
 use crate::mesh::{Answer, Message};
 use crate::reply::{RequestError, Response};
 use crate::shard::Shard;
@@ -48,7 +49,7 @@ pub(crate) struct ClientReply {
     header: FrameHeader,
     /// More answers come than the one that this gives: the stream stays open for them.
     goes_on: Cell<bool>,
-    /// The request's bytes.
+    /// The request's bytes, and what working on it takes.
     charge: Charge,
     /// Bytes kept free for the answer.
     reserved: RefCell<Option<Charge>>,
@@ -76,12 +77,13 @@ impl Session {
         now: Instant,
     ) -> Request {
         self.in_flight.set(self.in_flight.get() + 1);
+        let bytes = REQUEST_BYTES + body.len();
         let reply_to = ReplyTo::Client(ClientReply {
             session: Rc::clone(self),
             stream,
             header,
             goes_on: Cell::new(false),
-            charge: self.shard.memory.requests.charge_to(&self.request_bytes, body.len()),
+            charge: self.shard.memory.requests.charge_to(&self.request_bytes, bytes),
             reserved: RefCell::default(),
         });
         Request { header, body, principal: self.principal, arrived: now, reply_to }
@@ -166,6 +168,12 @@ impl Drop for ClientReply {
         }
         session.resume();
     }
+}
+
+/// The task of a request: no larger than what a request is charged as allows.
+pub(crate) fn task<F: Future<Output = ()>>(future: F) -> F {
+    const { assert!(size_of::<F>() <= REQUEST_TASK_BYTES) };
+    future
 }
 
 impl ReplyTo {
