@@ -135,6 +135,34 @@ on_each_backend! {
     }
 }
 
+on_each_backend! {
+    /// What comes while a fetch waits is counted; all of it is looked up once, when it is enough.
+    fn a_fetch_that_waits_reads_when_there_is_enough(backend: Backend) -> Result<()> {
+        const COUNT: u64 = 20;
+        const WAIT_MS: u32 = 60_000;
+        let _machine = machine::shared();
+        let node = Node::new(backend)?;
+        let broker = node.start()?;
+        let dir = node.data_dir();
+        Cli::new(dir).create_topic("slow", 1)?;
+        client::runtime()?.block_on(async {
+            let topic = raw::topic(dir, "slow").await?;
+            let mut raw = Raw::greeted(dir).await?;
+            let fetch = raw::fetch(&topic, 0, 0, 1 << 20)?;
+            let bytes_min = COUNT as u32 * VALUE_BYTES as u32;
+            raw.send(&raw::frame_of(&Fetch { wait_ms_max: WAIT_MS, bytes_min, ..fetch })).await?;
+            produce(dir, &topic, 0, COUNT as usize, VALUE_BYTES).await?;
+            let offsets: Vec<_> = (0..COUNT).map(|offset| (offset, offset + 1)).collect();
+            ensure!(fetched(&mut raw).await?.offsets == offsets, "not all of them");
+            // Once more, if the fetch came behind the first records.
+            let hits = broker.metric("rustmq_cache_hits_total")?;
+            ensure!(hits <= 2, "it was looked up {hits} times");
+            anyhow::Ok(())
+        })?;
+        broker.stop()
+    }
+}
+
 /// A client of this shard, at its own port.
 async fn greeted_at_shard(dir: &Path, shard: u16) -> Result<Raw> {
     let shared = raw::address(dir)?;

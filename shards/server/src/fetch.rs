@@ -61,6 +61,7 @@ async fn serve(
     let wait = Duration::from_millis(u64::from(ask.wait_ms_max.min(wait_ms_max)));
     let deadline = request.arrived + wait;
     let bytes_max = bytes_max(ask);
+    let bytes_min = bytes_max.min(ask.bytes_min as usize);
     loop {
         let begun = clock::now();
         let high_watermark = check_offset(shard, ask, tag)?;
@@ -70,15 +71,17 @@ async fn serve(
         };
         // An answer is due when it is large enough, when it cannot grow, or when time is up. What ends
         // below the high watermark cannot: more is there, for the next fetch.
-        let full = (ask.bytes_min as usize).min(bytes_max) <= found.bytes()
-            || found.end_offset < high_watermark;
+        let full = bytes_min <= found.bytes() || found.end_offset < high_watermark;
         let over = deadline <= clock::now() || shard.draining() || request.reply_to.is_gone();
         if full && !found.is_empty() || over {
             shard.metrics.borrow_mut().record(Stage::FetchRead, clock::now() - begun);
             return respond(shard, tag, found);
         }
+        let end = if found.is_empty() { ask.offset } else { found.end_offset };
+        let waiting = Waiting { end, bytes: found.bytes(), bytes_min };
+        // It pins buffers, and is there later.
         drop(found);
-        wait_for_records(shard, request, tag, high_watermark, deadline).await?;
+        wait_for_records(shard, request, ask, tag, waiting, deadline).await?;
         shard.metrics.borrow_mut().record(Stage::FetchWait, clock::now() - begun);
     }
 }
@@ -109,28 +112,56 @@ fn check_offset(shard: &Shard, ask: &Fetch, tag: u32) -> Result<Offset, RequestE
     Ok(partition.engine.high_watermark())
 }
 
-/// Waits until the high watermark has passed `seen`, until `deadline`, or until the client is gone.
+/// What a fetch knows of the records that it waits for: each flush adds to it, and they are looked up
+/// once there is enough.
+struct Waiting {
+    /// Where what has been counted ends.
+    end: Offset,
+    bytes: usize,
+    bytes_min: usize,
+}
+
+impl Waiting {
+    /// Counts what has come. True if there is enough of it, or if memory does not tell.
+    fn is_over(&mut self, shard: &Shard, tag: u32, high_watermark: Offset) -> bool {
+        if high_watermark <= self.end {
+            return false;
+        }
+        if let Some(batches) = shard.cache.borrow().from(tag, self.end) {
+            for batch in batches {
+                self.end = batch.end_offset;
+                self.bytes += batch.bytes.slice().len();
+            }
+        }
+        self.bytes_min <= self.bytes || self.end < high_watermark
+    }
+}
+
+/// Waits until there are enough records, until `deadline`, or until the fetch has to be refused or
+/// nobody waits for it any more.
 async fn wait_for_records(
     shard: &Rc<Shard>,
     request: &Request,
+    ask: &Fetch,
     tag: u32,
-    seen: Offset,
+    mut waiting: Waiting,
     deadline: Instant,
 ) -> Result<(), RequestError> {
     let arrivals = {
         let partitions = shard.partitions.borrow();
         Rc::clone(&partitions.get(tag).ok_or(RequestError::UnknownTopicId)?.arrivals)
     };
-    let moved = arrivals.until(|| {
+    let over = arrivals.until(|| {
         let partitions = shard.partitions.borrow();
-        match partitions.get(tag) {
-            Some(partition) if partition.engine.high_watermark() <= seen => {
-                (shard.draining() || request.reply_to.is_gone()).then_some(())
-            }
-            _ => Some(()),
-        }
+        let is_over = shard.draining()
+            || request.reply_to.is_gone()
+            || partitions.get(tag).is_none_or(|partition| {
+                partition.check_fetch(ask.leader_epoch, ask.offset).is_err()
+                    || waiting.is_over(shard, tag, partition.engine.high_watermark())
+            });
+        is_over.then_some(())
     });
-    before(deadline, moved).await;
+    before(deadline, over).await;
     Ok(())
 }
 
