@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustmq_config::BrokerConfig;
 use rustmq_protocol::frame::{FrameHeader, RequestKind};
+use rustmq_protocol::limits::FETCH_BYTES_MAX;
 use rustmq_protocol::{BrokerId, CorrelationId, ErrorCode, ShardEndpoint, ShardId};
 use rustmq_server::mesh::{self, Forwarded, MeshPort, Message};
 use rustmq_server::metrics::empty_stages;
@@ -143,6 +144,7 @@ impl Node {
             header,
             body: Body::from(Bytes::from(body)),
             principal: "sim".to_owned(),
+            reserved_bytes: FETCH_BYTES_MAX,
         };
         let to = usize::from(to.0);
         let sender = self.link.senders[to].as_mut().expect("a ring to each shard");

@@ -19,6 +19,7 @@
 //! - `hostile`: clients that hold on to what they were given, and strangers without end.
 //! - `flood`: floods from addresses of others, in network namespaces.
 //! - `operators`: probes beside connections that are silent.
+//! - `fetch`: what a fetch waits for, and what it does not.
 //! - `subscribe`: batches as they come, for as long as there is credit.
 //! - `read_ahead`: what the disk is asked for before a subscription is.
 //! - `pressure`: more work than the broker can do.
@@ -58,6 +59,8 @@ mod flood;
 
 mod operators;
 
+mod fetch;
+
 mod subscribe;
 
 mod read_ahead;
@@ -73,6 +76,7 @@ mod corruption;
 mod wal_commands;
 
 mod disk_faults;
+
 mod elsewhere;
 
 mod full;

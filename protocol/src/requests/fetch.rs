@@ -11,8 +11,8 @@ pub const FETCH_RESPONSE_HEAD_BYTES: usize = 24;
 
 /// Asks for the batches of one partition from an offset on.
 ///
-/// Answered at once if `bytes_min` are there, else when they are or when the wait is over, then
-/// with what there is, which may be nothing.
+/// Answered at once if `bytes_min` are there or the answer ends before the high watermark does, else
+/// when they are or when the wait is over, then with what there is, which may be nothing.
 ///
 /// ```text
 /// 0 topic id | 16 u32 partition | 20 u32 leader epoch | 24 u64 offset

@@ -9,6 +9,7 @@ use rustmq_protocol::requests::fetch::FETCH_BYTES;
 use rustmq_protocol::{Fetch, Offset};
 use rustmq_sys::clock;
 
+use crate::body::Body;
 use crate::limits::FORWARDED_WAIT_MS_MAX;
 use crate::metrics::Stage;
 use crate::notify::before;
@@ -19,7 +20,7 @@ use crate::session::{ReplyTo, Request};
 use crate::shard::Shard;
 
 /// Serves one fetch request.
-pub(crate) async fn fetch(shard: Rc<Shard>, request: Request) {
+pub(crate) async fn fetch(shard: Rc<Shard>, mut request: Request) {
     let ask = match check(&request) {
         Ok(ask) => ask,
         Err(error) => return request.refuse(&shard, &error),
@@ -32,6 +33,8 @@ pub(crate) async fn fetch(shard: Rc<Shard>, request: Request) {
         }
         Err(error) => return request.refuse(&shard, &error),
     };
+    // It has been read: the datagrams that it came in are not kept while it waits.
+    request.body = Body::default();
     let arrived = request.arrived;
     shard.metrics.borrow_mut().record(Stage::FetchReceive, clock::now() - arrived);
     match serve(&shard, &request, &ask, tag).await {
@@ -58,6 +61,7 @@ async fn serve(
     let wait = Duration::from_millis(u64::from(ask.wait_ms_max.min(wait_ms_max)));
     let deadline = request.arrived + wait;
     let bytes_max = bytes_max(ask);
+    let bytes_min = bytes_max.min(ask.bytes_min as usize);
     loop {
         let begun = clock::now();
         let high_watermark = check_offset(shard, ask, tag)?;
@@ -65,15 +69,19 @@ async fn serve(
             true => read_for(shard, request, tag, ask.offset, bytes_max).await?,
             false => Found::default(),
         };
-        // An answer is due when it is large enough, when it cannot grow, or when time is up.
-        let full = ask.bytes_min as usize <= found.bytes() || bytes_max <= found.bytes();
+        // An answer is due when it is large enough, when it cannot grow, or when time is up. What ends
+        // below the high watermark cannot: more is there, for the next fetch.
+        let full = bytes_min <= found.bytes() || found.end_offset < high_watermark;
         let over = deadline <= clock::now() || shard.draining() || request.reply_to.is_gone();
         if full && !found.is_empty() || over {
             shard.metrics.borrow_mut().record(Stage::FetchRead, clock::now() - begun);
             return respond(shard, tag, found);
         }
+        let end = if found.is_empty() { ask.offset } else { found.end_offset };
+        let waiting = Waiting { end, bytes: found.bytes(), bytes_min };
+        // It pins buffers, and is there later.
         drop(found);
-        wait_for_records(shard, request, tag, high_watermark, deadline).await?;
+        wait_for_records(shard, request, ask, tag, waiting, deadline).await?;
         shard.metrics.borrow_mut().record(Stage::FetchWait, clock::now() - begun);
     }
 }
@@ -104,28 +112,56 @@ fn check_offset(shard: &Shard, ask: &Fetch, tag: u32) -> Result<Offset, RequestE
     Ok(partition.engine.high_watermark())
 }
 
-/// Waits until the high watermark has passed `seen`, until `deadline`, or until the client is gone.
+/// What a fetch knows of the records that it waits for: each flush adds to it, and they are looked up
+/// once there is enough.
+struct Waiting {
+    /// Where what has been counted ends.
+    end: Offset,
+    bytes: usize,
+    bytes_min: usize,
+}
+
+impl Waiting {
+    /// Counts what has come. True if there is enough of it, or if memory does not tell.
+    fn is_over(&mut self, shard: &Shard, tag: u32, high_watermark: Offset) -> bool {
+        if high_watermark <= self.end {
+            return false;
+        }
+        if let Some(batches) = shard.cache.borrow().from(tag, self.end) {
+            for batch in batches {
+                self.end = batch.end_offset;
+                self.bytes += batch.bytes.slice().len();
+            }
+        }
+        self.bytes_min <= self.bytes || self.end < high_watermark
+    }
+}
+
+/// Waits until there are enough records, until `deadline`, or until the fetch has to be refused or
+/// nobody waits for it any more.
 async fn wait_for_records(
     shard: &Rc<Shard>,
     request: &Request,
+    ask: &Fetch,
     tag: u32,
-    seen: Offset,
+    mut waiting: Waiting,
     deadline: Instant,
 ) -> Result<(), RequestError> {
     let arrivals = {
         let partitions = shard.partitions.borrow();
         Rc::clone(&partitions.get(tag).ok_or(RequestError::UnknownTopicId)?.arrivals)
     };
-    let moved = arrivals.until(|| {
+    let over = arrivals.until(|| {
         let partitions = shard.partitions.borrow();
-        match partitions.get(tag) {
-            Some(partition) if partition.engine.high_watermark() <= seen => {
-                (shard.draining() || request.reply_to.is_gone()).then_some(())
-            }
-            _ => Some(()),
-        }
+        let is_over = shard.draining()
+            || request.reply_to.is_gone()
+            || partitions.get(tag).is_none_or(|partition| {
+                partition.check_fetch(ask.leader_epoch, ask.offset).is_err()
+                    || waiting.is_over(shard, tag, partition.engine.high_watermark())
+            });
+        is_over.then_some(())
     });
-    before(deadline, moved).await;
+    before(deadline, over).await;
     Ok(())
 }
 

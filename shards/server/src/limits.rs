@@ -8,6 +8,13 @@ use rustmq_protocol::limits::{FRAME_BYTES_MAX, PARTITIONS_PER_TOPIC_MAX, RETRY_A
 /// connection's streams, so the peer's flow control pushes back.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 1024;
 
+/// What a request that is not answered is charged as, beside its bytes: its task, with a quarter for
+/// its places in the runtime, in the list that it waits in and among the requests that are forwarded.
+pub const REQUEST_BYTES: usize = 2048;
+
+/// How large the task of a request may be.
+pub const REQUEST_TASK_BYTES: usize = REQUEST_BYTES - REQUEST_BYTES / 4;
+
 /// Subscriptions of one connection. 10,000: a client reads every partition of the largest topic
 /// through one. Past it a Subscribe is refused with `LIMIT_EXCEEDED`.
 pub const SUBSCRIPTIONS_PER_CONNECTION_MAX: usize = PARTITIONS_PER_TOPIC_MAX as usize;

@@ -118,6 +118,8 @@ pub struct Forwarded {
     pub body: Body,
     /// Who asks.
     pub principal: String,
+    /// Bytes that the origin keeps free for batches in the answer; 0 if it need not.
+    pub reserved_bytes: usize,
 }
 
 /// A datagram on its way to the shard whose connection it is for.
@@ -287,6 +289,7 @@ impl Mesh {
                 return request.refuse(shard, &RequestError::UnknownTopicId);
             }
         };
+        let reserved_bytes = client.reserved_bytes();
         let ticket = {
             let mut state = self.state.borrow_mut();
             if FORWARDED_MAX <= state.forwarded.len() {
@@ -304,7 +307,7 @@ impl Mesh {
             ticket
         };
         let origin = shard.id;
-        let forwarded = Forwarded { origin, ticket, header, body, principal };
+        let forwarded = Forwarded { origin, ticket, header, body, principal, reserved_bytes };
         self.send(owner, Message::Forward(Box::new(forwarded)));
     }
 
@@ -369,8 +372,8 @@ pub(crate) async fn receive_loop(shard: Rc<Shard>) {
 fn handle(shard: &Rc<Shard>, message: Message) {
     match message {
         Message::Forward(forwarded) => {
-            let Forwarded { origin, ticket, header, body, principal } = *forwarded;
-            let reply_to = ReplyTo::Shard { shard: origin, ticket };
+            let Forwarded { origin, ticket, header, body, principal, reserved_bytes } = *forwarded;
+            let reply_to = ReplyTo::Shard { shard: origin, ticket, reserved_bytes };
             let arrived = clock::now();
             let principal: PrincipalId = shard.intern_name(&principal);
             session::dispatch(shard, Request { header, body, principal, arrived, reply_to });

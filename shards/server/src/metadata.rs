@@ -13,7 +13,7 @@ use rustmq_protocol::{
 use rustmq_sys::runtime::{self, Class};
 
 use crate::reply::{RequestError, Response};
-use crate::session::Request;
+use crate::session::{self, Request};
 use crate::shard::Shard;
 
 /// Bytes of an answer beside its topics, and of a topic beside its name and its partitions: ids,
@@ -26,12 +26,12 @@ const PARTITION_BYTES: usize = 14;
 /// Answers `Metadata`: the brokers, and the topics that were asked for. In a task of its own: a small
 /// request may ask for a large answer, for which there has to be room.
 pub(crate) fn spawn_metadata(shard: &Rc<Shard>, request: Request) {
-    runtime::spawn(Class::Fetch, metadata(Rc::clone(shard), request));
+    runtime::spawn(Class::Fetch, session::task(metadata(Rc::clone(shard), request)));
 }
 
 /// Answers `ListTopics`, also in a task of its own.
 pub(crate) fn spawn_list_topics(shard: &Rc<Shard>, request: Request) {
-    runtime::spawn(Class::Fetch, list_topics(Rc::clone(shard), request));
+    runtime::spawn(Class::Fetch, session::task(list_topics(Rc::clone(shard), request)));
 }
 
 async fn metadata(shard: Rc<Shard>, request: Request) {

@@ -9,7 +9,7 @@ use rustmq_sys::runtime::{self, Class};
 use crate::read;
 use crate::reply::{RequestError, Response};
 use crate::route::Route;
-use crate::session::Request;
+use crate::session::{self, Request};
 use crate::shard::Shard;
 
 /// Timestamp of an answer that names no record.
@@ -17,7 +17,7 @@ const NO_TIMESTAMP: TimestampMs = TimestampMs(-1);
 
 /// Serves one request in a task of its own: a look-up by time may have to read the disk.
 pub(crate) fn spawn(shard: &Rc<Shard>, request: Request) {
-    runtime::spawn(Class::Fetch, list_offsets(Rc::clone(shard), request));
+    runtime::spawn(Class::Fetch, session::task(list_offsets(Rc::clone(shard), request)));
 }
 
 async fn list_offsets(shard: Rc<Shard>, request: Request) {
@@ -53,7 +53,7 @@ async fn find(
         OffsetAt::Earliest => (log_start, NO_TIMESTAMP),
         OffsetAt::Latest => (high_watermark, NO_TIMESTAMP),
         OffsetAt::Timestamp(at) => {
-            let found = read::first_at_or_after(shard, tag, at).await?;
+            let found = Box::pin(read::first_at_or_after(shard, tag, at)).await?;
             found.unwrap_or((high_watermark, NO_TIMESTAMP))
         }
     };

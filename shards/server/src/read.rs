@@ -79,7 +79,9 @@ pub(crate) async fn batches(
     }
     shard.metrics.borrow_mut().counters.cache_misses += 1;
     for _ in 0..READ_RETRIES_MAX {
-        if let Some(batches) = from_wal(shard, tag, offset, bytes_max).await? {
+        // Apart from the task, which may have to wait for records before it reads, or after.
+        let read = Box::pin(from_wal(shard, tag, offset, bytes_max)).await?;
+        if let Some(batches) = read {
             let mut found = Found::new();
             batches.into_iter().for_each(|batch| found.push(batch));
             return Ok(found);

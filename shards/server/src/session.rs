@@ -25,7 +25,7 @@ use crate::shard::Shard;
 use crate::subscribe::Subscription;
 
 pub(crate) use self::dispatch::dispatch;
-pub(crate) use self::request::{ClientReply, ReplyTo, Request, Subscriber, SubscriptionKey};
+pub(crate) use self::request::{ClientReply, ReplyTo, Request, Subscriber, SubscriptionKey, task};
 
 /// One admitted client on one connection.
 ///

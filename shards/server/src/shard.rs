@@ -29,7 +29,7 @@ use crate::metrics::{Gauges, Metrics, ShardSnapshot};
 use crate::notify::{Notify, Slot};
 use crate::partitions::Partitions;
 use crate::reply::{RequestError, Response, SMALL_BODY_BYTES};
-use crate::session::Request;
+use crate::session::{self, Request};
 use crate::subscribe::{self, Subscription, Subscriptions};
 use crate::wal_writer::{Ticket, WalWriter};
 use crate::{fetch, produce, tls};
@@ -159,10 +159,10 @@ impl Shard {
             may_serve: Notify::default(),
             drain: Notify::default(),
             spawn_produce: Box::new(move |shard, request| {
-                produce_pool.spawn(produce::produce(shard, request));
+                produce_pool.spawn(session::task(produce::produce(shard, request)));
             }),
             spawn_fetch: Box::new(move |shard, request| {
-                fetch_pool.spawn(fetch::fetch(shard, request));
+                fetch_pool.spawn(session::task(fetch::fetch(shard, request)));
             }),
             spawn_catch_up: Box::new(move |shard, subscription, reserved| {
                 catch_up_pool.spawn(subscribe::catch_up(shard, subscription, reserved));

@@ -319,15 +319,15 @@ pub(crate) fn hello(version_min: u8, version_max: u8, out: &mut Vec<u8>) {
         .encode_frame(out, |out| hello.encode(out));
 }
 
-/// The frame of a fetch from a partition, of up to `bytes_max`.
-pub(crate) fn fetch_frame(
+/// A fetch from a partition, of up to `bytes_max`, that waits for nothing.
+pub(crate) fn fetch(
     topic: &TopicInfo,
     partition: u32,
     offset: u64,
     bytes_max: u32,
-) -> Result<Vec<u8>> {
+) -> Result<Fetch> {
     let info = topic.partitions.get(partition as usize).context("the partition")?;
-    let fetch = Fetch {
+    Ok(Fetch {
         topic: topic.id,
         partition: info.partition,
         leader_epoch: info.leader_epoch,
@@ -335,11 +335,25 @@ pub(crate) fn fetch_frame(
         wait_ms_max: 0,
         bytes_min: 1,
         bytes_max,
-    };
+    })
+}
+
+/// The frame of this fetch.
+pub(crate) fn frame_of(fetch: &Fetch) -> Vec<u8> {
     let mut frame = Vec::new();
     FrameHeader::request(RequestKind::Fetch, CorrelationId(2))
         .encode_frame(&mut frame, |out| fetch.encode(out));
-    Ok(frame)
+    frame
+}
+
+/// The frame of a fetch from a partition, of up to `bytes_max`.
+pub(crate) fn fetch_frame(
+    topic: &TopicInfo,
+    partition: u32,
+    offset: u64,
+    bytes_max: u32,
+) -> Result<Vec<u8>> {
+    Ok(frame_of(&fetch(topic, partition, offset, bytes_max)?))
 }
 
 /// The request of a subscription, with this credit, in answers of up to `bytes_max`.

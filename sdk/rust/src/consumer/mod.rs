@@ -137,8 +137,8 @@ impl ConsumerBuilder {
         ConsumerBuilder { wait, ..self }
     }
 
-    /// Bytes that end the wait. Default 1. With more than that every partition is fetched, as a
-    /// subscription waits for nothing.
+    /// Bytes that end the wait at the end of a partition. Default 1. With more than that every
+    /// partition is fetched, as a subscription waits for nothing.
     #[must_use]
     pub fn fetch_bytes_min(self, bytes_min: u32) -> ConsumerBuilder {
         ConsumerBuilder { bytes_min, ..self }

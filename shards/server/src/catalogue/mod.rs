@@ -99,7 +99,8 @@ impl Catalogue {
         runtime::spawn(Class::Background, forget_loop(Rc::clone(shard)));
     }
 
-    /// Makes a command durable and has every shard apply it. The caller holds the turn.
+    /// Makes a command durable and has every shard apply it. The caller holds the turn. A request boxes
+    /// it: those who wait for the turn have no memory for it yet.
     async fn carry_out(&self, shard: &Rc<Shard>, command: Command) -> Result<(), CommandError> {
         if shard.catalogue_lost.get() {
             return Err(CommandError::Lost);
@@ -177,7 +178,7 @@ impl Catalogue {
 
     fn give_turn(&self) {
         self.turn_taken.set(false);
-        self.turn.wake_all();
+        self.turn.wake_first();
     }
 }
 

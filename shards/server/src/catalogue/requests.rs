@@ -17,7 +17,7 @@ use super::{Catalogue, CommandError};
 use crate::random;
 use crate::reply::{RequestError, Response};
 use crate::segments::{CHECKPOINT_PART, PARTITION_CHECKPOINT_BYTES};
-use crate::session::Request;
+use crate::session::{self, Request};
 use crate::shard::Shard;
 
 /// Serves a request that changes the catalogue: here on shard 0, elsewhere by forwarding it there.
@@ -26,11 +26,12 @@ pub(crate) fn spawn(shard: &Rc<Shard>, request: Request) {
         return shard.mesh.forward(shard, ShardId(0), request, false);
     }
     let shard = Rc::clone(shard);
-    runtime::spawn(Class::Foreground, async move {
+    let task = session::task(async move {
         let catalogue = shard.catalogue.as_ref().expect("checked above, and it stays");
         let outcome = serve(catalogue, &shard, &request).await;
         shard.finish(request, outcome);
     });
+    runtime::spawn(Class::Foreground, task);
 }
 
 async fn serve(
@@ -88,7 +89,7 @@ async fn create_topic(
         }
     };
     let done = match check_checkpoints(shard, &command) {
-        Ok(()) => catalogue.carry_out(shard, command).await.map_err(RequestError::from),
+        Ok(()) => Box::pin(catalogue.carry_out(shard, command)).await.map_err(RequestError::from),
         Err(error) => Err(error),
     };
     catalogue.give_turn();
@@ -108,7 +109,7 @@ async fn delete_topic(
     let done = match found {
         None => Err(RequestError::UnknownTopic { name: ask.name }),
         Some(id) => {
-            let done = catalogue.carry_out(shard, Command::DeleteTopic { id }).await;
+            let done = Box::pin(catalogue.carry_out(shard, Command::DeleteTopic { id })).await;
             done.map(|()| id).map_err(RequestError::from)
         }
     };
@@ -123,7 +124,8 @@ async fn init_producer(catalogue: &Catalogue, shard: &Rc<Shard>) -> Result<Respo
     if catalogue.producer_ids.borrow().is_empty() {
         let first = shard.image.borrow().next_producer_id();
         let (broker, count) = (shard.node.broker, PRODUCER_ID_BLOCK);
-        done = catalogue.carry_out(shard, Command::AllocateProducerIds { broker, count }).await;
+        done = Box::pin(catalogue.carry_out(shard, Command::AllocateProducerIds { broker, count }))
+            .await;
         if done.is_ok() {
             *catalogue.producer_ids.borrow_mut() = first.0..first.0 + u64::from(count);
         }

@@ -12,6 +12,7 @@ use rustmq_protocol::{CorrelationId, ShardId};
 use super::{Session, wake_starved};
 use crate::body::Body;
 use crate::budget::Charge;
+use crate::limits::{REQUEST_BYTES, REQUEST_TASK_BYTES};
 use crate::mesh::{Answer, Message};
 use crate::reply::{RequestError, Response};
 use crate::shard::Shard;
@@ -36,6 +37,8 @@ pub(crate) enum ReplyTo {
         shard: ShardId,
         /// Its name for the request.
         ticket: u64,
+        /// Bytes that it keeps free for batches in the answer.
+        reserved_bytes: usize,
     },
 }
 
@@ -46,8 +49,8 @@ pub(crate) struct ClientReply {
     header: FrameHeader,
     /// More answers come than the one that this gives: the stream stays open for them.
     goes_on: Cell<bool>,
-    /// The request's bytes.
-    _charge: Charge,
+    /// The request's bytes, and what working on it takes.
+    charge: Charge,
     /// Bytes kept free for the answer.
     reserved: RefCell<Option<Charge>>,
 }
@@ -74,12 +77,13 @@ impl Session {
         now: Instant,
     ) -> Request {
         self.in_flight.set(self.in_flight.get() + 1);
+        let bytes = REQUEST_BYTES + body.len();
         let reply_to = ReplyTo::Client(ClientReply {
             session: Rc::clone(self),
             stream,
             header,
             goes_on: Cell::new(false),
-            _charge: self.shard.memory.requests.charge_to(&self.request_bytes, body.len()),
+            charge: self.shard.memory.requests.charge_to(&self.request_bytes, bytes),
             reserved: RefCell::default(),
         });
         Request { header, body, principal: self.principal, arrived: now, reply_to }
@@ -112,6 +116,11 @@ impl ClientReply {
         self.goes_on.set(true);
         let session = Rc::clone(&self.session);
         Subscriber { session, stream: self.stream, header: self.header }
+    }
+
+    /// Bytes kept free for the answer.
+    pub(crate) fn reserved_bytes(&self) -> usize {
+        self.reserved.borrow().as_ref().map_or(0, Charge::bytes)
     }
 
     fn give_back(&self) {
@@ -149,6 +158,8 @@ impl Subscriber {
 impl Drop for ClientReply {
     fn drop(&mut self) {
         self.give_back();
+        // Before those are woken who look whether there is memory again.
+        self.charge.set(0);
         let session = &self.session;
         session.in_flight.set(session.in_flight.get() - 1);
         wake_starved(&session.shard);
@@ -159,13 +170,22 @@ impl Drop for ClientReply {
     }
 }
 
+/// The task of a request: no larger than what a request is charged as allows.
+pub(crate) fn task<F: Future<Output = ()>>(future: F) -> F {
+    const { assert!(size_of::<F>() <= REQUEST_TASK_BYTES) };
+    future
+}
+
 impl ReplyTo {
     /// Waits until a large answer may be made for a client of this shard, and gives how large it may
     /// be: at most `bytes`. A client that does not read costs no more than its share. The place is
     /// given back with [`Self::give_back`], or with the request. The shard that forwarded a request
-    /// has reserved for it.
+    /// has reserved for it, and said how much.
     pub(crate) async fn reserve(&self, bytes: usize) -> usize {
-        let Self::Client(client) = self else { return bytes };
+        let client = match self {
+            Self::Client(client) => client,
+            Self::Shard { reserved_bytes, .. } => return bytes.min(*reserved_bytes),
+        };
         let reserved = client.session.reserve(bytes).await;
         let bytes = reserved.bytes();
         client.reserved.replace(Some(reserved));
@@ -201,7 +221,7 @@ impl Request {
     pub(crate) fn answer(self, shard: &Shard, response: Response) {
         match self.reply_to {
             ReplyTo::Client(client) => client.send(response, None),
-            ReplyTo::Shard { shard: origin, ticket } => {
+            ReplyTo::Shard { shard: origin, ticket, .. } => {
                 let answer = Answer { ticket, response };
                 shard.mesh.send(origin, Message::Answer(Box::new(answer)));
             }
@@ -210,7 +230,7 @@ impl Request {
 
     /// Ends a request that gets no answer.
     pub(crate) fn end(self, shard: &Shard) {
-        if let ReplyTo::Shard { shard: origin, ticket } = self.reply_to {
+        if let ReplyTo::Shard { shard: origin, ticket, .. } = self.reply_to {
             shard.mesh.send(origin, Message::Ended { ticket });
         }
     }
