@@ -37,7 +37,7 @@ const CUTS: u32 = 30;
 /// The same for the broker without flushes; `RUSTMQ_CONTROL_CUTS`.
 const CONTROL_CUTS: u32 = 30;
 
-/// Room for the catalogue, and for two logs of 16 MiB.
+/// Room for the catalogue, and for two logs, of 16 MiB together and in the control of 32.
 const DISK_BYTES: u64 = 128 << 20;
 
 /// Partitions of the topic, on two shards.

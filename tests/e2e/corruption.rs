@@ -7,7 +7,6 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustmq_client::{Client, Offset, OffsetAt, PartitionId, Partitions, Start};
@@ -19,6 +18,7 @@ use rustmq_wal::{
 use crate::support::broker::{Backend, Node, wal_dirs};
 use crate::support::cli::Cli;
 use crate::support::damage::Damage;
+use crate::support::process::wait_until;
 use crate::support::raw::{self, Raw};
 use crate::support::{client, machine};
 
@@ -32,10 +32,6 @@ const SEGMENTS_WRITTEN: u64 = 20;
 /// Rounds of writes to the newest segment, each a block or more of about 100 KB: enough for every
 /// case, and not enough to fill it.
 const TAIL_ROUNDS: u32 = 5;
-
-/// How long the broker is left alone before it is killed: several times the pause after which a
-/// mark says that the last block was flushed.
-const PAUSE: Duration = Duration::from_millis(400);
 
 /// What every partition was sent, by offset.
 pub(crate) type Model = Vec<Vec<String>>;
@@ -182,8 +178,8 @@ pub(crate) fn node(backend: Backend) -> Result<Node> {
         .set("test.retention_check_ms", 20))
 }
 
-/// Writes until every segment file was used twice, and kills the broker after a pause. It is the second
-/// one, so the catalogue has changed files.
+/// Writes until every segment file was used twice, and kills the broker once its log is at rest. It is
+/// the second one, so the catalogue has changed files.
 pub(crate) fn write(node: &Node) -> Result<Model> {
     node.start()?.kill_running()?;
     let broker = node.start()?;
@@ -216,9 +212,24 @@ pub(crate) fn write(node: &Node) -> Result<Model> {
         }
         anyhow::Ok(())
     })?;
-    std::thread::sleep(PAUSE);
+    // A file that is being made or changed is looked at again.
+    let rests = wait_until(|| Ok(is_at_rest(node.data_dir()).unwrap_or(false).then_some(())))?;
+    rests.with_context(|| format!("the log does not come to rest\n{}", broker.state()))?;
     broker.kill_running()?;
     Ok(model)
+}
+
+/// Does a mark say that the last block was flushed, and has every sealed segment its footer? Then
+/// nothing more is written until another record comes.
+fn is_at_rest(data_dir: &Path) -> Result<bool> {
+    let segments = segments(data_dir)?;
+    let (tail, sealed) = segments.split_last().context("a segment")?;
+    let has_footer = |segment: &Segment| {
+        let trailer = &segment.bytes[segment.bytes.len() - BLOCK_ALIGN..];
+        FooterTrailer::decode(trailer, &segment.header).is_ok()
+    };
+    let last = tail.entries.last().context("a block with entries")?;
+    Ok(last.block.end < tail.blocks_end && sealed.iter().all(has_footer))
 }
 
 /// Two values, told apart from all others.

@@ -74,6 +74,12 @@ fn has_all(data_dir: &Path, topic: &str, acknowledged: &[String]) -> Result<()> 
     })
 }
 
+/// Waits until the log says it: it is written by a thread of its own.
+fn until_logged(broker: &Broker, text: &str) -> Result<()> {
+    wait_until(|| Ok(broker.output().contains(text).then_some(())))?
+        .with_context(|| format!("the log does not say {text:?}"))
+}
+
 /// Waits for the end of a broker whose disk failed: not clean, and it says where and what.
 fn ended_by_its_disk(broker: Broker, dir: &Path) -> Result<String> {
     let said = broker.failure()?;
@@ -138,8 +144,7 @@ on_each_backend! {
         ensure!(broker.metric("rustmq_wal_stalled_seconds")? == 0, "the metric does not say it");
         Cli::new(node.data_dir()).check_health("after")?;
         has_all(node.data_dir(), "hang", &acknowledged)?;
-        let output = broker.output();
-        ensure!(output.contains("has not answered"), "the log does not say it");
+        until_logged(&broker, "has not answered")?;
         broker.stop()
     }
 }
@@ -261,12 +266,14 @@ on_each_backend! {
         let broker = node.start()?;
         Cli::new(node.data_dir()).create_topic("read-only", 1)?;
         Cli::new(node.data_dir()).produce("read-only", "before\n")?;
-        fs::write(trigger, "1").context("making the file system fail")?;
         let acknowledged = client::runtime()?.block_on(async {
             let info = raw::topic(node.data_dir(), "read-only").await?;
             let mut raw = Raw::greeted(node.data_dir()).await?;
             let batch = raw::batch(&["after"], ProducerStamp::NONE);
-            let outcome = raw.ask_bytes(&raw::produce_frame(&info, 0, &batch)?).await;
+            let frame = raw::produce_frame(&info, 0, &batch)?;
+            // From here on a mark of the log may be the first to fail, and end the broker.
+            fs::write(trigger, "1").context("making the file system fail")?;
+            let outcome = raw.ask_bytes(&frame).await;
             anyhow::Ok(outcome.is_ok_and(|(header, _)| header.error_code() == ErrorCode::Ok))
         })?;
         ensure!(!acknowledged, "a read-only file system took a record");
@@ -330,7 +337,7 @@ on_each_backend! {
         let said = said.context("readyz does not say it")?;
         ensure!(said.contains("segment-00000.wal") && said.contains("deleted"), "{said}");
         ensure!(broker.metric("rustmq_wal_lost_files")? == 1, "the metric does not say it");
-        ensure!(broker.output().contains("deleted beneath"), "the log does not say it");
+        until_logged(&broker, "deleted beneath")?;
         let (acknowledged, refused) = client::runtime()?
             .block_on(produce_until_refused(node.data_dir(), "kept", 100))?;
         ensure!(acknowledged.is_empty(), "{} were acknowledged", acknowledged.len());

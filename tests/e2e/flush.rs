@@ -22,7 +22,7 @@ const RECORDS: u64 = 300;
 /// The ways in which io_uring makes a block durable; the other runtimes have one.
 const PLANS: [&str; 2] = ["write_flush", "write_through"];
 
-/// Room for the catalogue and a log of 16 MiB.
+/// Room for a data directory of each plan: the catalogue and a log of 16 MiB.
 const FILE_SYSTEM_BYTES: u64 = 128 << 20;
 
 on_each_backend! {
@@ -170,17 +170,23 @@ fn measure(
             let sent = producer.send(ProducerRecord::value(value));
             anyhow::Ok(client::bounded("an acknowledgement", sent).await??)
         };
+        let blocks = || broker.metric("rustmq_wal_flushed_blocks_total");
         // What comes with a first record is over.
         send("first".to_owned()).await?;
-        let before = (broker.metric("rustmq_wal_flushed_blocks_total")?, device.flushes()?);
-        for number in 0..RECORDS {
+        // A mark of the log may come at any moment, so the flushes are counted from before a record
+        // whose block is the first one counted: blocks are written one after another, and counted
+        // before they are acknowledged.
+        let flushes_before = device.flushes()?;
+        send("record 0".to_owned()).await?;
+        let blocks_before = blocks()? - 1;
+        for number in 1..RECORDS {
             send(format!("record {number}")).await?;
         }
         // In this order, so that a block counted has its flush counted.
-        let blocks = broker.metric("rustmq_wal_flushed_blocks_total")?;
-        let flushes = device.flushes()?;
+        let blocks_after = blocks()?;
+        let flushes_after = device.flushes()?;
         client.close().await;
-        anyhow::Ok((blocks - before.0, flushes - before.1))
+        anyhow::Ok((blocks_after - blocks_before, flushes_after - flushes_before))
     })?;
     broker.kill_running()?;
     Ok(Measured { blocks, flushes })

@@ -257,8 +257,9 @@ on_each_backend! {
         let node = Node::new(backend)?
             .set("network.connections_max", 4)
             .set("network.streams_max", 3)
-            .set("network.idle_timeout_ms", 1000)
-            .set("network.handshake_timeout_ms", 500);
+            // Far beyond what a busy machine keeps a client from saying that it is there.
+            .set("network.idle_timeout_ms", 5000)
+            .set("network.handshake_timeout_ms", 3000);
         let broker = node.start()?;
         let dir = node.data_dir();
         client::runtime()?.block_on(async {

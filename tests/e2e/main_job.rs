@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustmq_checker::{Partition, Process, Value};
@@ -23,6 +24,10 @@ const FLIGHTS: usize = 336_776;
 
 const PARTITIONS: u32 = 8;
 
+/// The longest that a command may take. Ten minutes: each moves 123 MB, for which a debug build on a
+/// busy machine needs half of one.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// Shards of the starts after the kill: as before, then fewer, then more than ever.
 const SHARDS_AFTER_THE_KILL: [u16; 3] = [2, 1, 3];
 
@@ -32,7 +37,7 @@ on_each_backend! {
         let _machine = machine::shared();
         let flights = flights()?;
         let node = node(backend)?;
-        let cli = Cli::new(node.data_dir());
+        let cli = Cli::new(node.data_dir()).with_patience(PATIENCE);
         let broker = node.start()?;
         cli.create_topic("flights", 1)?;
         let said = cli.ok_stderr(&["produce", "flights", "--file", text_of(&flights)?])?;
@@ -64,7 +69,7 @@ on_each_backend! {
         let flights = flights()?;
         let sent = by_plane(&std::fs::read_to_string(flights)?)?;
         let node = node(backend)?;
-        let cli = Cli::new(node.data_dir());
+        let cli = Cli::new(node.data_dir()).with_patience(PATIENCE);
         let broker = node.start()?;
         cli.create_topic("flights", PARTITIONS)?;
         let halves = machine::scratch_dir("halves-")?;

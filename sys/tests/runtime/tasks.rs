@@ -14,6 +14,10 @@ use rustmq_sys::udp::{ReceiveBuffers, UdpSocket};
 use super::datagrams::send;
 use super::{file_of, folder, on_each, pool, write_block};
 
+/// The longest that anything is waited for: a machine that is busy with other things takes a
+/// thousandth of it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 #[test]
 fn timers_fire_in_the_order_of_their_moments() {
     on_each(async || {
@@ -44,26 +48,32 @@ fn timers_fire_in_the_order_of_their_moments() {
 #[test]
 fn foreground_goes_first_and_background_is_not_starved() {
     on_each(async || {
-        // Mostly: where others use this core, a slice may be over before the first task.
-        let mut in_order = 0;
-        for _ in 0..9 {
+        let (begun, mut in_order) = (Instant::now(), 0);
+        while in_order < 5 {
             let order = Rc::new(RefCell::new(Vec::new()));
             for class in [Class::Background, Class::Fetch, Class::Foreground] {
                 let order = order.clone();
                 spawn(class, async move { order.borrow_mut().push(class) });
             }
             runtime::sleep(Duration::from_millis(1)).await;
-            let expected = [Class::Foreground, Class::Fetch, Class::Background];
-            in_order += u32::from(*order.borrow() == expected);
+            let order = order.borrow();
+            match order[..] {
+                [Class::Foreground, Class::Fetch, Class::Background] => in_order += 1,
+                // Where others use this core, the slice may be over before the first task: then each
+                // of the others has its one, and the foreground comes with the next turn.
+                [Class::Fetch, Class::Background, Class::Foreground] => {}
+                _ => panic!("they ran as {order:?}"),
+            }
+            assert!(begun.elapsed() < PATIENCE, "{in_order} times in the order of their classes");
         }
-        assert!(in_order >= 5, "{in_order} of 9 times in the order of their classes");
 
         // A hungry foreground leaves one turn in each round to the others.
-        let (stop, turns) = (Rc::new(Cell::new(false)), Rc::new(Cell::new([0u32; 3])));
+        const TURNS: u32 = 300;
+        let turns = Rc::new(Cell::new([0u32; 3]));
         for class in [Class::Background, Class::Fetch, Class::Foreground] {
-            let (stop, turns) = (stop.clone(), turns.clone());
+            let turns = turns.clone();
             spawn(class, async move {
-                while !stop.get() {
+                while turns.get().iter().sum::<u32>() < TURNS {
                     while !runtime::need_preempt() {
                         std::hint::spin_loop();
                     }
@@ -74,8 +84,9 @@ fn foreground_goes_first_and_background_is_not_starved() {
                 }
             });
         }
-        runtime::sleep(Duration::from_millis(20)).await;
-        stop.set(true);
+        while turns.get().iter().sum::<u32>() < TURNS {
+            runtime::sleep(Duration::from_millis(1)).await;
+        }
         assert!(turns.get().into_iter().all(|turns| turns > 3), "{:?}", turns.get());
     });
 }
@@ -212,7 +223,14 @@ fn a_pooled_task_may_spawn_on_its_own_pool_as_it_ends() {
     on_each(async || {
         let (pool, count) = (TaskPool::new(Class::Foreground), Rc::new(Cell::new(0)));
         drop(AtEnd(pool, count.clone()));
-        runtime::sleep(Duration::from_millis(2)).await;
+        let begun = Instant::now();
+        while count.get() < 5 && begun.elapsed() < PATIENCE {
+            runtime::yield_now().await;
+        }
+        // And no sixth.
+        for _ in 0..10 {
+            runtime::yield_now().await;
+        }
         assert_eq!(count.get(), 5);
     });
 }

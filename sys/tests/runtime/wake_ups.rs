@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustmq_sys::buffer::ALIGN;
 use rustmq_sys::channel::channel;
@@ -108,15 +108,16 @@ fn an_idle_runtime_sleeps() {
     }
 }
 
-/// What a runtime hears while another thread rings every so often: how long it looked for that.
-fn polled_while_rung(backend: Backend, polling: Polling, pause: Duration) -> Duration {
+/// What a runtime hears while another thread rings every so often: how long it looked for that. The
+/// other thread pauses between a ring that was heard and the next one.
+fn polled_while_rung(backend: Backend, polling: Polling, pause: fn()) -> Duration {
     const RINGS: usize = 300;
     let doorbell = Doorbell::new().expect("an eventfd");
     let bell = doorbell.bell();
     let (heard_by, heard) = std::sync::mpsc::sync_channel(1);
     let ringing = std::thread::spawn(move || {
         for _ in 0..RINGS {
-            std::thread::sleep(pause);
+            pause();
             bell.ring();
             heard.recv().expect("each ring is heard");
         }
@@ -135,15 +136,23 @@ fn polled_while_rung(backend: Backend, polling: Polling, pause: Duration) -> Dur
 
 #[test]
 fn news_are_looked_for_as_the_policy_says() {
-    let (soon, late) = (Duration::from_micros(20), Duration::from_millis(2));
+    const LATE: Duration = Duration::from_millis(2);
+    let late = || std::thread::sleep(LATE);
+    // Without sleeping, from which a busy machine may be late to wake.
+    let soon = || {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_micros(20) {
+            std::hint::spin_loop();
+        }
+    };
     for backend in backends() {
         let polled = |polling, pause| polled_while_rung(backend, polling, pause);
         assert_eq!(polled(Polling::Sleep, soon), Duration::ZERO);
-        assert!(polled(Polling::Busy, late) > 300 * late / 2);
-        // On a busy host a ring that was to come soon may come late, but not each time.
+        assert!(polled(Polling::Busy, late) > 300 * LATE / 2);
+        // Where others use the cores a ring that was to come soon may come late, but not each time.
         assert!(polled(Polling::Adaptive, soon) > Duration::ZERO, "on {backend}");
         // Once in a while one comes soon after the last was heard.
-        assert!(polled(Polling::Adaptive, late) < 300 * late / 10, "on {backend}");
+        assert!(polled(Polling::Adaptive, late) < 300 * LATE / 10, "on {backend}");
     }
 }
 

@@ -14,7 +14,7 @@ use super::process::{Process, wait_until};
 use super::random::Random;
 use super::{machine, ports};
 
-/// What each WAL of a small broker holds.
+/// What the WALs of a small broker hold together.
 pub(crate) const WAL_CAPACITY_BYTES: u64 = 16 << 20;
 
 /// The interface to the kernel that a broker runs on.

@@ -3,16 +3,19 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::broker::clear_environment;
 use super::machine;
-use super::process::Process;
+use super::process::{PATIENCE, Process};
 
 /// Runs commands against the broker in a data directory.
 pub(crate) struct Cli {
     data_dir: PathBuf,
+    /// The longest that a command may take.
+    patience: Duration,
 }
 
 /// What a command did.
@@ -29,7 +32,12 @@ pub(crate) struct Outcome {
 impl Cli {
     /// Commands for the broker in this directory.
     pub(crate) fn new(data_dir: &Path) -> Cli {
-        Cli { data_dir: data_dir.to_owned() }
+        Cli { data_dir: data_dir.to_owned(), patience: PATIENCE }
+    }
+
+    /// The same for commands that may take so long.
+    pub(crate) fn with_patience(self, patience: Duration) -> Cli {
+        Cli { patience, ..self }
     }
 
     /// Runs a command to its end.
@@ -98,7 +106,7 @@ impl Cli {
         command.arg(subcommand).args(rest).stdin(stdin);
         let dir = machine::scratch_dir("command-")?;
         let mut process = Process::start(command, dir.path(), "command")?;
-        let status = process.wait()?;
+        let status = process.wait_within(self.patience)?;
         let stderr = process.stderr();
         ensure!(!stderr.contains("panicked"), "{arguments:?} panicked: {stderr}");
         Ok(Outcome {

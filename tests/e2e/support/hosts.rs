@@ -50,12 +50,12 @@ impl Hosts {
 
     /// The same command, on the broker's host.
     pub(crate) fn on_broker(&self, command: &Command) -> Command {
-        within(&self.broker, command)
+        machine::by(&["ip", "netns", "exec", &self.broker], command)
     }
 
     /// The same command, on the other host.
     pub(crate) fn on_client(&self, command: &Command) -> Command {
-        within(&self.client, command)
+        machine::by(&["ip", "netns", "exec", &self.client], command)
     }
 
     /// Bytes that the client's host has sent and received.
@@ -85,18 +85,6 @@ fn ip(arguments: &str) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ip {arguments}: {said}");
     Ok(())
-}
-
-fn within(namespace: &str, command: &Command) -> Command {
-    let mut inside = Command::new("ip");
-    inside.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => inside.env(name, value),
-            None => inside.env_remove(name),
-        };
-    }
-    inside
 }
 
 /// May namespaces be made here? If not, the test is named.

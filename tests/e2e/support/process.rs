@@ -61,9 +61,14 @@ impl Process {
 
     /// Waits until it ends by itself.
     pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
-        match wait_until(|| self.ended())? {
+        self.wait_within(PATIENCE)
+    }
+
+    /// The same with another bound.
+    pub(crate) fn wait_within(&mut self, patience: Duration) -> Result<ExitStatus> {
+        match until(patience, || self.ended())? {
             Some(status) => Ok(status),
-            None => bail!("it still runs after {PATIENCE:?}\n{}", self.output()),
+            None => bail!("it still runs after {patience:?}\n{}", self.output()),
         }
     }
 
@@ -94,8 +99,12 @@ impl Drop for Process {
 }
 
 /// Asks again and again until there is an answer, or [`PATIENCE`] is at its end.
-pub(crate) fn wait_until<T>(mut ask: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn wait_until<T>(ask: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    until(PATIENCE, ask)
+}
+
+fn until<T>(patience: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = ask()? {
             return Ok(Some(answer));

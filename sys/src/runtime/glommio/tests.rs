@@ -4,16 +4,17 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
 use super::*;
 use crate::buffer::{ALIGN, BufferPool};
+use crate::cpu;
 use crate::runtime::Backend;
 
-/// Preempt timers that have often run out before the first task, on a host that is quick, slow, or
-/// busy with other things. Where one always has, no task runs at all, and the next is tried.
+/// Preempt timers that have often run out before the first task, on a core that others use too. Where
+/// one always has, no task runs at all, and the next is tried.
 const PREEMPT_US: [u64; 5] = [50, 100, 200, 500, 1000];
 
 fn config() -> RuntimeConfig {
@@ -138,6 +139,35 @@ fn rounds(count: u32, quiet: Duration, run: impl FnOnce(&dyn Fn()) + Send + 'sta
     done.load(Ordering::Relaxed)
 }
 
+/// A core that another thread is busy on. Who works there too is kept from running every few
+/// milliseconds, at any point of what it does.
+struct BusyCore {
+    over: Arc<AtomicBool>,
+    busy: Option<thread::JoinHandle<()>>,
+}
+
+impl BusyCore {
+    fn new(core: usize) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = over.clone();
+        let busy = thread::spawn(move || {
+            cpu::pin_current(core).expect("one of ours");
+            while !seen.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        Self { over, busy: Some(busy) }
+    }
+}
+
+impl Drop for BusyCore {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        // It has nothing to panic with.
+        let _ = self.busy.take().map(thread::JoinHandle::join);
+    }
+}
+
 #[test]
 fn glommio_does_not_sleep_for_good_beside_work() {
     let test = "glommio_does_not_sleep_for_good_beside_work";
@@ -146,9 +176,12 @@ fn glommio_does_not_sleep_for_good_beside_work() {
     }
     const ALONE: u32 = 100_000;
     const DRIVEN: u32 = 200;
+    let core = *cpu::available_cores().last().expect("there is one");
+    let _busy = BusyCore::new(core);
     let mut slept_alone = false;
     for preempt in PREEMPT_US.map(Duration::from_micros) {
         let alone = rounds(ALONE, Duration::from_secs(1), move |done| {
+            cpu::pin_current(core).expect("one of ours");
             let builder = LocalExecutorBuilder::new(Placement::Unbound).preempt_timer(preempt);
             let executor = builder.make().expect("starts");
             for _ in 0..ALONE {
@@ -159,6 +192,7 @@ fn glommio_does_not_sleep_for_good_beside_work() {
         slept_alone |= alone < ALONE;
         // A round may take a beat; that it takes none is not promised.
         let driven = rounds(DRIVEN, Duration::from_secs(2), move |done| {
+            cpu::pin_current(core).expect("one of ours");
             let doorbell = Doorbell::new().expect("an eventfd");
             let preempted = |builder: LocalExecutorBuilder| builder.preempt_timer(preempt);
             let mut driver = Glommio::with(&config(), &doorbell, preempted).expect("starts");
