@@ -167,7 +167,7 @@ impl Run {
         let dir = self.node.data_dir().to_owned();
         runtime.block_on(client::create_topic(&dir, topic, PARTITIONS))?;
         let mut load = Load::start(&dir, topic, PARTITIONS, self.random.next())?;
-        load.fill_one_of_two_wals()?;
+        load.fill_a_wal()?;
         while self.tally.cuts < cuts {
             let round = load.begin(ROUND_BYTES);
             let churn = Churn::start(&dir, &self.topics, self.random.next())?;

@@ -82,7 +82,7 @@ impl Run {
         let runtime = client::runtime()?;
         runtime.block_on(client::create_topic(self.node.data_dir(), topic, PARTITIONS))?;
         let mut load = Load::start(self.node.data_dir(), topic, PARTITIONS, self.random.next())?;
-        load.fill_one_of_two_wals()?;
+        load.fill_a_wal()?;
         while self.kills < kills {
             let round = load.begin(ROUND_BYTES);
             // Between the first record and the last: the load goes on while the broker dies.

@@ -91,10 +91,10 @@ impl Load {
         Round { acknowledged_before: state.acknowledged, begun_at: ends.collect() }
     }
 
-    /// Produces twice what the two WALs of a small broker hold together: however the partitions are
-    /// spread, one of them has dropped segments and uses their files again.
-    pub(crate) fn fill_one_of_two_wals(&mut self) -> Result<()> {
-        self.begin(2 * WAL_CAPACITY_BYTES);
+    /// Produces what the WALs of a small broker hold together, without what blocks take around it:
+    /// however the partitions are spread, one of them has dropped segments and uses their files again.
+    pub(crate) fn fill_a_wal(&mut self) -> Result<()> {
+        self.begin(WAL_CAPACITY_BYTES);
         self.until_idle()
     }
 
