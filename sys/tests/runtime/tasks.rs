@@ -95,10 +95,15 @@ fn foreground_goes_first_and_background_is_not_starved() {
 fn background_work_delays_the_foreground_by_slices_only() {
     on_each(async || {
         let stop = Rc::new(Cell::new(false));
+        // When the foreground is due, and the slices that have begun since.
+        let (due, slices) = (Rc::new(Cell::new(Instant::now())), Rc::new(Cell::new(0u32)));
         for _ in 0..4 {
-            let stop = stop.clone();
+            let (stop, due, slices) = (stop.clone(), due.clone(), slices.clone());
             spawn(Class::Background, async move {
                 while !stop.get() {
+                    if due.get() <= Instant::now() {
+                        slices.set(slices.get() + 1);
+                    }
                     while !runtime::need_preempt() {
                         std::hint::spin_loop();
                     }
@@ -107,15 +112,17 @@ fn background_work_delays_the_foreground_by_slices_only() {
             });
         }
         let mut late: Vec<_> = Vec::new();
-        for _ in 0..50 {
-            let due = Instant::now() + Duration::from_micros(300);
-            runtime::sleep_until(due).await;
-            late.push(due.elapsed());
+        for _ in 0..51 {
+            due.set(Instant::now() + Duration::from_micros(300));
+            slices.set(0);
+            runtime::sleep_until(due.get()).await;
+            late.push(slices.get());
         }
         stop.set(true);
         late.sort_unstable();
-        // Two slices; a lot more is allowed to a machine that is busy with other things.
-        assert!(late[25] < Duration::from_millis(5), "{:?}", late[25]);
+        // The median: that this thread was kept from running now and then says nothing. One of each
+        // background task, and as many again to spare.
+        assert!(late[25] <= 8, "{} slices began before the foreground went on", late[25]);
     });
 }
 
