@@ -217,6 +217,9 @@ impl BlockHeader {
             next,
             crc,
         };
+        if header.incarnation == Incarnation::NEVER {
+            return Err(BlockError::Uncountable);
+        }
         if header.extents_are_sane() { Ok(header) } else { Err(BlockError::Extents) }
     }
 

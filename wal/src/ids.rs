@@ -54,6 +54,11 @@ number! {
     Incarnation(u64)
 }
 
+impl Incarnation {
+    /// No opening has it, so that each can be followed by another.
+    pub const NEVER: Self = Self(u64::MAX);
+}
+
 impl SegmentSequence {
     /// Sequence of the first segment of a WAL.
     pub const FIRST: Self = Self(1);

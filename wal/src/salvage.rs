@@ -107,7 +107,8 @@ impl<G: FnMut() -> u64> Salvage<G> {
     /// given up.
     pub fn take(&mut self, header: &EntryHeader, payload: &[u8]) -> bool {
         if header.partition == WAL_ITSELF {
-            return true;
+            // What is said of the WAL is made anew; records it has none.
+            return header.kind != EntryKind::Data;
         }
         match header.kind {
             EntryKind::Checkpoint => match PartitionCheckpoint::decode(payload) {

@@ -517,6 +517,7 @@ fn begun(why: &BlockError) -> bool {
         BlockError::Short { .. }
         | BlockError::HeaderCrc { .. }
         | BlockError::Extents
+        | BlockError::Uncountable
         | BlockError::DirectoryCrc
         | BlockError::EntriesCrc
         | BlockError::Entry { .. } => true,

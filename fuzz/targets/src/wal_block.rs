@@ -22,6 +22,7 @@ use crate::pages::{PAGE_BYTES, PAGES_MAX, image};
 use crate::source::Source;
 
 mod repair;
+mod tools;
 
 /// A line of a directory takes 48 bytes on disk and 56 in memory, in a list of as many; an entry of
 /// at least 128 bytes has a point of the index in a list that doubles, and may be the first of its
@@ -68,6 +69,7 @@ fn segment(source: &mut Source<'_>) {
         assert_eq!(end.index.point_count(), handed_out);
         ends_well(&image, &header, &end);
     }
+    tools::run(&image, &header, durable_end);
 }
 
 /// The fields of a header whose size is not one that segments have.
@@ -279,7 +281,7 @@ fn context(source: &mut Source<'_>) -> BlockContext {
         at: ChainPoint {
             wal: WalId(source.array()),
             generation: Generation(source.u64()),
-            incarnation: Incarnation(source.u64()),
+            incarnation: Incarnation(source.u64() % Incarnation::NEVER.0),
             position: PAGE_BYTES as u64 * u64::from(source.u16()),
             sequence,
             prev_crc: source.u32(),

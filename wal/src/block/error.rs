@@ -47,6 +47,8 @@ pub enum BlockError {
     },
     /// Lengths in the header or directory contradict each other.
     Extents,
+    /// A good header of an opening that no other could follow: nobody counts that far.
+    Uncountable,
     /// A good header of another place in the chain.
     Sequence {
         /// Its sequence.
@@ -103,6 +105,9 @@ impl fmt::Display for BlockError {
                 write!(f, "block was written for position {found} and is at {expected}")
             }
             Self::Extents => f.write_str("lengths in the block contradict each other"),
+            Self::Uncountable => {
+                write!(f, "block of incarnation {}, which none has", Incarnation::NEVER)
+            }
             Self::Sequence { found, expected } => {
                 write!(f, "block has sequence {found}, {expected} comes next")
             }
