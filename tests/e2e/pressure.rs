@@ -217,7 +217,7 @@ on_each_backend! {
             .set("network.request_bytes_max", 32 * MIB)
             .set("network.window_bytes_max", 32 * MIB)
             // The disk is what is short, not the clients' share of the cores.
-            .set("test.flush_delay_us", 20_000);
+            .set("test.flush_delay_us", 5_000);
         let broker = node.start()?;
         let dir = node.data_dir().to_owned();
         Cli::new(&dir).create_topic("load", 1)?;
