@@ -112,9 +112,8 @@ on_each_backend! {
             transport.keep_alive_interval(Some(Duration::from_millis(10)));
             let mut config: ClientConfig = raw::good_client(dir)?;
             config.transport_config(Arc::new(transport));
-            let mut raw = Raw::connect_with(dir, config).await?;
-            let (header, _) = raw.ask_bytes(&hello()).await?;
-            ensure!(header.error_code() == ErrorCode::Ok, "{header:?}");
+            let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
+            let mut raw = Raw::greeted_from(&endpoint, dir, config).await?;
             client::bounded("large datagrams", async {
                 while raw.connection.stats().path.current_mtu < DATAGRAM_BYTES {
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -148,12 +147,6 @@ on_each_backend! {
         })?;
         broker.stop()
     }
-}
-
-fn hello() -> Vec<u8> {
-    let mut frame = Vec::new();
-    raw::hello(1, 1, &mut frame);
-    frame
 }
 
 on_each_backend! {

@@ -84,6 +84,21 @@ pub struct BatchCheckpoint {
     pub base_offset: Offset,
 }
 
+/// Whom of these producers, each after when and where it appended last, is forgotten so that at most
+/// `max` are left: those who appended the longest ago.
+pub fn forgotten_beyond(
+    max: usize,
+    producers: impl ExactSizeIterator<Item = (TimestampMs, Offset, ProducerId)>,
+) -> Vec<ProducerId> {
+    let extra = producers.len().saturating_sub(max);
+    if extra == 0 {
+        return Vec::new();
+    }
+    let mut oldest: Vec<_> = producers.collect();
+    oldest.sort_unstable();
+    oldest.into_iter().take(extra).map(|(_, _, id)| id).collect()
+}
+
 /// Bytes of a partition's checkpoint with so many leader epochs and no producers.
 #[must_use]
 pub const fn partition_checkpoint_bytes(epochs: usize) -> usize {

@@ -14,6 +14,7 @@ use crate::chain::Chain;
 use crate::checkpoint::{
     BATCHES_PER_PRODUCER_MAX, BatchCheckpoint, EPOCHS_PER_PARTITION_MAX,
     PRODUCERS_PER_PARTITION_MAX, PartitionCheckpoint, ProducerCheckpoint, WalCheckpoint,
+    forgotten_beyond,
 };
 use crate::entry::{EntryHeader, EntryKind, EntryMeta, WAL_ITSELF};
 use crate::footer::{SegmentEnd, encode_footer, footer_bytes};
@@ -372,19 +373,11 @@ impl State {
     /// Forgets whoever appended the longest ago, until a checkpoint takes the others. The broker had
     /// forgotten them: it remembers no more at a time, and forgets in this order.
     fn bound_producers(&mut self) {
-        let extra = self.producers.len().saturating_sub(PRODUCERS_PER_PARTITION_MAX);
-        if extra == 0 {
-            return;
-        }
-        let last_offset = |producer: &ProducerCheckpoint| {
-            producer.batches.last().map_or(Offset::ZERO, |batch| batch.base_offset)
-        };
-        let producers = self.producers.values();
-        let mut oldest: Vec<_> = producers
-            .map(|producer| (producer.last_append_time, last_offset(producer), producer.id))
-            .collect();
-        oldest.sort_unstable();
-        for (_, _, id) in oldest.drain(..extra) {
+        let producers = self.producers.values().map(|producer| {
+            let last = producer.batches.last().map_or(Offset::ZERO, |batch| batch.base_offset);
+            (producer.last_append_time, last, producer.id)
+        });
+        for id in forgotten_beyond(PRODUCERS_PER_PARTITION_MAX, producers) {
             self.producers.remove(&id);
         }
     }

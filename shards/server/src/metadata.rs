@@ -9,7 +9,6 @@ use rustmq_protocol::{
     BrokerInfo, ErrorCode, ListTopicsResponse, ListedTopic, Metadata, MetadataResponse,
     PartitionInfo, TopicId, TopicInfo, TopicSelection,
 };
-
 use rustmq_sys::runtime::{self, Class};
 
 use crate::reply::{RequestError, Response};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use rustmq_protocol::{BatchHeader, Offset, ProducerEpoch, ProducerId, Sequence, TimestampMs};
+use rustmq_wal::checkpoint::forgotten_beyond;
 
 use crate::limits::PRODUCER_BATCHES_REMEMBERED;
 
@@ -148,19 +149,15 @@ impl Producers {
     /// Forgets those who appended the longest ago until at most `max` are left; returns how many. It is
     /// whom [`Self::expire`] forgets first.
     pub fn bound(&mut self, max: usize) -> usize {
-        let extra = self.states.len().saturating_sub(max);
-        if extra == 0 {
-            return 0;
+        let producers = self.states.iter().map(|(id, state)| {
+            let last = state.batches.back().map_or(Offset::ZERO, |mark| mark.base_offset);
+            (state.last_append, last, *id)
+        });
+        let forgotten = forgotten_beyond(max, producers);
+        for id in &forgotten {
+            self.states.remove(id);
         }
-        let last_offset = |state: &ProducerState| state.batches.back().map(|mark| mark.base_offset);
-        let states = self.states.iter();
-        let mut oldest: Vec<_> =
-            states.map(|(id, state)| (state.last_append, last_offset(state), *id)).collect();
-        oldest.sort_unstable();
-        for (_, _, id) in oldest.drain(..extra) {
-            self.states.remove(&id);
-        }
-        extra
+        forgotten.len()
     }
 
     /// Would a batch of this producer make it one more to remember?
